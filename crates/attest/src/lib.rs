@@ -1,0 +1,1 @@
+//! Evidence of a trusted execution environment, verified into claims, judged by policy.

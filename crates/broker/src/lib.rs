@@ -1,0 +1,1 @@
+//! Holds model keys and releases them to evidence that satisfies the owner's policy.

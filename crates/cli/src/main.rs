@@ -1,0 +1,3 @@
+//! The `occlude` command.
+
+fn main() {}

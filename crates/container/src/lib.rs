@@ -1,0 +1,1 @@
+//! The sealed-model container: seal, open, verify, unseal, inspect.

@@ -1,0 +1,1 @@
+//! ONNX protobufs: typed messages, and a walker that never decodes weights.

@@ -1,0 +1,1 @@
+//! The inference service inside the trusted execution environment.

@@ -1,0 +1,90 @@
+# The commands of the repository; `make help` lists them. Everything that they
+# install is pinned: Cargo.lock, requirements/python.txt and the digests in
+# scripts/fetch-onnxruntime.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+# Targets share one cargo lock and one binary's place: in order, never at once.
+.NOTPARALLEL:
+
+CARGO ?= cargo
+PYTHON ?= python3
+# Seconds for each fuzz target.
+FUZZ_SECONDS ?= 5
+
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+DEVELOPMENT := $(TARGET)/release
+PRODUCTION := $(TARGET)/production
+ONNXRUNTIME := $(TARGET)/onnxruntime/libonnxruntime.so.1.32.0
+VENV_PYTHON := $(CURDIR)/.venv/bin/python
+
+export PYTHON
+export CARGO_TARGET_DIR := $(TARGET)
+export OCCLUDE_PYTHON := $(VENV_PYTHON)
+export OCCLUDE_BINARY := $(DEVELOPMENT)/occlude
+export OCCLUDE_PRODUCTION_BINARY := $(PRODUCTION)/occlude
+
+.PHONY: help
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: build ## the whole story in a terminal: seal, serve, verify, infer
+	@$(VENV_PYTHON) demo/demo.py
+
+.PHONY: test
+test: production build postgresql ## every test, and each fuzz target for a few seconds
+	@$(VENV_PYTHON) scripts/test.py --fuzz-seconds $(FUZZ_SECONDS)
+
+.PHONY: build
+build: onnxruntime ## target/release/occlude, with the simulated TEE (for development)
+	$(CARGO) build --release --locked --package occlude-cli --features simulated
+
+.PHONY: release
+release: production ## target/production/occlude, without the simulated TEE
+
+# Both builds share one target folder, so that the dependencies are compiled once;
+# the copy keeps the production binary when `make build` links the other again.
+.PHONY: production
+production: onnxruntime
+	$(CARGO) build --release --locked --package occlude-cli
+	@install -d $(PRODUCTION)
+	@install -m 0755 $(DEVELOPMENT)/occlude $(PRODUCTION)/occlude
+	@install -m 0755 $(ONNXRUNTIME) $(PRODUCTION)/
+
+.PHONY: onnxruntime
+onnxruntime: venv ## the pinned ONNX Runtime library, beside target/release/occlude
+	@$(VENV_PYTHON) scripts/fetch-onnxruntime.py
+
+.PHONY: venv
+venv: ## .venv, with the Python packages of requirements/python.txt
+	@scripts/venv
+
+.PHONY: postgresql
+postgresql:
+	@scripts/postgresql
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZ_SECONDS seconds
+	@scripts/fuzz $(FUZZ_SECONDS)
+
+.PHONY: lint
+lint: ## formatting, clippy, documentation, dependencies
+	@scripts/lint
+
+.PHONY: bench
+bench: onnxruntime ## sealing's throughput and memory, the engine's memory
+	$(CARGO) run --release --locked --package occlude-container --example throughput
+	$(CARGO) run --release --locked --package occlude-engine --example resident
+
+# Needs pip-tools; what it writes is reviewed like code.
+.PHONY: requirements
+requirements:
+	cd requirements && pip-compile --generate-hashes --allow-unsafe --strip-extras \
+	    --no-header --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
+	    --no-emit-options --output-file python.txt python.in
+
+.PHONY: clean
+clean: ## removes everything that was made
+	rm -rf $(TARGET) fuzz/target fuzz/corpus fuzz/artifacts .venv demo-output

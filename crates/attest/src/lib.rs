@@ -1,1 +1,51 @@
-//! Evidence of a trusted execution environment, verified into claims, judged by policy.
+//! Evidence of a trusted execution environment (TEE), verified into claims,
+//! judged by policy.
+//!
+//! 1. A verifier draws a [`Nonce`]. Inside the TEE, an [`Attester`] collects
+//!    [`Evidence`] over a [`Binding`]: on the user's leg that of the nonce and the
+//!    [`ServiceStatement`], on the broker's leg the KBS protocol's own.
+//! 2. [`verify`] turns evidence into [`Claims`], only if its signature and the
+//!    binding hold. [`AttestationResponse::verify`] does so for a server's answer
+//!    and gives a [`VerifiedService`].
+//! 3. A [`Policy`] judges: [`Policy::judge_claims`] on the broker's leg,
+//!    [`Policy::judge_service`] on the user's. What it does not name, it refuses,
+//!    and the [`Refusal`] says what was found and what was wanted.
+//! 4. [`Policy::pin`] writes a policy from what was seen, marked as not reviewed;
+//!    [`sign_policy`] and [`PolicyFile`] carry policies that an owner stands
+//!    behind.
+//!
+//! Hostile: whoever sends evidence, statements and responses, and every file a
+//! policy is read from. Evidence and statements have exactly one encoding, so no
+//! byte of them can change without refusal.
+//!
+//! Not here: sockets, clocks (the caller gives the time) and secrets. The only
+//! TEE that can be verified yet is the simulated one, behind the cargo feature
+//! `simulated`, off by default: **anyone can forge its evidence**, and a build
+//! without the feature refuses it whatever a policy says.
+#![forbid(unsafe_code)]
+
+mod attester;
+mod binding;
+mod canonical;
+mod claims;
+mod evidence;
+mod hexadecimal;
+mod policy;
+mod response;
+#[cfg(feature = "simulated")]
+pub mod simulated;
+mod statement;
+mod tee;
+
+pub use attester::{Attester, CollectError};
+pub use binding::{Binding, Nonce, PROTOCOL_VERSION, UnixTime};
+pub use canonical::DecodeError;
+pub use claims::{Claims, ConfigurationDigest, Measurement, MeasurementError, Protection, Trust};
+pub use evidence::{Evidence, VerifyError, verify};
+pub use hexadecimal::HexadecimalError;
+pub use policy::{
+    Policy, PolicyError, PolicyFile, PolicyFileError, Refusal, SignPolicyError, sign_policy,
+};
+pub use response::{AttestationResponse, VerifiedService};
+pub use statement::{SecurityConfiguration, ServedModel, ServiceStatement, StatementError};
+pub use tee::{TeeKind, TeeKindError};

@@ -1,0 +1,94 @@
+//! Collecting evidence inside a TEE.
+
+use std::path::PathBuf;
+
+use crate::{Binding, ConfigurationDigest, Evidence, TeeKind};
+
+/// The TEE that this process runs in.
+#[derive(Debug)]
+pub struct Attester {
+    backend: Backend,
+}
+
+#[derive(Debug)]
+enum Backend {
+    #[cfg(feature = "simulated")]
+    Simulated(crate::simulated::SimulatedTee),
+}
+
+/// Why no evidence can be collected.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CollectError {
+    /// The simulated TEE was asked for, and this build has none.
+    #[error(
+        "this build has no simulated TEE: it lacks the `simulated` feature, which is for development only"
+    )]
+    SimulatedDisabled,
+    /// A kind of TEE that evidence cannot be collected in yet.
+    #[error("evidence of {tee} cannot be collected by this version")]
+    NotSupportedYet {
+        /// The kind.
+        tee: TeeKind,
+    },
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+}
+
+impl Attester {
+    /// Opens the TEE this process runs in. Where that kind measures a
+    /// configuration, `configuration` is what it measures.
+    ///
+    /// # Errors
+    /// [`CollectError`]: no such TEE in this build, in this version or here.
+    pub fn open(
+        kind: TeeKind,
+        configuration: impl Into<ConfigurationDigest>,
+    ) -> Result<Self, CollectError> {
+        match kind {
+            TeeKind::Simulated => Self::open_simulated(configuration.into()),
+            tee => Err(CollectError::NotSupportedYet { tee }),
+        }
+    }
+
+    #[cfg(feature = "simulated")]
+    fn open_simulated(configuration: ConfigurationDigest) -> Result<Self, CollectError> {
+        let tee = crate::simulated::SimulatedTee::open(configuration)?;
+        Ok(Self {
+            backend: Backend::Simulated(tee),
+        })
+    }
+
+    #[cfg(not(feature = "simulated"))]
+    fn open_simulated(_: ConfigurationDigest) -> Result<Self, CollectError> {
+        Err(CollectError::SimulatedDisabled)
+    }
+
+    /// The kind of TEE.
+    #[must_use]
+    pub fn kind(&self) -> TeeKind {
+        match self.backend {
+            #[cfg(feature = "simulated")]
+            Backend::Simulated(_) => TeeKind::Simulated,
+        }
+    }
+
+    /// Collects evidence that carries `binding`.
+    ///
+    /// # Errors
+    /// [`CollectError`] if the TEE gives none.
+    pub fn collect(&self, binding: &Binding) -> Result<Evidence, CollectError> {
+        #[cfg(not(feature = "simulated"))]
+        let _ = binding;
+        match self.backend {
+            #[cfg(feature = "simulated")]
+            Backend::Simulated(ref tee) => Ok(tee.collect(binding)),
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! What evidence is bound to, so that none can be reused elsewhere or later.
+//!
+//! The operator records all traffic and can start as many genuine servers as it
+//! likes. A binding ties evidence to one verifier's fresh nonce and to the exact
+//! statement (channel keys included) of one server; it is never optional.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use sha2::{Digest, Sha512};
+
+use crate::hexadecimal::hexadecimal_bytes;
+
+/// The version of the statement and of how it is bound.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Begins what the binding of a statement hashes. It contains no zero byte but
+/// the last, and everything after it has a fixed length.
+const STATEMENT_LABEL: &[u8] = b"occlude/v1/service-statement\0";
+
+hexadecimal_bytes! {
+    /// 32 random bytes of the verifier; evidence over them is fresh.
+    pub Nonce, 32
+}
+
+impl Nonce {
+    /// Draws a fresh nonce from the operating system.
+    ///
+    /// # Panics
+    /// If the operating system has no randomness to give.
+    #[must_use]
+    pub fn generate() -> Self {
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes).expect("the operating system's random source failed");
+        Self(bytes)
+    }
+}
+
+hexadecimal_bytes! {
+    /// The 64 bytes of report data that evidence must carry.
+    pub Binding, 64
+}
+
+impl Binding {
+    /// The user's leg: `SHA-512("occlude/v1/service-statement" || 0x00 ||
+    /// protocol version (4 bytes, little-endian) || nonce || SHA-512(statement))`,
+    /// over the statement's exact bytes as they travel.
+    #[must_use]
+    pub fn for_statement(nonce: &Nonce, statement: &[u8]) -> Self {
+        let hash = Sha512::new()
+            .chain_update(STATEMENT_LABEL)
+            .chain_update(PROTOCOL_VERSION.to_le_bytes())
+            .chain_update(nonce.as_bytes())
+            .chain_update(Sha512::digest(statement))
+            .finalize();
+        Self(hash.into())
+    }
+
+    /// The broker's leg: the KBS protocol's SHA-384, then 16 zero bytes, which
+    /// are compared like the rest.
+    #[must_use]
+    pub fn from_report_data_48(report_data: &[u8; 48]) -> Self {
+        let mut bytes = [0; 64];
+        bytes[..48].copy_from_slice(report_data);
+        Self(bytes)
+    }
+}
+
+/// Seconds since 1970-01-01 00:00 UTC, by the verifier's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UnixTime(pub u64);
+
+impl UnixTime {
+    /// The time of this machine's clock; 0 if it stands before 1970.
+    #[must_use]
+    pub fn now() -> Self {
+        Self(
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::HexadecimalError;
+
+    #[test]
+    fn a_binding_is_the_documented_hash() {
+        let nonce = Nonce::from([7; 32]);
+        let mut message = b"occlude/v1/service-statement\0\x01\0\0\0".to_vec();
+        message.extend([7; 32]);
+        message.extend(Sha512::digest(b"{}"));
+        assert_eq!(
+            Binding::for_statement(&nonce, b"{}").as_bytes()[..],
+            Sha512::digest(&message)[..]
+        );
+    }
+
+    #[test]
+    fn a_binding_differs_by_nonce_and_by_statement() {
+        let base = Binding::for_statement(&Nonce::from([7; 32]), b"{}");
+        assert_ne!(base, Binding::for_statement(&Nonce::from([8; 32]), b"{}"));
+        assert_ne!(base, Binding::for_statement(&Nonce::from([7; 32]), b"{} "));
+    }
+
+    #[test]
+    fn short_report_data_is_followed_by_sixteen_zero_bytes() {
+        let binding = Binding::from_report_data_48(&[0xa5; 48]);
+        assert_eq!(binding.as_bytes()[..48], [0xa5; 48]);
+        assert_eq!(binding.as_bytes()[48..], [0; 16]);
+    }
+
+    #[test]
+    fn a_nonce_survives_text_and_other_spellings_are_refused() {
+        let nonce = Nonce::generate();
+        assert_eq!(nonce.to_string().parse(), Ok(nonce));
+        assert_ne!(nonce, Nonce::generate());
+        for text in [
+            "",
+            "a5",
+            &"A5".repeat(32),
+            &"a5".repeat(33),
+            &"g5".repeat(32),
+        ] {
+            assert_eq!(
+                text.parse::<Nonce>(),
+                Err(HexadecimalError {
+                    expected: 64,
+                    found: text.to_owned()
+                })
+            );
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What verified evidence says.
+//!
+//! [`Claims`] are made by verification alone. They always say which trust they
+//! rest on and what the TEE protects, so that no policy can overlook either.
+
+use std::fmt::{Debug, Display, Formatter};
+
+use crate::TeeKind;
+use crate::hexadecimal::{self, hexadecimal_bytes};
+
+/// Whose word claims rest on.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trust {
+    /// Hardware keys that the vendor's production root certifies.
+    Hardware,
+    /// A vendor's own test root: engineering samples and emulators.
+    VendorTestRoot,
+    /// Nobody's: anyone can make such evidence.
+    Simulated,
+}
+
+impl Display for Trust {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Hardware => "hardware",
+            Self::VendorTestRoot => "vendor-test-root",
+            Self::Simulated => "simulated",
+        })
+    }
+}
+
+/// What a TEE of that kind protects. The simulated TEE claims what it stands in
+/// for; that it protects nothing is said by its [`Trust`].
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protection {
+    /// Memory is hidden from the machine's administrator.
+    ConfidentialMemory,
+    /// What started is known; memory is as open as on any machine.
+    MeasuredBootOnly,
+}
+
+impl Display for Protection {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::ConfidentialMemory => "confidential-memory",
+            Self::MeasuredBootOnly => "measured-boot-only",
+        })
+    }
+}
+
+hexadecimal_bytes! {
+    /// SHA-256 of a security configuration's canonical encoding.
+    pub ConfigurationDigest, 32
+}
+
+/// The digest of the code a TEE started with: 32, 48 or 64 bytes, depending on
+/// its kind, written as lower-case hexadecimal.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Measurement(Vec<u8>);
+
+impl Measurement {
+    /// The bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl AsRef<[u8]> for Measurement {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<[u8; 32]> for Measurement {
+    fn from(bytes: [u8; 32]) -> Self {
+        Self(bytes.to_vec())
+    }
+}
+
+impl From<[u8; 48]> for Measurement {
+    fn from(bytes: [u8; 48]) -> Self {
+        Self(bytes.to_vec())
+    }
+}
+
+impl From<[u8; 64]> for Measurement {
+    fn from(bytes: [u8; 64]) -> Self {
+        Self(bytes.to_vec())
+    }
+}
+
+/// Why a string is not a measurement.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected 64, 96 or 128 lower-case hexadecimal digits, found {found:?}")]
+#[non_exhaustive]
+pub struct MeasurementError {
+    /// What was given, cut to 140 characters.
+    pub found: String,
+}
+
+impl std::str::FromStr for Measurement {
+    type Err = MeasurementError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        hex::decode(text)
+            .ok()
+            .filter(|bytes| matches!(bytes.len(), 32 | 48 | 64) && hexadecimal::is_lower_case(text))
+            .map(Self)
+            .ok_or_else(|| MeasurementError {
+                found: text.chars().take(140).collect(),
+            })
+    }
+}
+
+impl TryFrom<String> for Measurement {
+    type Error = MeasurementError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Measurement> for String {
+    fn from(measurement: Measurement) -> Self {
+        measurement.to_string()
+    }
+}
+
+impl Display for Measurement {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&hex::encode(&self.0))
+    }
+}
+
+impl Debug for Measurement {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Measurement({self})")
+    }
+}
+
+/// What verified evidence says. Only [`crate::verify`] makes one.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Claims {
+    pub(crate) tee: TeeKind,
+    pub(crate) trust: Trust,
+    pub(crate) protection: Protection,
+    pub(crate) measurement: Measurement,
+    pub(crate) configuration: Option<ConfigurationDigest>,
+    pub(crate) tcb: u64,
+    pub(crate) debug: bool,
+}
+
+impl Claims {
+    /// The kind of TEE.
+    #[must_use]
+    pub fn tee(&self) -> TeeKind {
+        self.tee
+    }
+
+    /// Whose word this rests on.
+    #[must_use]
+    pub fn trust(&self) -> Trust {
+        self.trust
+    }
+
+    /// What that TEE protects.
+    #[must_use]
+    pub fn protection(&self) -> Protection {
+        self.protection
+    }
+
+    /// The code it started with.
+    #[must_use]
+    pub fn measurement(&self) -> &Measurement {
+        &self.measurement
+    }
+
+    /// The configuration it started with, where that kind of TEE measures it.
+    #[must_use]
+    pub fn configuration(&self) -> Option<&ConfigurationDigest> {
+        self.configuration.as_ref()
+    }
+
+    /// The security version of its firmware and microcode; a larger one replaces
+    /// a smaller one.
+    #[must_use]
+    pub fn tcb(&self) -> u64 {
+        self.tcb
+    }
+
+    /// Whether the host can debug it. No policy accepts that.
+    #[must_use]
+    pub fn debug(&self) -> bool {
+        self.debug
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measurements_have_32_48_or_64_bytes_and_one_spelling() {
+        for length in [32, 48, 64] {
+            let text = "a5".repeat(length);
+            assert_eq!(text.parse::<Measurement>().unwrap().to_string(), text);
+        }
+        for text in [
+            "",
+            "a5",
+            &"a5".repeat(33),
+            &"A5".repeat(32),
+            &"a".repeat(63),
+        ] {
+            assert_eq!(
+                text.parse::<Measurement>(),
+                Err(MeasurementError {
+                    found: text.to_owned()
+                })
+            );
+        }
+    }
+
+    #[test]
+    fn names_are_the_same_in_text_and_json() {
+        for trust in [Trust::Hardware, Trust::VendorTestRoot, Trust::Simulated] {
+            assert_eq!(serde_json::json!(trust), trust.to_string());
+        }
+        for protection in [Protection::ConfidentialMemory, Protection::MeasuredBootOnly] {
+            assert_eq!(serde_json::json!(protection), protection.to_string());
+        }
+    }
+}

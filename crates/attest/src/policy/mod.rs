@@ -1,0 +1,241 @@
+//! Policies: which evidence and which service somebody accepts.
+//!
+//! A policy denies by default: what it does not name is refused, a field that it
+//! does not know is an error, and a list left out accepts nothing unless
+//! docs/policy.md says what it accepts. Debuggable TEEs are refused always, and
+//! simulated ones unless both their kind and their trust are spelled out in a
+//! build that has them at all.
+
+mod judge;
+mod pin;
+mod refusal;
+mod signed;
+
+use std::path::Path;
+
+use occlude_keys::{HeaderDigest, ModelId, ModelVersion, OwnerPublic};
+use serde::{Deserialize, Serialize};
+
+pub use refusal::Refusal;
+pub use signed::{PolicyFile, PolicyFileError, SignPolicyError, sign_policy};
+
+use crate::canonical::reason;
+use crate::{ConfigurationDigest, Measurement, Protection, TeeKind, Trust};
+
+/// The only version of the format.
+const FORMAT: u32 = 1;
+
+/// Written above a policy that nobody reviewed.
+const PINNED: &str = "\
+# Written from what one server showed: trust on first use. Nobody has compared it
+# with reference values from a reproducible build or from the owner. Do so, then
+# set `reviewed = true`.
+";
+
+/// Which evidence and which service somebody accepts.
+///
+/// The default policy accepts nothing: it names no measurement and no owner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Policy {
+    format: u32,
+    #[serde(default)]
+    reviewed: bool,
+    #[serde(default)]
+    evidence: EvidencePolicy,
+    #[serde(default)]
+    service: ServicePolicy,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct EvidencePolicy {
+    tee: Vec<TeeKind>,
+    trust: Vec<Trust>,
+    protection: Vec<Protection>,
+    measurements: Vec<Measurement>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    configurations: Option<Vec<ConfigurationDigest>>,
+    minimum_tcb: u64,
+}
+
+impl Default for EvidencePolicy {
+    fn default() -> Self {
+        Self {
+            tee: TeeKind::DEFAULT.to_vec(),
+            trust: vec![Trust::Hardware],
+            protection: vec![Protection::ConfidentialMemory],
+            measurements: Vec::new(),
+            configurations: None,
+            minimum_tcb: 0,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct ServicePolicy {
+    owners: Vec<OwnerPublic>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    models: Option<Vec<ModelPolicy>>,
+    configuration: ConfigurationPolicy,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct ModelPolicy {
+    id: ModelId,
+    #[serde(default)]
+    minimum_version: ModelVersion,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    digests: Option<Vec<HeaderDigest>>,
+}
+
+/// Accepted settings; `None` accepts what docs/policy.md says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct ConfigurationPolicy {
+    kem: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    padding: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_authentication: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guard: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    brokers: Option<Vec<String>>,
+}
+
+impl Default for ConfigurationPolicy {
+    fn default() -> Self {
+        Self {
+            kem: vec!["x-wing".to_owned()],
+            padding: None,
+            client_authentication: None,
+            guard: None,
+            brokers: None,
+        }
+    }
+}
+
+/// Why a text is not a policy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PolicyError {
+    /// Longer than any honest one.
+    #[error("{found} bytes, a policy has at most {limit}")]
+    TooLarge {
+        /// The limit in bytes.
+        limit: u64,
+        /// How many came, or where reading stopped.
+        found: u64,
+    },
+    /// Not TOML, an unknown field, or a value of the wrong shape.
+    #[error("line {line}: {reason}")]
+    Malformed {
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it, cut to 200 characters.
+        reason: String,
+    },
+    /// Another version of the format.
+    #[error("policy format {found}, expected {FORMAT}")]
+    ForeignFormat {
+        /// The version that came.
+        found: i64,
+    },
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            format: FORMAT,
+            reviewed: false,
+            evidence: EvidencePolicy::default(),
+            service: ServicePolicy::default(),
+        }
+    }
+}
+
+impl Policy {
+    /// The longest policy that is read: thousands of measurements and models.
+    pub const MAX_BYTES: u64 = 1024 * 1024;
+
+    /// Reads a policy from TOML. docs/policy.md describes each field.
+    ///
+    /// # Errors
+    /// [`PolicyError`]: too long, another format, or not exactly a policy.
+    pub fn parse(text: &str) -> Result<Self, PolicyError> {
+        if text.len() as u64 > Self::MAX_BYTES {
+            return Err(PolicyError::TooLarge {
+                limit: Self::MAX_BYTES,
+                found: text.len() as u64,
+            });
+        }
+        // The format first: another one may well have other fields.
+        let Format { format } = from_toml(text)?;
+        if format != i64::from(FORMAT) {
+            return Err(PolicyError::ForeignFormat { found: format });
+        }
+        from_toml(text)
+    }
+
+    /// Reads a policy from a file, signed or not; see [`PolicyFile`].
+    ///
+    /// # Errors
+    /// [`PolicyFileError`].
+    pub fn read(path: &Path) -> Result<Self, PolicyFileError> {
+        PolicyFile::read(path, None).map(PolicyFile::into_policy)
+    }
+
+    /// Writes the policy as TOML that [`Policy::parse`] reads back, with a
+    /// warning above it if nobody reviewed it.
+    ///
+    /// # Panics
+    /// Never: all its numbers fit into TOML's.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        let body = toml::to_string(self).expect("a policy has a TOML form");
+        let warning = if self.reviewed { "" } else { PINNED };
+        format!("{warning}{body}")
+    }
+
+    /// Whether somebody compared it with reference values. One that nobody did
+    /// works, and its user should be told.
+    #[must_use]
+    pub fn reviewed(&self) -> bool {
+        self.reviewed
+    }
+
+    /// The owners it accepts.
+    #[must_use]
+    pub fn owners(&self) -> &[OwnerPublic] {
+        &self.service.owners
+    }
+
+    /// Whether it names the simulated TEE, which protects nothing. A build
+    /// without that TEE refuses everything under such a policy.
+    #[must_use]
+    pub fn names_simulated(&self) -> bool {
+        self.evidence.tee.contains(&TeeKind::Simulated)
+            || self.evidence.trust.contains(&Trust::Simulated)
+    }
+}
+
+#[derive(Deserialize)]
+struct Format {
+    format: i64,
+}
+
+fn from_toml<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, PolicyError> {
+    toml::from_str(text).map_err(|error| {
+        let before = error
+            .span()
+            .and_then(|span| text.as_bytes().get(..span.start))
+            .unwrap_or_default();
+        PolicyError::Malformed {
+            line: 1 + before.iter().filter(|byte| **byte == b'\n').count(),
+            reason: reason(&error.message()),
+        }
+    })
+}

@@ -1,0 +1,254 @@
+//! Bodies into messages.
+//!
+//! The body is hostile. The JSON part is checked to be UTF-8 and JSON first, then each tensor in
+//! turn: name, datatype, shape, and only then its data.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use zeroize::Zeroizing;
+
+use crate::error::JsonReason;
+use crate::message::{BINARY_DATA, BINARY_DATA_OUTPUT, BINARY_DATA_SIZE};
+use crate::tensor::check_name;
+use crate::{
+    DataType, InferRequest, InferResponse, MAXIMUM_NAME_BYTES, MAXIMUM_TENSORS, Parameter,
+    Parameters, ProtocolError, RequestedOutput, Tensor, TensorError, scan,
+};
+
+impl InferRequest {
+    /// Reads a request.
+    ///
+    /// `header_length` is the value of [`crate::INFERENCE_HEADER_CONTENT_LENGTH`], if that field
+    /// is there; without it the whole body is JSON.
+    ///
+    /// # Errors
+    /// The [`ProtocolError`] that names the fault and, where it is in a tensor, the tensor.
+    pub fn decode(body: &[u8], header_length: Option<usize>) -> Result<Self, ProtocolError> {
+        let (json, mut binary) = split(body, header_length)?;
+        let wire: WireRequest<'_> = parse(json)?;
+        let mut parameters = wire.parameters.unwrap_or_default();
+        let binary_data_output = take_boolean(&mut parameters, BINARY_DATA_OUTPUT)?;
+        let inputs = tensors(wire.inputs, &mut binary)?;
+        binary.finish()?;
+        Ok(Self {
+            id: wire.id,
+            parameters,
+            inputs,
+            outputs: requested_outputs(wire.outputs.unwrap_or_default())?,
+            binary_data_output: binary_data_output.unwrap_or(false),
+        })
+    }
+}
+
+impl InferResponse {
+    /// Reads a response; `header_length` as in [`InferRequest::decode`].
+    ///
+    /// # Errors
+    /// As [`InferRequest::decode`].
+    pub fn decode(body: &[u8], header_length: Option<usize>) -> Result<Self, ProtocolError> {
+        let (json, mut binary) = split(body, header_length)?;
+        let wire: WireResponse<'_> = parse(json)?;
+        let outputs = tensors(wire.outputs, &mut binary)?;
+        binary.finish()?;
+        Ok(Self {
+            model_name: wire.model_name.unwrap_or_default(),
+            model_version: wire.model_version,
+            id: wire.id,
+            parameters: wire.parameters.unwrap_or_default(),
+            outputs,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct WireRequest<'a> {
+    id: Option<String>,
+    parameters: Option<Parameters>,
+    #[serde(borrow)]
+    inputs: Vec<WireTensor<'a>>,
+    outputs: Option<Vec<WireOutput>>,
+}
+
+#[derive(Deserialize)]
+struct WireResponse<'a> {
+    model_name: Option<String>,
+    model_version: Option<String>,
+    id: Option<String>,
+    parameters: Option<Parameters>,
+    #[serde(borrow)]
+    outputs: Vec<WireTensor<'a>>,
+}
+
+#[derive(Deserialize)]
+struct WireTensor<'a> {
+    name: String,
+    datatype: String,
+    #[serde(borrow)]
+    shape: &'a RawValue,
+    parameters: Option<Parameters>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct WireOutput {
+    name: String,
+    parameters: Option<Parameters>,
+}
+
+/// What follows the JSON part, handed out tensor by tensor.
+struct Binary<'a> {
+    rest: &'a [u8],
+    announced: bool,
+}
+
+impl<'a> Binary<'a> {
+    fn take(&mut self, size: u64) -> Result<&'a [u8], TensorError> {
+        if !self.announced {
+            return Err(TensorError::MissingHeaderLength);
+        }
+        let (taken, rest) = usize::try_from(size)
+            .ok()
+            .and_then(|size| self.rest.split_at_checked(size))
+            .ok_or(TensorError::BinaryTruncated {
+                size,
+                remaining: self.rest.len(),
+            })?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn finish(self) -> Result<(), ProtocolError> {
+        match self.rest.len() {
+            0 => Ok(()),
+            bytes => Err(ProtocolError::TrailingBytes { bytes }),
+        }
+    }
+}
+
+fn split(body: &[u8], header_length: Option<usize>) -> Result<(&[u8], Binary<'_>), ProtocolError> {
+    if body.is_empty() {
+        return Err(ProtocolError::Empty);
+    }
+    let length = header_length.unwrap_or(body.len());
+    let (json, rest) = body
+        .split_at_checked(length)
+        .ok_or(ProtocolError::HeaderLength {
+            header: length,
+            body: body.len(),
+        })?;
+    let announced = header_length.is_some();
+    Ok((json, Binary { rest, announced }))
+}
+
+fn parse<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, ProtocolError> {
+    let json = std::str::from_utf8(json).map_err(|error| ProtocolError::NotUtf8 {
+        position: error.valid_up_to(),
+    })?;
+    // The parser's own message may quote the data, so only its place is kept.
+    serde_json::from_str(json).map_err(|error| ProtocolError::Json {
+        line: error.line(),
+        column: error.column(),
+        reason: match error.classify() {
+            serde_json::error::Category::Data => JsonReason::Form,
+            serde_json::error::Category::Eof => JsonReason::Truncated,
+            _ => JsonReason::Syntax,
+        },
+    })
+}
+
+fn tensors(
+    wire: Vec<WireTensor<'_>>,
+    binary: &mut Binary<'_>,
+) -> Result<Vec<Tensor>, ProtocolError> {
+    if wire.len() > MAXIMUM_TENSORS {
+        return Err(ProtocolError::TooManyTensors { found: wire.len() });
+    }
+    let mut tensors: Vec<Tensor> = Vec::with_capacity(wire.len());
+    for wire in wire {
+        let name = quoted(&wire.name);
+        let tensor = tensor(wire, binary).map_err(|reason| ProtocolError::Tensor {
+            tensor: name,
+            reason,
+        })?;
+        if tensors.iter().any(|other| other.name() == tensor.name()) {
+            return Err(ProtocolError::DuplicateTensor {
+                tensor: tensor.name().to_owned(),
+            });
+        }
+        tensors.push(tensor);
+    }
+    Ok(tensors)
+}
+
+fn tensor(wire: WireTensor<'_>, binary: &mut Binary<'_>) -> Result<Tensor, TensorError> {
+    check_name(&wire.name)?;
+    let datatype: DataType = wire.datatype.parse()?;
+    let shape = scan::shape(wire.shape.get())?;
+    let size = match wire
+        .parameters
+        .as_ref()
+        .and_then(|parameters| parameters.get(BINARY_DATA_SIZE))
+    {
+        None => None,
+        Some(&Parameter::Integer(size)) => {
+            Some(u64::try_from(size).map_err(|_| TensorError::BinarySizeInvalid)?)
+        }
+        Some(_) => return Err(TensorError::BinarySizeInvalid),
+    };
+    let data = match (wire.data, size) {
+        (Some(_), Some(_)) => return Err(TensorError::DataTwice),
+        (None, None) => return Err(TensorError::MissingData),
+        (Some(json), None) => scan::data(json.get(), datatype, &shape)?,
+        (None, Some(size)) => {
+            let data = binary.take(size)?;
+            // Checked before the copy, so that a wrong size costs nothing.
+            crate::tensor::check_data(datatype, &shape, data)?;
+            Zeroizing::new(data.to_vec())
+        }
+    };
+    Tensor::new(wire.name, datatype, shape, data)
+}
+
+fn requested_outputs(wire: Vec<WireOutput>) -> Result<Vec<RequestedOutput>, ProtocolError> {
+    if wire.len() > MAXIMUM_TENSORS {
+        return Err(ProtocolError::TooManyTensors { found: wire.len() });
+    }
+    let mut outputs: Vec<RequestedOutput> = Vec::with_capacity(wire.len());
+    for wire in wire {
+        check_name(&wire.name).map_err(|reason| ProtocolError::Tensor {
+            tensor: quoted(&wire.name),
+            reason,
+        })?;
+        if outputs.iter().any(|other| other.name == wire.name) {
+            return Err(ProtocolError::DuplicateTensor { tensor: wire.name });
+        }
+        let mut parameters = wire.parameters.unwrap_or_default();
+        outputs.push(RequestedOutput {
+            binary_data: take_boolean(&mut parameters, BINARY_DATA)?,
+            name: wire.name,
+            parameters,
+        });
+    }
+    Ok(outputs)
+}
+
+fn take_boolean(
+    parameters: &mut Parameters,
+    parameter: &'static str,
+) -> Result<Option<bool>, ProtocolError> {
+    match parameters.remove(parameter) {
+        None => Ok(None),
+        Some(Parameter::Boolean(value)) => Ok(Some(value)),
+        Some(_) => Err(ProtocolError::NotABoolean { parameter }),
+    }
+}
+
+/// A name that is fit for a message.
+fn quoted(name: &str) -> String {
+    let mut end = name.len().min(MAXIMUM_NAME_BYTES);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    name[..end].to_owned()
+}

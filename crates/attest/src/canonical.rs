@@ -3,11 +3,12 @@
 //! Compact, keys sorted, integers and strings as RFC 8785 writes them (integers
 //! past 2^53 in full). What does not re-encode to the very bytes it was read from
 //! is refused: white space, another order, a repeated key, an escape that was not
-//! needed, a capital hexadecimal digit. So a byte that changes never goes
+//! needed, a fraction, a capital hexadecimal digit. So a byte that changes never goes
 //! unnoticed, and what is hashed is what was understood.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 /// Why bytes are not the encoding of anything.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,7 +29,7 @@ pub enum DecodeError {
         reason: String,
     },
     /// The right content in another spelling than the one allowed.
-    #[error("not in canonical form: compact JSON with sorted keys")]
+    #[error("not in canonical form: compact JSON, keys sorted, integers only")]
     NotCanonical,
 }
 
@@ -39,9 +40,7 @@ pub(crate) fn reason(error: &dyn std::fmt::Display) -> String {
 
 /// Encodes what has only string keys and no fallible parts, as all our types.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    let mut value = serde_json::to_value(value).expect("our types all have a JSON form");
-    value.sort_all_objects();
-    value.to_string().into_bytes()
+    print(to_value(value))
 }
 
 pub(crate) fn decode<T: Serialize + DeserializeOwned>(
@@ -54,13 +53,33 @@ pub(crate) fn decode<T: Serialize + DeserializeOwned>(
             found: bytes.len(),
         });
     }
-    let value: T = serde_json::from_slice(bytes).map_err(|error| DecodeError::Malformed {
+    let decoded: T = serde_json::from_slice(bytes).map_err(|error| DecodeError::Malformed {
         reason: reason(&error),
     })?;
-    if encode(&value) != bytes {
+    let value = to_value(&decoded);
+    if !all_numbers_are_integers(&value) || print(value) != bytes {
         return Err(DecodeError::NotCanonical);
     }
-    Ok(value)
+    Ok(decoded)
+}
+
+fn to_value<T: Serialize>(value: &T) -> Value {
+    serde_json::to_value(value).expect("our types all have a JSON form")
+}
+
+fn print(mut value: Value) -> Vec<u8> {
+    value.sort_all_objects();
+    value.to_string().into_bytes()
+}
+
+/// A fraction has several spellings, and nothing here needs one.
+fn all_numbers_are_integers(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => !number.is_f64(),
+        Value::Array(items) => items.iter().all(all_numbers_are_integers),
+        Value::Object(fields) => fields.values().all(all_numbers_are_integers),
+        Value::Null | Value::Bool(_) | Value::String(_) => true,
+    }
 }
 
 /// Bytes as padded standard base64 (RFC 4648, section 4), strictly.
@@ -84,7 +103,7 @@ pub(crate) mod base64_bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     #[test]
     fn keys_are_sorted_and_large_integers_stay_exact() {
@@ -105,6 +124,8 @@ mod tests {
             r#"{"\u0061":1}"#,
             r#"{"a":-0}"#,
             r#"{"a":1e0}"#,
+            r#"{"a":1.0}"#,
+            r#"{"a":[0.5]}"#,
             r#"{"a":"\/"}"#,
         ] {
             assert_eq!(

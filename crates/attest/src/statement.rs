@@ -151,3 +151,155 @@ impl ServiceStatement {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use occlude_keys::OwnerKey;
+
+    fn statement() -> ServiceStatement {
+        let owner = OwnerKey::from_secret(&[1; 64]).public();
+        ServiceStatement {
+            protocol: PROTOCOL_VERSION,
+            tee: TeeKind::Simulated,
+            channel_keys: vec![1, 2, 3],
+            owners: vec![owner],
+            models: vec![ServedModel {
+                id: "digits".parse().unwrap(),
+                version: 3,
+                header_digest: HeaderDigest::from([0xd1; 32]),
+                owner,
+            }],
+            configuration: SecurityConfiguration {
+                broker: None,
+                kem: "x-wing".to_owned(),
+                padding: "buckets".to_owned(),
+                client_authentication: "none".to_owned(),
+                guard: "none".to_owned(),
+                maximum_request_bytes: u64::MAX,
+            },
+        }
+    }
+
+    fn refusal(change: impl FnOnce(&mut ServiceStatement)) -> StatementError {
+        let mut statement = statement();
+        change(&mut statement);
+        ServiceStatement::decode(&statement.encode()).unwrap_err()
+    }
+
+    #[test]
+    fn a_statement_has_one_encoding() {
+        let owner = OwnerKey::from_secret(&[1; 64]).public();
+        let digest = HeaderDigest::from([0xd1; 32]);
+        let encoded = statement().encode();
+        assert_eq!(
+            String::from_utf8(encoded.clone()).unwrap(),
+            format!(
+                "{{\"channel-keys\":\"AQID\",\"configuration\":{{\"broker\":null,\
+                 \"client-authentication\":\"none\",\"guard\":\"none\",\"kem\":\"x-wing\",\
+                 \"maximum-request-bytes\":18446744073709551615,\"padding\":\"buckets\"}},\
+                 \"models\":[{{\"header-digest\":\"{digest}\",\"id\":\"digits\",\
+                 \"owner\":\"{owner}\",\"version\":3}}],\"owners\":[\"{owner}\"],\
+                 \"protocol\":1,\"tee\":\"simulated\"}}"
+            )
+        );
+        assert_eq!(ServiceStatement::decode(&encoded), Ok(statement()));
+    }
+
+    #[test]
+    fn an_unknown_field_is_refused() {
+        let text = String::from_utf8(statement().encode()).unwrap();
+        let text = text.replacen('{', "{\"a\":0,", 1);
+        let Err(StatementError::Decode(DecodeError::Malformed { reason })) =
+            ServiceStatement::decode(text.as_bytes())
+        else {
+            panic!("accepted {text}");
+        };
+        assert!(
+            reason.starts_with("unknown field `a`, expected one of `protocol`"),
+            "{reason}"
+        );
+    }
+
+    #[test]
+    fn a_missing_broker_must_be_said() {
+        let text = String::from_utf8(statement().encode()).unwrap();
+        let text = text.replacen("\"broker\":null,", "", 1);
+        assert_eq!(
+            ServiceStatement::decode(text.as_bytes()),
+            Err(DecodeError::NotCanonical.into())
+        );
+    }
+
+    #[test]
+    fn a_statement_beyond_the_limit_is_refused() {
+        assert_eq!(
+            ServiceStatement::decode(&vec![b' '; ServiceStatement::MAX_BYTES + 1]),
+            Err(StatementError::Decode(DecodeError::TooLarge {
+                limit: ServiceStatement::MAX_BYTES,
+                found: ServiceStatement::MAX_BYTES + 1
+            }))
+        );
+    }
+
+    #[test]
+    fn another_protocol_version_is_refused() {
+        assert_eq!(
+            refusal(|statement| statement.protocol = 2),
+            StatementError::ForeignProtocol { found: 2 }
+        );
+    }
+
+    #[test]
+    fn a_model_of_an_owner_that_is_not_listed_is_refused() {
+        let other = OwnerKey::from_secret(&[2; 64]).public();
+        assert_eq!(
+            refusal(|statement| statement.models[0].owner = other),
+            StatementError::UnlistedOwner {
+                id: "digits".parse().unwrap()
+            }
+        );
+    }
+
+    #[test]
+    fn a_version_listed_twice_is_refused() {
+        assert_eq!(
+            refusal(|statement| statement.models.push(statement.models[0].clone())),
+            StatementError::RepeatedModel {
+                id: "digits".parse().unwrap(),
+                version: 3
+            }
+        );
+    }
+
+    #[test]
+    fn versions_that_no_model_has_are_refused() {
+        for version in [0, 1 << 63, u64::MAX] {
+            assert_eq!(
+                refusal(|statement| statement.models[0].version = version),
+                StatementError::VersionOutOfRange {
+                    id: "digits".parse().unwrap(),
+                    version
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn the_digest_of_a_configuration_covers_every_field() {
+        let base = statement().configuration;
+        let changes: [fn(&mut SecurityConfiguration); 6] = [
+            |c| c.broker = Some(String::new()),
+            |c| c.kem.push('x'),
+            |c| c.padding.push('x'),
+            |c| c.client_authentication.push('x'),
+            |c| c.guard.push('x'),
+            |c| c.maximum_request_bytes = 1,
+        ];
+        for change in changes {
+            let mut changed = base.clone();
+            change(&mut changed);
+            assert_ne!(changed.digest(), base.digest());
+        }
+    }
+}

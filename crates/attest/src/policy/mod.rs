@@ -7,9 +7,13 @@
 //! build that has them at all.
 
 mod judge;
+#[cfg(test)]
+mod judge_tests;
 mod pin;
 mod refusal;
 mod signed;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 

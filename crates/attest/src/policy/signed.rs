@@ -184,3 +184,149 @@ fn signature_line(line: &str) -> Option<(OwnerPublic, Signature)> {
     let (owner, signature) = line.split_once(' ')?;
     Some((owner.parse().ok()?, hexadecimal::parse(signature).ok()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: &str = "# Ours.\nformat = 1\nreviewed = true\n";
+
+    fn owner(number: u8) -> OwnerKey {
+        OwnerKey::from_secret(&[number; 64])
+    }
+
+    #[test]
+    fn a_signed_policy_says_who_signed_it() {
+        let signed = sign_policy(POLICY, &owner(1)).unwrap();
+        for wanted in [None, Some(&owner(1).public())] {
+            let file = PolicyFile::parse(&signed, wanted).unwrap();
+            assert_eq!(file.signed_by(), Some(&owner(1).public()));
+            assert_eq!(file.into_policy(), Policy::parse(POLICY).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_signed_policy_stays_a_policy_for_readers_of_plain_ones() {
+        let signed = sign_policy(POLICY, &owner(1)).unwrap();
+        assert_eq!(Policy::parse(&signed), Policy::parse(POLICY));
+    }
+
+    #[test]
+    fn a_plain_policy_is_refused_where_an_owner_is_named() {
+        assert!(
+            PolicyFile::parse(POLICY, None)
+                .unwrap()
+                .signed_by()
+                .is_none()
+        );
+        let expected = owner(1).public();
+        assert!(matches!(
+            PolicyFile::parse(POLICY, Some(&expected)),
+            Err(PolicyFileError::NotSigned { expected: named }) if *named == expected
+        ));
+    }
+
+    #[test]
+    fn a_policy_signed_by_another_is_refused() {
+        let signed = sign_policy(POLICY, &owner(2)).unwrap();
+        let wanted = owner(1).public();
+        assert!(matches!(
+            PolicyFile::parse(&signed, Some(&wanted)),
+            Err(PolicyFileError::SignedByAnother { expected, found })
+                if *expected == wanted && *found == owner(2).public()
+        ));
+    }
+
+    #[test]
+    fn a_policy_that_claims_another_signer_is_refused() {
+        let signed = sign_policy(POLICY, &owner(2)).unwrap();
+        let forged = signed.replace(
+            &owner(2).public().to_string(),
+            &owner(1).public().to_string(),
+        );
+        assert!(matches!(
+            PolicyFile::parse(&forged, Some(&owner(1).public())),
+            Err(PolicyFileError::BadSignature)
+        ));
+    }
+
+    #[test]
+    fn every_changed_byte_of_a_signed_policy_is_refused() {
+        let signed = sign_policy(POLICY, &owner(1)).unwrap();
+        for index in 0..signed.len() {
+            let mut bytes = signed.clone().into_bytes();
+            bytes[index] ^= 1;
+            let changed = String::from_utf8(bytes).unwrap();
+            let error = PolicyFile::parse(&changed, Some(&owner(1).public())).unwrap_err();
+            let line = signed.find('\n').unwrap();
+            let expected = if index < HEAD.len() {
+                matches!(error, PolicyFileError::NotSigned { .. })
+            } else if index <= line {
+                matches!(
+                    error,
+                    PolicyFileError::MalformedSignature | PolicyFileError::BadSignature
+                )
+            } else {
+                matches!(error, PolicyFileError::BadSignature)
+            };
+            assert!(expected, "byte {index}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn a_bad_signature_is_refused_even_where_no_owner_is_named() {
+        let signed = sign_policy(POLICY, &owner(1)).unwrap() + "# more\n";
+        assert!(matches!(
+            PolicyFile::parse(&signed, None),
+            Err(PolicyFileError::BadSignature)
+        ));
+    }
+
+    #[test]
+    fn a_signature_for_another_purpose_is_refused() {
+        let signature = hex::encode(owner(1).sign(Domain::BrokerRequest, POLICY.as_bytes()));
+        let forged = format!("{HEAD}{} {signature}\n{POLICY}", owner(1).public());
+        assert!(matches!(
+            PolicyFile::parse(&forged, None),
+            Err(PolicyFileError::BadSignature)
+        ));
+    }
+
+    #[test]
+    fn what_is_not_reviewed_no_policy_or_signed_already_is_not_signed() {
+        assert_eq!(
+            sign_policy("format = 1", &owner(1)),
+            Err(SignPolicyError::NotReviewed)
+        );
+        assert_eq!(
+            sign_policy("format = 2", &owner(1)),
+            Err(SignPolicyError::Policy(PolicyError::ForeignFormat {
+                found: 2
+            }))
+        );
+        let signed = sign_policy(POLICY, &owner(1)).unwrap();
+        assert_eq!(
+            sign_policy(&signed, &owner(2)),
+            Err(SignPolicyError::AlreadySigned)
+        );
+    }
+
+    #[test]
+    fn a_file_is_read_and_a_missing_or_endless_one_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("policy.toml");
+        let missing = PolicyFile::read(&path, None).unwrap_err();
+        assert!(matches!(missing, PolicyFileError::Io { path: ref named, .. } if *named == path));
+        std::fs::write(&path, sign_policy(POLICY, &owner(1)).unwrap()).unwrap();
+        let file = PolicyFile::read(&path, Some(&owner(1).public())).unwrap();
+        assert_eq!(file.policy(), &Policy::read(&path).unwrap());
+        let endless = PolicyFile::read(Path::new("/dev/zero"), None).unwrap_err();
+        assert!(matches!(
+            endless,
+            PolicyFileError::Policy(PolicyError::TooLarge {
+                limit: Policy::MAX_BYTES,
+                ..
+            })
+        ));
+    }
+}

@@ -21,7 +21,8 @@ impl Evidence {
     /// report with its certificate chain, some tens of kilobytes.
     pub const MAX_BYTES: usize = 256 * 1024;
 
-    /// Evidence from its two parts, as the KBS protocol carries them apart.
+    /// Evidence from its two parts, as the KBS protocol carries them apart. A body
+    /// with a fraction in it has no canonical form: [`Evidence::decode`] refuses it.
     #[must_use]
     pub fn new(tee: TeeKind, body: Value) -> Self {
         Self { tee, body }

@@ -1,0 +1,138 @@
+//! Works on numbered blocks with several threads and hands them over in order.
+//!
+//! Memory is bounded: each thread has two buffers, and all buffers together keep
+//! within [`IN_FLIGHT`], however many blocks there are.
+
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread;
+
+use zeroize::Zeroizing;
+
+/// Bytes of all buffers together.
+const IN_FLIGHT: usize = 64 << 20;
+
+/// Past this many threads, reading or writing is the limit, not the cipher.
+const MOST_THREADS: usize = 8;
+
+/// One block being filled, and one waiting to be taken.
+const BUFFERS: usize = 2;
+
+type Buffer = Zeroizing<Vec<u8>>;
+
+/// Calls `fill` for the blocks 0 to `count - 1` on several threads, each with a
+/// buffer of `length` bytes (contents arbitrary), and `drain` on this thread in
+/// order. Stops at the first error in that order.
+pub(crate) fn in_order<T: Send, E: Send>(
+    count: u64,
+    length: usize,
+    fill: &(dyn Fn(u64, &mut [u8]) -> Result<T, E> + Sync),
+    drain: &mut dyn FnMut(u64, &[u8], T) -> Result<(), E>,
+) -> Result<(), E> {
+    let threads = threads(count, length);
+    thread::scope(|scope| {
+        let lanes: Vec<Lane<T, E>> = (0..threads as u64)
+            .map(|first| {
+                let (give_back, free) = channel();
+                let (hand_over, done) = sync_channel(BUFFERS);
+                for _ in 0..BUFFERS {
+                    // The receiver is alive: it is right here.
+                    let _ = give_back.send(Zeroizing::new(vec![0; length]));
+                }
+                scope.spawn(move || {
+                    let blocks = (first..count).step_by(threads);
+                    work(blocks, &free, &hand_over, fill);
+                });
+                Lane { done, give_back }
+            })
+            .collect();
+        for block in 0..count {
+            let lane = &lanes[(block % threads as u64) as usize];
+            let Ok((buffer, outcome)) = lane.done.recv() else {
+                // That thread panicked; leaving the scope passes the panic on.
+                break;
+            };
+            drain(block, &buffer, outcome?)?;
+            // A thread that has no more blocks is gone.
+            let _ = lane.give_back.send(buffer);
+        }
+        Ok(())
+    })
+}
+
+struct Lane<T, E> {
+    done: Receiver<(Buffer, Result<T, E>)>,
+    give_back: Sender<Buffer>,
+}
+
+fn threads(count: u64, length: usize) -> usize {
+    let cores = thread::available_parallelism().map_or(2, usize::from);
+    let affordable = IN_FLIGHT / (BUFFERS * length.max(1));
+    let useful = usize::try_from(count).unwrap_or(usize::MAX);
+    cores
+        .clamp(2, MOST_THREADS)
+        .min(affordable)
+        .min(useful)
+        .max(1)
+}
+
+/// Ends when the blocks do, or when the other side stops listening.
+fn work<T, E>(
+    blocks: impl Iterator<Item = u64>,
+    free: &Receiver<Buffer>,
+    hand_over: &SyncSender<(Buffer, Result<T, E>)>,
+    fill: &(dyn Fn(u64, &mut [u8]) -> Result<T, E> + Sync),
+) {
+    for block in blocks {
+        let Ok(mut buffer) = free.recv() else {
+            return;
+        };
+        let outcome = fill(block, &mut buffer);
+        if hand_over.send((buffer, outcome)).is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_arrive_in_order_and_each_once() {
+        let mut seen = Vec::new();
+        in_order::<u64, ()>(
+            1000,
+            8,
+            &|block, buffer| {
+                buffer.copy_from_slice(&block.to_le_bytes());
+                Ok(block)
+            },
+            &mut |block, buffer, value| {
+                assert_eq!((buffer, value), (block.to_le_bytes().as_slice(), block));
+                seen.push(block);
+                Ok(())
+            },
+        )
+        .unwrap();
+        assert_eq!(seen, (0..1000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_first_error_in_order_is_the_one_returned() {
+        let fill = |block: u64, _: &mut [u8]| if block >= 17 { Err(block) } else { Ok(()) };
+        let mut drained = 0;
+        let outcome = in_order(1000, 1, &fill, &mut |_, _, ()| {
+            drained += 1;
+            Ok(())
+        });
+        assert_eq!((outcome, drained), (Err(17), 17));
+    }
+
+    #[test]
+    fn an_error_of_the_receiving_side_stops_the_threads() {
+        let outcome = in_order(u64::MAX, 1, &|_, _| Ok(()), &mut |block, _, ()| {
+            if block == 3 { Err("full") } else { Ok(()) }
+        });
+        assert_eq!(outcome, Err("full"));
+    }
+}

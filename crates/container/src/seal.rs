@@ -1,0 +1,255 @@
+//! Sealing: a model in, a container out, in constant memory.
+//!
+//! Several threads read, encrypt and hash chunks; one writes them in order. Whatever
+//! fails, no output file remains.
+
+use std::io::{self, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use occlude_keys::{ModelId, ModelVersion, OwnerKey, Salt};
+use occlude_onnx::OnnxError;
+
+use crate::chunk::{self, ChunkCipher, ChunkDigest};
+use crate::format::{HEADER_LENGTH, Layout, MAX_CHUNKS};
+use crate::header::Draft;
+use crate::input::Plaintext;
+use crate::{ChunkSize, Header, OutputError, Progress, new_file, parallel};
+
+/// What the owner decides about a sealed model.
+#[derive(Debug, Clone)]
+pub struct SealOptions {
+    /// The public id.
+    pub id: ModelId,
+    /// The version, 1 or more.
+    pub version: ModelVersion,
+    /// Plaintext bytes of each chunk.
+    pub chunk_size: ChunkSize,
+}
+
+/// What sealing made.
+#[derive(Debug)]
+pub struct Sealed {
+    /// The container's header.
+    pub header: Header,
+}
+
+/// Why a model could not be sealed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SealError {
+    /// The file is not an ONNX model.
+    #[error(transparent)]
+    NotOnnx(OnnxError),
+    /// It is one, with something in it that cannot be sealed.
+    #[error("the model cannot be sealed: {0}")]
+    Model(OnnxError),
+    /// The runtime does not know the model's operators.
+    #[error(
+        "the model's operator set is {}: versions {lowest} to {highest} are supported",
+        found.map_or_else(|| "not stated".to_owned(), |found| format!("version {found}"))
+    )]
+    UnsupportedOpset {
+        /// The version that the model imports, if any.
+        found: Option<i64>,
+        /// The lowest supported.
+        lowest: i64,
+        /// The highest supported.
+        highest: i64,
+    },
+    /// A file of external data is not there.
+    #[error("tensor {tensor:?}: its external data {} is missing", path.display())]
+    MissingExternalData {
+        /// The tensor.
+        tensor: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file of external data is too short.
+    #[error("tensor {tensor:?}: its external data {} ends {missing} bytes early", path.display())]
+    TruncatedExternalData {
+        /// The tensor.
+        tensor: String,
+        /// The file.
+        path: PathBuf,
+        /// How many bytes are missing.
+        missing: u64,
+    },
+    /// External data outside the model's folder.
+    #[error(
+        "tensor {tensor:?}: its external data {location:?} lies outside the model's folder \
+         (absolute paths, `..` and symbolic links that leave it are refused)"
+    )]
+    EscapingPath {
+        /// The tensor.
+        tensor: String,
+        /// The path in the model.
+        location: String,
+    },
+    /// The model or its external data is a folder, a pipe or a device.
+    #[error("{} is not a regular file", path.display())]
+    NotAFile {
+        /// What was named.
+        path: PathBuf,
+    },
+    /// A file changed while it was being sealed.
+    #[error("{} changed while it was being sealed", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The model version is 0.
+    #[error("model version 0: versions start at 1")]
+    VersionZero,
+    /// The chunks are too many.
+    #[error("the model takes {chunks} chunks, {limit} are possible: choose a larger chunk size")]
+    TooManyChunks {
+        /// How many it takes.
+        chunks: u64,
+        /// The most.
+        limit: u64,
+    },
+    /// The index cannot be written.
+    #[error("the index of the tensors: {reason}")]
+    Index {
+        /// Why.
+        reason: String,
+    },
+    /// A file could not be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The container could not be written: the disk is full, perhaps.
+    #[error("writing the sealed model: {0}")]
+    Write(io::Error),
+    /// The output file could not be made.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
+impl SealError {
+    pub(crate) fn read(path: &Path) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Read {
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// Names the file that could not be read.
+    pub(crate) fn in_file(self, path: &Path) -> Self {
+        match self {
+            Self::Model(OnnxError::Io(source)) => Self::read(path)(source),
+            other => other,
+        }
+    }
+}
+
+/// Seals `model` into `sink`, from the sink's present position on.
+///
+/// The header is written last, so that what a failure leaves in the sink is no
+/// container. `progress` hears of plaintext bytes.
+///
+/// # Errors
+/// [`SealError`]; [`SealError::Write`] if the sink fails.
+pub fn seal<W: Write + Seek>(
+    model: &Path,
+    sink: &mut W,
+    key: &OwnerKey,
+    options: &SealOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Sealed, SealError> {
+    seal_with_salt(model, sink, key, options, &Salt::generate(), progress)
+}
+
+/// Seals `model` into the new file `output`, which appears only when it is complete.
+///
+/// # Errors
+/// [`SealError`]; [`OutputError::Exists`] if `output` exists and is not a character
+/// device such as `/dev/null`.
+pub fn seal_file(
+    model: &Path,
+    output: &Path,
+    key: &OwnerKey,
+    options: &SealOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Sealed, SealError> {
+    new_file::create(output, |file| seal(model, file, key, options, progress))
+}
+
+/// [`seal`] with a salt that the caller chooses. Sealing two models with one salt,
+/// id and version would use one key twice: only for the published test vector.
+pub(crate) fn seal_with_salt<W: Write + Seek>(
+    model: &Path,
+    sink: &mut W,
+    key: &OwnerKey,
+    options: &SealOptions,
+    salt: &Salt,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Sealed, SealError> {
+    if options.version == 0 {
+        return Err(SealError::VersionZero);
+    }
+    let plaintext = Plaintext::survey(model)?;
+    let chunk_size = options.chunk_size;
+    let chunks = plaintext.length().div_ceil(u64::from(chunk_size.bytes()));
+    if chunks > MAX_CHUNKS {
+        let limit = MAX_CHUNKS;
+        return Err(SealError::TooManyChunks { chunks, limit });
+    }
+    let layout = Layout {
+        chunk_size,
+        chunk_count: chunks,
+    };
+    let draft = Draft::new(layout, &options.id, options.version, &key.public(), salt);
+    let model_key = key.model_key(salt, &options.id, options.version);
+    let (cipher, commitment) = ChunkCipher::new(&model_key, draft.context());
+    let start = sink.stream_position().map_err(SealError::Write)?;
+    sink.write_all(&[0; HEADER_LENGTH])
+        .map_err(SealError::Write)?;
+    let digests = write_chunks(&plaintext, layout, &cipher, sink, progress)?;
+    let header = draft.sign(key, &commitment, &chunk::root(&digests));
+    let finish = |sink: &mut W| {
+        sink.write_all(digests.as_flattened())?;
+        sink.seek(SeekFrom::Start(start))?;
+        sink.write_all(&header.to_bytes())?;
+        sink.seek(SeekFrom::Start(start + layout.file_length()))?;
+        sink.flush()
+    };
+    finish(sink).map_err(SealError::Write)?;
+    Ok(Sealed { header })
+}
+
+fn write_chunks(
+    plaintext: &Plaintext,
+    layout: Layout,
+    cipher: &ChunkCipher,
+    sink: &mut impl Write,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<ChunkDigest>, SealError> {
+    let size = layout.chunk_size.length();
+    let total = plaintext.length();
+    let seal_chunk = |index: u64, buffer: &mut [u8]| -> Result<ChunkDigest, SealError> {
+        plaintext.read_at(index * size as u64, &mut buffer[..size])?;
+        cipher.seal(index, buffer);
+        Ok(chunk::digest(buffer))
+    };
+    // At most MAX_CHUNKS, checked above.
+    let mut digests = Vec::with_capacity(layout.chunk_count as usize);
+    let length = layout.sealed_chunk_length();
+    parallel::in_order(
+        layout.chunk_count,
+        length,
+        &seal_chunk,
+        &mut |index, chunk, digest| {
+            sink.write_all(chunk).map_err(SealError::Write)?;
+            digests.push(digest);
+            let done = ((index + 1) * size as u64).min(total);
+            progress(Progress { done, total });
+            Ok(())
+        },
+    )?;
+    Ok(digests)
+}

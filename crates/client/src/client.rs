@@ -202,9 +202,7 @@ impl Client {
     }
 
     async fn ask<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        let request = Request::get(path)
-            .body(Bytes::new())
-            .expect(VALID);
+        let request = Request::get(path).body(Bytes::new()).expect(VALID);
         let answer = succeeded(self.request(&request).await?)?;
         serde_json::from_slice(answer.body()).map_err(ClientError::MalformedMetadata)
     }
@@ -240,6 +238,14 @@ impl Client {
                 source,
             })?
             .with_maximum_response_bytes(self.transport.maximum_answer());
+        let stated = &service.statement().configuration.kem;
+        if sender.kem().name() != stated {
+            return Err(ClientError::ChannelKem {
+                server: self.server(),
+                stated: stated.clone(),
+                found: sender.kem(),
+            });
+        }
         Ok(Session {
             service,
             sender,
@@ -253,11 +259,7 @@ impl Client {
         session: &Session,
         request: &Request<Bytes>,
     ) -> Result<Option<Response<Bytes>>, ClientError> {
-        let (encapsulated, opener) =
-            session
-                .sender
-                .seal(request)
-                .map_err(ClientError::Request)?;
+        let (encapsulated, opener) = session.sender.seal(request).map_err(ClientError::Request)?;
         let limit = session
             .service
             .statement()

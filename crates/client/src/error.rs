@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 use occlude_attest::{DecodeError, Refusal, VerifyError};
-use occlude_channel::{KeyConfigurationError, SealError};
+use occlude_channel::{Kem, KeyConfigurationError, SealError};
 use occlude_inference_protocol::{EncodeError, ProtocolError};
 
 /// Why a request has no result.
@@ -56,6 +56,17 @@ pub enum ClientError {
         server: String,
         /// Why not.
         source: KeyConfigurationError,
+    },
+    /// The channel keys are of another kind than the statement's configuration says,
+    /// which the policy has judged.
+    #[error("{server} states the key encapsulation {stated:?}, its channel keys are {found}")]
+    ChannelKem {
+        /// The server.
+        server: String,
+        /// What the statement says.
+        stated: String,
+        /// What the keys are.
+        found: Kem,
     },
     /// The server answered in the clear where an encapsulated answer belongs.
     /// Such an answer can come from anyone, and is thrown away.
@@ -141,6 +152,7 @@ impl ClientError {
             | Self::Unverified { .. }
             | Self::Refused { .. }
             | Self::ChannelKeys { .. }
+            | Self::ChannelKem { .. }
             | Self::Unencapsulated { .. }
             | Self::InauthenticAnswer { .. } => ErrorKind::Refused,
             Self::Unavailable { .. }

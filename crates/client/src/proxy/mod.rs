@@ -102,7 +102,9 @@ impl ProxyOptions {
 #[non_exhaustive]
 pub enum ProxyError {
     /// Others could use the verified server as if they were on this machine.
-    #[error("{address} can be reached from other machines: listen on loopback, or ask for a token with --token-file")]
+    #[error(
+        "{address} can be reached from other machines: listen on loopback, or ask for a token with --token-file"
+    )]
     NotLoopback {
         /// The address.
         address: SocketAddr,
@@ -384,10 +386,22 @@ mod tests {
 
     #[test]
     fn only_loopback_names_pass_without_a_token() {
-        for name in ["localhost", "localhost:8080", "127.0.0.1:1", "[::1]:8080", "127.8.9.1"] {
+        for name in [
+            "localhost",
+            "localhost:8080",
+            "127.0.0.1:1",
+            "[::1]:8080",
+            "127.8.9.1",
+        ] {
             assert!(host(name), "{name}");
         }
-        for name in ["example.com", "127.0.0.1.example.com", "localhost.example.com", "10.0.0.1", ""] {
+        for name in [
+            "example.com",
+            "127.0.0.1.example.com",
+            "localhost.example.com",
+            "10.0.0.1",
+            "",
+        ] {
             assert!(!host(name), "{name}");
         }
         assert!(!names_loopback(None));
@@ -399,7 +413,10 @@ mod tests {
         headers.insert("cookie", HeaderValue::from_static("secret"));
         headers.insert("authorization", HeaderValue::from_static("Bearer secret"));
         headers.insert("content-type", HeaderValue::from_static("application/json"));
-        headers.insert("inference-header-content-length", HeaderValue::from_static("7"));
+        headers.insert(
+            "inference-header-content-length",
+            HeaderValue::from_static("7"),
+        );
         let kept = only(&headers, &FORWARDED);
         assert_eq!(kept.len(), 2);
         assert_eq!(kept["content-type"], "application/json");

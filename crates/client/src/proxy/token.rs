@@ -49,13 +49,14 @@ impl Token {
     /// [`TokenError`].
     pub fn read(path: &Path) -> Result<Self, TokenError> {
         let mut text = Zeroizing::new(String::with_capacity(LONGEST + 2));
-        let read = File::open(path).and_then(|file| {
-            file.take(LONGEST as u64 + 2).read_to_string(&mut text)
-        });
+        let read = File::open(path)
+            .and_then(|file| file.take(LONGEST as u64 + 2).read_to_string(&mut text));
         match read {
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-                return Err(TokenError::Malformed { path: path.to_owned() });
+                return Err(TokenError::Malformed {
+                    path: path.to_owned(),
+                });
             }
             Err(source) => {
                 return Err(TokenError::Unreadable {

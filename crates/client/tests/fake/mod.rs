@@ -1,0 +1,215 @@
+//! A server in the test's hands: genuine simulated evidence and a genuine
+//! channel, and every way to misbehave that a man in the middle has.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{RawQuery, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use occlude_attest::{
+    AttestationResponse, Attester, Binding, Nonce, PROTOCOL_VERSION, Policy, SecurityConfiguration,
+    ServiceStatement, TeeKind,
+};
+use occlude_channel::{
+    Gateway, KEY_PROBLEM_TYPE, Kem, Limits, OpenError, PADDING, RESPONSE_MEDIA_TYPE,
+};
+use occlude_keys::{OwnerKey, OwnerPublic};
+use url::Url;
+
+/// How the server treats what arrives.
+#[derive(Clone, Default)]
+pub(crate) enum Manner {
+    #[default]
+    Honest,
+    /// Answers every encapsulated request in the clear, with a 200.
+    InTheClear,
+    /// Flips one bit of every encapsulated answer.
+    Altering,
+    /// Says that it does not know any key.
+    Forgetful,
+    /// Answers every question for evidence with this.
+    Replaying(Vec<u8>),
+    /// Shows evidence over its own statement, with another statement.
+    Swapping(Box<ServiceStatement>),
+    /// Answers everything with this status and body.
+    Refusing(StatusCode, &'static str),
+    /// Sends every request elsewhere.
+    Redirecting(String),
+}
+
+pub(crate) struct Fake {
+    pub(crate) gateway: Mutex<Arc<Gateway>>,
+    pub(crate) manner: Mutex<Manner>,
+    pub(crate) owner: Mutex<OwnerPublic>,
+    pub(crate) configuration: SecurityConfiguration,
+    attester: Attester,
+    /// Every question for evidence.
+    pub(crate) asked: Mutex<usize>,
+    /// Every body that arrived at the channel.
+    pub(crate) received: Mutex<Vec<Bytes>>,
+    /// Every request that was opened.
+    pub(crate) opened: Mutex<Vec<Request<Bytes>>>,
+}
+
+pub(crate) fn gateway() -> Gateway {
+    Gateway::new(
+        Kem::XWing,
+        Limits {
+            key_overlap: Duration::ZERO,
+            ..Limits::default()
+        },
+    )
+    .unwrap()
+}
+
+impl Fake {
+    pub(crate) fn new() -> Self {
+        let configuration = SecurityConfiguration {
+            broker: Some("https://broker.example/".to_owned()),
+            kem: "x-wing".to_owned(),
+            padding: PADDING.to_owned(),
+            client_authentication: "none".to_owned(),
+            guard: "none".to_owned(),
+            maximum_request_bytes: 1 << 20,
+        };
+        Self {
+            gateway: Mutex::new(Arc::new(gateway())),
+            manner: Mutex::default(),
+            owner: Mutex::new(OwnerKey::generate().public()),
+            attester: Attester::open(TeeKind::Simulated, configuration.digest()).unwrap(),
+            configuration,
+            asked: Mutex::default(),
+            received: Mutex::default(),
+            opened: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn statement(&self) -> ServiceStatement {
+        ServiceStatement {
+            protocol: PROTOCOL_VERSION,
+            tee: TeeKind::Simulated,
+            channel_keys: self.gateway.lock().unwrap().key_configurations(),
+            owners: vec![*self.owner.lock().unwrap()],
+            models: Vec::new(),
+            configuration: self.configuration.clone(),
+        }
+    }
+
+    pub(crate) fn behave(&self, manner: Manner) {
+        *self.manner.lock().unwrap() = manner;
+    }
+
+    /// The policy that accepts exactly this server.
+    pub(crate) fn policy(&self) -> Policy {
+        let nonce = Nonce::generate();
+        let response =
+            AttestationResponse::collect(&self.attester, &nonce, &self.statement()).unwrap();
+        let at = occlude_attest::UnixTime::now();
+        Policy::pin(&response.verify(&nonce, at).unwrap())
+    }
+
+    /// Starts it on a port of its own; it ends with the test.
+    pub(crate) async fn start(self) -> (Arc<Self>, Url) {
+        let fake = Arc::new(self);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address: SocketAddr = listener.local_addr().unwrap();
+        let router = Router::new()
+            .route("/.well-known/occlude/attestation", get(attestation))
+            .route("/.well-known/occlude/channel", post(channel))
+            .layer(axum::extract::DefaultBodyLimit::disable())
+            .with_state(Arc::clone(&fake));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        (fake, format!("http://{address}/").parse().unwrap())
+    }
+}
+
+async fn attestation(State(fake): State<Arc<Fake>>, RawQuery(query): RawQuery) -> Response {
+    *fake.asked.lock().unwrap() += 1;
+    let nonce: Nonce = query
+        .as_deref()
+        .and_then(|query| query.strip_prefix("nonce="))
+        .unwrap()
+        .parse()
+        .unwrap();
+    let statement = fake.statement().encode();
+    let evidence = fake
+        .attester
+        .collect(&Binding::for_statement(&nonce, &statement))
+        .unwrap();
+    let manner = fake.manner.lock().unwrap().clone();
+    match manner {
+        Manner::Replaying(recorded) => recorded.into_response(),
+        Manner::Swapping(other) => AttestationResponse::new(other.encode(), evidence)
+            .encode()
+            .into_response(),
+        Manner::Refusing(status, body) => (status, body).into_response(),
+        Manner::Redirecting(to) => (StatusCode::FOUND, [("location", to)]).into_response(),
+        _ => AttestationResponse::new(statement, evidence)
+            .encode()
+            .into_response(),
+    }
+}
+
+async fn channel(State(fake): State<Arc<Fake>>, body: Bytes) -> Response {
+    fake.received.lock().unwrap().push(body.clone());
+    let manner = fake.manner.lock().unwrap().clone();
+    match &manner {
+        Manner::InTheClear => {
+            return axum::Json(serde_json::json!({"model_name": "digits", "outputs": []}))
+                .into_response();
+        }
+        Manner::Refusing(status, body) => return (*status, *body).into_response(),
+        Manner::Redirecting(to) => {
+            return (StatusCode::TEMPORARY_REDIRECT, [("location", to.clone())]).into_response();
+        }
+        _ => {}
+    }
+    let gateway = Arc::clone(&fake.gateway.lock().unwrap());
+    let opened = gateway.open(&body);
+    let forgets = matches!(manner, Manner::Forgetful);
+    let (request, responder) = match opened {
+        Ok(opened) if !forgets => opened,
+        Ok(_) | Err(OpenError::UnknownKey { .. } | OpenError::Inauthentic) => {
+            let problem = serde_json::json!({"type": KEY_PROBLEM_TYPE});
+            return (StatusCode::BAD_REQUEST, axum::Json(problem)).into_response();
+        }
+        Err(error) => return (StatusCode::CONFLICT, error.to_string()).into_response(),
+    };
+    let answer = inner(&request);
+    fake.opened.lock().unwrap().push(request);
+    let mut sealed = responder.seal(answer).unwrap();
+    if matches!(manner, Manner::Altering) {
+        *sealed.last_mut().unwrap() ^= 1;
+    }
+    ([("content-type", RESPONSE_MEDIA_TYPE)], sealed).into_response()
+}
+
+/// Tells what was asked for; a few paths have answers of their own.
+fn inner(request: &Request<Bytes>) -> http::Response<Bytes> {
+    let (status, body) = match request.uri().path() {
+        "/v2/models/absent" => (404, r#"{"error": "there is no model \"absent\""}"#.to_owned()),
+        "/v2/models/busy" => (503, r#"{"error": "every session is busy: try again"}"#.to_owned()),
+        "/v2/models/large" => (200, "x".repeat(2 << 20)),
+        "/v2" => (
+            200,
+            r#"{"name": "fake", "version": "1", "extensions": []}"#.to_owned(),
+        ),
+        path if path.ends_with("/infer") => (
+            200,
+            r#"{"model_name": "digits", "outputs": [{"name": "y", "shape": [2], "datatype": "FP32", "data": [0.5, 2]}]}"#.to_owned(),
+        ),
+        path => (200, format!("{} {path}", request.method())),
+    };
+    http::Response::builder()
+        .status(status)
+        .header("content-type", "application/json")
+        .header("server", "fake")
+        .body(Bytes::from(body))
+        .unwrap()
+}

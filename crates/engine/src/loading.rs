@@ -1,0 +1,230 @@
+//! From an opened container to sessions over borrowed weights.
+//!
+//! 1. The skeleton is rewritten (see [`crate::skeleton`]), so that every weight is
+//!    external, its values standing in a sparse file of zeros.
+//! 2. Each weight is opened from its chunks straight into one protected buffer.
+//! 3. A value over its place there is given to ONNX Runtime as that initializer:
+//!    it then neither reads the file nor copies the value. Prepacking is off, since
+//!    a prepacked weight is a second copy in memory that nobody wipes.
+//!
+//! No file ever holds anything of the model. The file of zeros has the size of the
+//! sealed container's plaintext, which is public.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use occlude_container::OpenContainer;
+use ort::session::Session;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+
+use crate::error::LoadError;
+use crate::library::Runtime;
+use crate::memory::ProtectedBuffer;
+use crate::model::LoadOptions;
+use crate::skeleton::{self, Rewritten, SealedTensor, Weight, ZEROS_FILE_NAME};
+use crate::value;
+
+/// Weights start at multiples of this: a cache line, and the widest vector.
+const WEIGHT_ALIGNMENT: usize = 64;
+
+/// Fusions that depend on operators and shapes only. Beyond this level ONNX
+/// Runtime changes data layouts, which needs constant weights to pay.
+const OPTIMIZATION: GraphOptimizationLevel = GraphOptimizationLevel::Level2;
+
+pub(crate) struct Loaded {
+    /// They borrow `weights` and must be dropped before it.
+    pub(crate) sessions: Vec<Session>,
+    pub(crate) weights: ProtectedBuffer,
+    /// Inputs and outputs of open rank.
+    pub(crate) unranked: HashSet<String>,
+}
+
+pub(crate) fn load(
+    runtime: &'static Runtime,
+    container: &OpenContainer,
+    options: &LoadOptions,
+) -> Result<Loaded, LoadError> {
+    let rewritten = rewrite_skeleton(container)?;
+    let places = places(&rewritten.weights)?;
+    let weights = open_weights(container, &rewritten.weights, &places, options)?;
+    let zeros = zeros_folder(container)?;
+    let sessions = start_sessions(
+        session_builder(runtime, zeros.path(), options),
+        &rewritten,
+        &places,
+        &weights,
+        options,
+    )?;
+    Ok(Loaded {
+        sessions,
+        weights,
+        unranked: rewritten.unranked,
+    })
+}
+
+fn rewrite_skeleton(container: &OpenContainer) -> Result<Rewritten, LoadError> {
+    let entries = container.tensors();
+    let tensors: HashMap<u64, SealedTensor> = entries
+        .iter()
+        .enumerate()
+        .map(|(index, entry)| {
+            let length = entry.length;
+            (entry.offset, SealedTensor { index, length })
+        })
+        .collect();
+    skeleton::rewrite(container.skeleton(), &tensors, &mut |index| {
+        let mut bytes = vec![0; addressable(entries[index].length)?];
+        container.read_tensor(index, &mut bytes)?;
+        Ok(bytes)
+    })
+}
+
+/// Where each weight starts in the buffer, and after the last one its size.
+fn places(weights: &[Weight]) -> Result<Vec<usize>, LoadError> {
+    let mut places = vec![0];
+    let mut end = 0_usize;
+    for weight in weights {
+        end = addressable(weight.sealed.length)?
+            .checked_next_multiple_of(WEIGHT_ALIGNMENT)
+            .and_then(|length| end.checked_add(length))
+            .ok_or_else(too_large)?;
+        places.push(end);
+    }
+    Ok(places)
+}
+
+fn addressable(length: u64) -> Result<usize, LoadError> {
+    usize::try_from(length).map_err(|_| too_large())
+}
+
+fn too_large() -> LoadError {
+    LoadError::Resources {
+        what: "the weights exceed the address space",
+        source: std::io::ErrorKind::OutOfMemory.into(),
+    }
+}
+
+fn open_weights(
+    container: &OpenContainer,
+    weights: &[Weight],
+    places: &[usize],
+    options: &LoadOptions,
+) -> Result<ProtectedBuffer, LoadError> {
+    let size = places.last().copied().unwrap_or(0);
+    let mut buffer = ProtectedBuffer::zeroed(size).map_err(|source| LoadError::Resources {
+        what: "no memory for the weights",
+        source,
+    })?;
+    let mut jobs = Vec::with_capacity(weights.len());
+    let mut rest = buffer.as_mut_slice();
+    for (weight, place) in weights.iter().zip(places.windows(2)) {
+        let (slot, after) = rest.split_at_mut(place[1] - place[0]);
+        jobs.push((
+            weight.sealed.index,
+            &mut slot[..addressable(weight.sealed.length)?],
+        ));
+        rest = after;
+    }
+
+    let jobs = Mutex::new(jobs.into_iter());
+    let work = || {
+        loop {
+            let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).next();
+            match job {
+                Some((index, slot)) => container.read_tensor(index, slot)?,
+                None => return Ok(()),
+            }
+        }
+    };
+    let outcomes: Vec<Result<(), LoadError>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (1..options.threads.get())
+            .map(|_| scope.spawn(work))
+            .collect();
+        let mut outcomes = vec![work()];
+        for thread in threads {
+            outcomes.push(
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            );
+        }
+        outcomes
+    });
+    outcomes.into_iter().collect::<Result<(), LoadError>>()?;
+    Ok(buffer)
+}
+
+/// A private folder with the file of zeros; it goes with the returned value.
+fn zeros_folder(container: &OpenContainer) -> Result<tempfile::TempDir, LoadError> {
+    let header = container.header();
+    let size = header
+        .chunk_count()
+        .saturating_mul(u64::from(header.chunk_size().bytes()));
+    let make = || {
+        let folder = tempfile::tempdir()?;
+        File::create(folder.path().join(ZEROS_FILE_NAME))?.set_len(size)?;
+        Ok(folder)
+    };
+    make().map_err(|source| LoadError::Resources {
+        what: "no temporary folder",
+        source,
+    })
+}
+
+fn session_builder(
+    runtime: &'static Runtime,
+    zeros: &Path,
+    options: &LoadOptions,
+) -> Result<SessionBuilder, ort::Error> {
+    Ok(Session::builder(runtime.environment())?
+        .with_optimization_level(OPTIMIZATION)?
+        .with_prepacking(false)?
+        .with_intra_threads(options.threads.get())?
+        // A spinning pool steals a core from the other sessions.
+        .with_intra_op_spinning(false)?
+        .with_log_level(ort::logging::LogLevel::Fatal)?
+        .with_config_entry(
+            "session.model_external_initializers_file_folder_path",
+            zeros.to_string_lossy(),
+        )?)
+}
+
+fn start_sessions(
+    builder: Result<SessionBuilder, ort::Error>,
+    rewritten: &Rewritten,
+    places: &[usize],
+    buffer: &ProtectedBuffer,
+    options: &LoadOptions,
+) -> Result<Vec<Session>, LoadError> {
+    let refused = |error: ort::Error| LoadError::Rejected(error.into());
+    let mut builder = builder.map_err(refused)?;
+    for (weight, &place) in rewritten.weights.iter().zip(places) {
+        let element = value::weight_element_type(weight.data_type).ok_or({
+            LoadError::WeightType {
+                data_type: weight.data_type,
+            }
+        })?;
+        let bytes = &buffer.as_slice()[place..][..addressable(weight.sealed.length)?];
+        // SAFETY: the bytes are as many as type and extents take (`skeleton::rewrite`
+        // compared them) and aligned to a cache line. The buffer outlives value and
+        // sessions: both are dropped before it (see `Loaded`), and nothing writes to it
+        // any more.
+        let value =
+            unsafe { value::value_over(bytes.as_ptr(), bytes.len(), &weight.dims, element) };
+        builder = builder
+            .with_initializer(&weight.name, Arc::new(value.map_err(refused)?))
+            .map_err(|error| refused(error.into()))?;
+    }
+    (0..options.sessions.get())
+        .map(|_| {
+            builder
+                .commit_from_memory(&rewritten.model)
+                .map_err(refused)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,312 @@
+//! A loaded model: weights in memory of its own, sessions of ONNX Runtime that
+//! borrow them, and requests checked against its inputs.
+//!
+//! Requests are hostile: every name, type and shape is compared before ONNX
+//! Runtime sees a tensor. What the values are is the model's business.
+
+use std::collections::HashSet;
+use std::num::NonZeroUsize;
+
+use occlude_container::OpenContainer;
+use occlude_inference_protocol::{Tensor, TensorMetadata};
+use ort::session::{NoSelectedOutputs, OutputSelector, RunOptions, Session, SessionInputValue};
+use ort::value::{Outlet, ValueType};
+
+use crate::error::{LoadError, RunError};
+use crate::library::Runtime;
+use crate::loading;
+use crate::memory::ProtectedBuffer;
+use crate::pool::Pool;
+use crate::value;
+
+/// How a model is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Threads of one session: how many cores one request may use.
+    pub threads: NonZeroUsize,
+    /// Sessions: how many requests run at once, all over the same weights. Each
+    /// has memory of its own for intermediate results.
+    pub sessions: NonZeroUsize,
+}
+
+impl Default for LoadOptions {
+    /// Every core for one request at a time.
+    fn default() -> Self {
+        Self {
+            threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            sessions: NonZeroUsize::MIN,
+        }
+    }
+}
+
+/// A model that is ready to run.
+pub struct Model {
+    // Declared before the weights, so dropped before them: sessions borrow them.
+    sessions: Pool<Session>,
+    weights: ProtectedBuffer,
+    inputs: Vec<Interface>,
+    outputs: Vec<TensorMetadata>,
+    input_metadata: Vec<TensorMetadata>,
+}
+
+/// One input, and whether any rank will do.
+struct Interface {
+    metadata: TensorMetadata,
+    any_rank: bool,
+}
+
+impl Model {
+    /// Opens every weight of `container` into protected memory and starts sessions
+    /// over them. The skeleton is wiped afterwards; of the weights no second copy is
+    /// made.
+    ///
+    /// # Errors
+    /// [`LoadError`]; nothing stays in memory then.
+    pub fn load(
+        runtime: &'static Runtime,
+        container: &OpenContainer,
+        options: &LoadOptions,
+    ) -> Result<Self, LoadError> {
+        let loaded = loading::load(runtime, container, options)?;
+        Self::over(loaded)
+    }
+
+    fn over(loaded: loading::Loaded) -> Result<Self, LoadError> {
+        let loading::Loaded {
+            sessions,
+            weights,
+            unranked,
+        } = loaded;
+        let (inputs, outputs) = match sessions.first() {
+            Some(session) => (
+                interfaces("input", session.inputs(), &unranked)?,
+                interfaces("output", session.outputs(), &unranked)?,
+            ),
+            None => (Vec::new(), Vec::new()),
+        };
+        Ok(Self {
+            sessions: Pool::new(sessions),
+            weights,
+            input_metadata: inputs.iter().map(|input| input.metadata.clone()).collect(),
+            inputs,
+            outputs: outputs.into_iter().map(|output| output.metadata).collect(),
+        })
+    }
+
+    /// The inputs, in the model's order; -1 for an extent that may be any. Inputs
+    /// with a default value are constants here and not listed.
+    #[must_use]
+    pub fn inputs(&self) -> &[TensorMetadata] {
+        &self.input_metadata
+    }
+
+    /// The outputs, in the model's order; -1 for an extent that may be any.
+    #[must_use]
+    pub fn outputs(&self) -> &[TensorMetadata] {
+        &self.outputs
+    }
+
+    /// Bytes of weights held in protected memory.
+    #[must_use]
+    pub fn resident_bytes(&self) -> usize {
+        self.weights.len()
+    }
+
+    /// Whether the kernel keeps the weights out of swap.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.weights.is_locked()
+    }
+
+    /// Runs the model on `inputs`, which come in any order, and returns the outputs
+    /// named in `requested`, in that order; all of them if it is empty.
+    ///
+    /// Blocks while every session is busy.
+    ///
+    /// # Errors
+    /// [`RunError`]; the model can be used again.
+    pub fn run(&self, inputs: Vec<Tensor>, requested: &[String]) -> Result<Vec<Tensor>, RunError> {
+        let dims = self.check_inputs(&inputs)?;
+        let wanted = self.wanted_outputs(requested)?;
+        let failed = |error: ort::Error| RunError::Failed(error.into());
+
+        let mut borrowed = Vec::with_capacity(inputs.len());
+        for (tensor, dims) in inputs.iter().zip(&dims) {
+            borrowed.push((tensor.name(), value::borrow(tensor, dims).map_err(failed)?));
+        }
+        let feeds: Vec<(&str, SessionInputValue<'_>)> = borrowed
+            .iter()
+            .map(|(name, borrowed)| (*name, borrowed.value().into()))
+            .collect();
+        let selector = wanted
+            .iter()
+            .fold(OutputSelector::no_default(), |selector, name| {
+                selector.with(*name)
+            });
+        let run_options = RunOptions::<NoSelectedOutputs>::new()
+            .map_err(failed)?
+            .with_outputs(selector);
+
+        let mut session = self.sessions.take();
+        let mut outputs = session
+            .run_with_options(feeds, &run_options)
+            .map_err(failed)?;
+        let mut answers = Vec::with_capacity(wanted.len());
+        for name in &wanted {
+            answers.push(match outputs.get_mut(name) {
+                Some(output) => value::copy_out(name, output),
+                None => Err(failed(ort::Error::new("an output is missing"))),
+            });
+        }
+        // After all are copied: two outputs may share their memory.
+        let ours: Vec<&[u8]> = inputs
+            .iter()
+            .map(Tensor::data)
+            .chain([self.weights.as_slice()])
+            .collect();
+        for name in &wanted {
+            if let Some(output) = outputs.get_mut(name) {
+                value::wipe(output, &ours);
+            }
+        }
+        answers.into_iter().collect()
+    }
+
+    /// Compares a request with the model's inputs; returns each tensor's extents in
+    /// the form that ONNX Runtime takes.
+    fn check_inputs(&self, tensors: &[Tensor]) -> Result<Vec<Vec<i64>>, RunError> {
+        let mut seen = HashSet::new();
+        let mut dims = Vec::with_capacity(tensors.len());
+        for tensor in tensors {
+            let input = self
+                .inputs
+                .iter()
+                .find(|input| input.metadata.name == tensor.name())
+                .ok_or_else(|| RunError::UnknownInput {
+                    name: tensor.name().to_owned(),
+                    expected: names(&self.input_metadata),
+                })?;
+            if !seen.insert(tensor.name()) {
+                return Err(RunError::DuplicateInput {
+                    name: tensor.name().to_owned(),
+                });
+            }
+            dims.push(input.check(tensor)?);
+        }
+        match self
+            .input_metadata
+            .iter()
+            .find(|input| !seen.contains(input.name.as_str()))
+        {
+            None => Ok(dims),
+            Some(missing) => Err(RunError::MissingInput {
+                name: missing.name.clone(),
+                datatype: missing.datatype,
+                shape: missing.shape.clone(),
+            }),
+        }
+    }
+
+    fn wanted_outputs<'a>(&'a self, requested: &'a [String]) -> Result<Vec<&'a str>, RunError> {
+        if requested.is_empty() {
+            return Ok(self
+                .outputs
+                .iter()
+                .map(|output| output.name.as_str())
+                .collect());
+        }
+        let mut seen = HashSet::new();
+        for name in requested {
+            if !self.outputs.iter().any(|output| output.name == *name) {
+                return Err(RunError::UnknownOutput {
+                    name: name.clone(),
+                    expected: names(&self.outputs),
+                });
+            }
+            if !seen.insert(name.as_str()) {
+                return Err(RunError::DuplicateOutput { name: name.clone() });
+            }
+        }
+        Ok(requested.iter().map(String::as_str).collect())
+    }
+}
+
+impl std::fmt::Debug for Model {
+    /// Without names and shapes, which are the owner's.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model")
+            .field("weights", &self.weights)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Interface {
+    fn check(&self, tensor: &Tensor) -> Result<Vec<i64>, RunError> {
+        let expected = &self.metadata;
+        if tensor.datatype() != expected.datatype {
+            return Err(RunError::WrongDatatype {
+                name: expected.name.clone(),
+                expected: expected.datatype,
+                found: tensor.datatype(),
+            });
+        }
+        let fits = self.any_rank || expected.shape.len() == tensor.shape().len();
+        let dims: Option<Vec<i64>> = tensor
+            .shape()
+            .iter()
+            .enumerate()
+            .map(|(axis, &found)| {
+                let found = i64::try_from(found).ok()?;
+                let fixed = expected.shape.get(axis).filter(|&&extent| extent >= 0);
+                fixed.is_none_or(|&extent| extent == found).then_some(found)
+            })
+            .collect();
+        dims.filter(|_| fits).ok_or_else(|| RunError::WrongShape {
+            name: expected.name.clone(),
+            expected: expected.shape.clone(),
+            found: tensor.shape().to_vec(),
+        })
+    }
+}
+
+fn interfaces(
+    role: &'static str,
+    outlets: &[Outlet],
+    unranked: &HashSet<String>,
+) -> Result<Vec<Interface>, LoadError> {
+    outlets
+        .iter()
+        .enumerate()
+        .map(|(index, outlet)| {
+            let unservable = || LoadError::Interface {
+                role,
+                position: index + 1,
+                found: kind(outlet.dtype()),
+            };
+            let ValueType::Tensor { ty, shape, .. } = outlet.dtype() else {
+                return Err(unservable());
+            };
+            Ok(Interface {
+                metadata: TensorMetadata {
+                    name: outlet.name().to_owned(),
+                    datatype: value::protocol_type(*ty).ok_or_else(unservable)?,
+                    shape: shape.to_vec(),
+                },
+                any_rank: unranked.contains(outlet.name()),
+            })
+        })
+        .collect()
+}
+
+fn kind(value: &ValueType) -> String {
+    match value {
+        ValueType::Tensor { ty, .. } => format!("a tensor of {ty}"),
+        ValueType::Sequence(_) => "a sequence".to_owned(),
+        ValueType::Map { .. } => "a map".to_owned(),
+        ValueType::Optional(_) => "an optional value".to_owned(),
+    }
+}
+
+fn names(tensors: &[TensorMetadata]) -> Vec<String> {
+    tensors.iter().map(|tensor| tensor.name.clone()).collect()
+}

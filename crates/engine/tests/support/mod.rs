@@ -1,0 +1,213 @@
+//! Models built from the ONNX messages, sealed and opened for a test, and ONNX
+//! Runtime's own run of the plain model as the reference.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use occlude_container::{ChunkSize, Container, OpenContainer, SealOptions, model_key, seal_file};
+use occlude_engine::{LIBRARY_FILE_NAME, LibrarySearch, LoadError, LoadOptions, Model, Runtime};
+use occlude_keys::{ModelId, OwnerKey};
+use occlude_onnx::DataType;
+use occlude_onnx::messages::{
+    AttributeProto, AttributeType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
+    TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto, type_proto,
+};
+use prost::Message;
+
+/// The library that the build placed in `target/onnxruntime`.
+pub(crate) fn library_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .map(|folder| folder.join("target/onnxruntime").join(LIBRARY_FILE_NAME))
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| {
+            panic!("no target/onnxruntime/{LIBRARY_FILE_NAME}: run `make onnxruntime`")
+        })
+}
+
+pub(crate) fn runtime() -> &'static Runtime {
+    Runtime::load(&LibrarySearch::only(library_path())).unwrap()
+}
+
+pub(crate) fn one_thread() -> LoadOptions {
+    LoadOptions {
+        threads: NonZeroUsize::MIN,
+        sessions: NonZeroUsize::MIN,
+    }
+}
+
+/// Seals `model` and opens the result.
+pub(crate) fn opened(model: &ModelProto) -> OpenContainer {
+    let folder = tempfile::tempdir().unwrap();
+    let (plain, sealed) = (
+        folder.path().join("model.onnx"),
+        folder.path().join("model.occ"),
+    );
+    std::fs::write(&plain, model.encode_to_vec()).unwrap();
+    let key = OwnerKey::generate();
+    let options = SealOptions {
+        id: ModelId::random(),
+        version: 1,
+        chunk_size: ChunkSize::SMALLEST,
+    };
+    seal_file(&plain, &sealed, &key, &options, &mut |_| ()).unwrap();
+    let container = Container::read(&sealed).unwrap();
+    let signed = container.verify_owner(&key.public()).unwrap();
+    let model_key = model_key(&key, signed.header());
+    signed.open(&model_key).unwrap()
+}
+
+pub(crate) fn load(model: &ModelProto) -> Result<Model, LoadError> {
+    Model::load(runtime(), &opened(model), &one_thread())
+}
+
+/// What ONNX Runtime computes from the plain model, in its default configuration;
+/// every output as its FP32 elements.
+pub(crate) fn plain_run(model: &ModelProto, inputs: &[(&str, &[i64], &[f32])]) -> Vec<Vec<f32>> {
+    let mut session = ort::session::Session::builder(runtime().environment())
+        .unwrap()
+        .commit_from_memory(&model.encode_to_vec())
+        .unwrap();
+    let feeds: Vec<(&str, ort::value::DynValue)> = inputs
+        .iter()
+        .map(|(name, dims, values)| {
+            let tensor = ort::value::Tensor::from_array((dims.to_vec(), values.to_vec()));
+            (*name, tensor.unwrap().into_dyn())
+        })
+        .collect();
+    let outputs = session.run(feeds).unwrap();
+    outputs
+        .values()
+        .map(|value| value.try_extract_tensor::<f32>().unwrap().1.to_vec())
+        .collect()
+}
+
+pub(crate) fn model(graph: GraphProto) -> ModelProto {
+    ModelProto {
+        ir_version: 8,
+        opset_import: vec![OperatorSetIdProto {
+            domain: String::new(),
+            version: 17,
+        }],
+        graph: Some(graph),
+        ..ModelProto::default()
+    }
+}
+
+pub(crate) fn graph(
+    node: Vec<NodeProto>,
+    input: Vec<ValueInfoProto>,
+    output: Vec<ValueInfoProto>,
+    initializer: Vec<TensorProto>,
+) -> GraphProto {
+    GraphProto {
+        name: "graph".to_owned(),
+        node,
+        input,
+        output,
+        initializer,
+        ..GraphProto::default()
+    }
+}
+
+pub(crate) fn node(operator: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
+    NodeProto {
+        op_type: operator.to_owned(),
+        input: inputs.iter().map(|&name| name.to_owned()).collect(),
+        output: outputs.iter().map(|&name| name.to_owned()).collect(),
+        ..NodeProto::default()
+    }
+}
+
+pub(crate) fn with(mut node: NodeProto, attribute: AttributeProto) -> NodeProto {
+    node.attribute.push(attribute);
+    node
+}
+
+pub(crate) fn subgraph(name: &str, graph: GraphProto) -> AttributeProto {
+    AttributeProto {
+        name: name.to_owned(),
+        r#type: AttributeType::Graph as i32,
+        g: Some(Box::new(graph)),
+        ..AttributeProto::default()
+    }
+}
+
+pub(crate) fn tensor_attribute(name: &str, tensor: TensorProto) -> AttributeProto {
+    AttributeProto {
+        name: name.to_owned(),
+        r#type: AttributeType::Tensor as i32,
+        t: Some(Box::new(tensor)),
+        ..AttributeProto::default()
+    }
+}
+
+pub(crate) fn integers_attribute(name: &str, values: &[i64]) -> AttributeProto {
+    AttributeProto {
+        name: name.to_owned(),
+        r#type: AttributeType::Ints as i32,
+        ints: values.to_vec(),
+        ..AttributeProto::default()
+    }
+}
+
+/// A tensor of raw bytes.
+pub(crate) fn tensor(name: &str, data_type: DataType, dims: &[i64], bytes: Vec<u8>) -> TensorProto {
+    TensorProto {
+        name: name.to_owned(),
+        data_type: data_type.number(),
+        dims: dims.to_vec(),
+        raw_data: Some(bytes),
+        ..TensorProto::default()
+    }
+}
+
+pub(crate) fn floats(name: &str, dims: &[i64], values: &[f32]) -> TensorProto {
+    tensor(name, DataType::Float, dims, little_endian(values))
+}
+
+pub(crate) fn little_endian(values: &[f32]) -> Vec<u8> {
+    values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
+}
+
+/// Numbers that look random and never repeat.
+pub(crate) fn pattern(length: usize) -> Vec<f32> {
+    (0..length)
+        .map(|index| ((index as f32) * 12.9898).sin() * 0.5)
+        .collect()
+}
+
+/// A value of fixed extents, or free ones where they are negative.
+pub(crate) fn value(name: &str, data_type: DataType, dims: &[i64]) -> ValueInfoProto {
+    let dim = dims
+        .iter()
+        .map(|&extent| tensor_shape_proto::Dimension {
+            value: (extent >= 0).then_some(tensor_shape_proto::dimension::Value::DimValue(extent)),
+            ..Default::default()
+        })
+        .collect();
+    typed(name, data_type, Some(TensorShapeProto { dim }))
+}
+
+pub(crate) fn value_of_any_rank(name: &str, data_type: DataType) -> ValueInfoProto {
+    typed(name, data_type, None)
+}
+
+fn typed(name: &str, data_type: DataType, shape: Option<TensorShapeProto>) -> ValueInfoProto {
+    ValueInfoProto {
+        name: name.to_owned(),
+        r#type: Some(TypeProto {
+            value: Some(type_proto::Value::TensorType(type_proto::Tensor {
+                elem_type: data_type.number(),
+                shape,
+            })),
+            ..TypeProto::default()
+        }),
+        ..ValueInfoProto::default()
+    }
+}

@@ -1,0 +1,139 @@
+//! Why a server does not start.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use occlude_attest::CollectError;
+use occlude_channel::KeyGenerationError;
+use occlude_container::{ContainerError, OpenError};
+use occlude_engine::{LoadError, LoadLibraryError};
+use occlude_keys::{ModelId, ModelVersion};
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The address cannot be listened on: in use, not this machine's, not allowed.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// There is no such TEE here.
+    #[error(transparent)]
+    Tee(#[from] CollectError),
+    /// A file is not a sealed model, or its owner's signature does not hold.
+    #[error("{}: {source}", path.display())]
+    Container {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ContainerError,
+    },
+    /// Two files are one version of one model.
+    #[error("two files are version {version} of model {id}")]
+    Duplicate {
+        /// The model.
+        id: ModelId,
+        /// The version.
+        version: ModelVersion,
+    },
+    /// The broker's address or certificates cannot be used.
+    #[error("the broker {broker} cannot be used: {reason}")]
+    Broker {
+        /// The broker.
+        broker: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The broker refused the key: this server does not satisfy the owner's
+    /// policy, or the version was withdrawn.
+    #[error("the broker {broker} refuses the key of model {id} version {version}: {reason}")]
+    KeyRefused {
+        /// The broker.
+        broker: String,
+        /// The model.
+        id: ModelId,
+        /// The version.
+        version: ModelVersion,
+        /// What the broker said.
+        reason: String,
+    },
+    /// The broker gave no answer, or none that makes sense.
+    #[error(
+        "the key of model {id} version {version} is not to be had from the broker {broker}: {reason}"
+    )]
+    KeyUnavailable {
+        /// The broker.
+        broker: String,
+        /// The model.
+        id: ModelId,
+        /// The version.
+        version: ModelVersion,
+        /// What happened.
+        reason: String,
+    },
+    /// The key does not open the file, or a part of the file is not authentic.
+    #[error("{}: {source}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: OpenError,
+    },
+    /// The file was replaced by another version while the server ran.
+    #[error("{} is no longer the version that this server states", path.display())]
+    Replaced {
+        /// The file.
+        path: PathBuf,
+    },
+    /// ONNX Runtime's library cannot be loaded.
+    #[error(transparent)]
+    Library(#[from] LoadLibraryError),
+    /// ONNX Runtime cannot run the model.
+    #[error("{}: {source}", path.display())]
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// What it said.
+        source: LoadError,
+    },
+    /// The channel's keys could not be made.
+    #[error(transparent)]
+    Channel(#[from] KeyGenerationError),
+    /// So many models that no client would read the statement.
+    #[error(
+        "the service statement has {bytes} bytes, at most {limit} are read: serve fewer models"
+    )]
+    StatementTooLong {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+}
+
+/// The three ways to fail that callers tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartErrorKind {
+    /// A policy or a verification said no; trying again will not help.
+    Refused,
+    /// Something was not reachable; trying again may help.
+    Unavailable,
+    /// Anything else.
+    Failed,
+}
+
+impl StartError {
+    /// Which way this failed.
+    #[must_use]
+    pub fn kind(&self) -> StartErrorKind {
+        match self {
+            Self::KeyRefused { .. } => StartErrorKind::Refused,
+            Self::KeyUnavailable { .. } => StartErrorKind::Unavailable,
+            _ => StartErrorKind::Failed,
+        }
+    }
+}

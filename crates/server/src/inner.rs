@@ -1,0 +1,317 @@
+//! What a client reaches through the channel: the Open Inference Protocol v2.
+//!
+//! Whoever is here may be any stranger (the channel hides them, it does not know
+//! them), so bodies are hostile; their size is limited before they get here.
+//! Answers say nothing about the model but its metadata: what ONNX Runtime says
+//! when it fails names layers, and stays inside.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use http_body_util::BodyExt;
+use occlude_engine::Model;
+use occlude_inference_protocol::{
+    BINARY_TENSOR_EXTENSION, INFERENCE_HEADER_CONTENT_LENGTH, InferRequest, InferResponse,
+    ModelMetadata, ModelReady, ServerLive, ServerMetadata, ServerReady,
+};
+
+use crate::admission::Reservation;
+use crate::answer;
+use crate::loading::blocking;
+use crate::models::{Models, ServedModel, Unready};
+
+/// What the metadata calls the format, as Triton does.
+const PLATFORM: &str = "onnxruntime_onnx";
+
+/// What the inner routes need.
+pub(crate) struct Inner {
+    pub(crate) models: Arc<Models>,
+    /// How long a request waits for a free session.
+    pub(crate) queue_time: Duration,
+}
+
+/// All that is reached through the channel.
+pub(crate) fn router(inner: Arc<Inner>) -> Router {
+    Router::new()
+        .route("/v2", get(server_metadata))
+        .route("/v2/health/live", get(live))
+        .route("/v2/health/ready", get(ready))
+        .route("/v2/models/{model}", get(model_metadata))
+        .route("/v2/models/{model}/ready", get(model_ready))
+        .route("/v2/models/{model}/infer", post(infer))
+        .route("/v2/models/{model}/versions/{version}", get(model_metadata))
+        .route(
+            "/v2/models/{model}/versions/{version}/ready",
+            get(model_ready),
+        )
+        .route("/v2/models/{model}/versions/{version}/infer", post(infer))
+        .fallback(async || answer::error(StatusCode::NOT_FOUND, "there is nothing here"))
+        .method_not_allowed_fallback(async || {
+            answer::error(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this method is not for this path",
+            )
+        })
+        .with_state(inner)
+}
+
+/// The model that a path names.
+#[derive(serde::Deserialize)]
+struct Named {
+    model: String,
+    version: Option<String>,
+}
+
+async fn server_metadata() -> Response {
+    answer::json(
+        StatusCode::OK,
+        &ServerMetadata {
+            name: "occlude".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            extensions: vec![BINARY_TENSOR_EXTENSION.to_owned()],
+        },
+    )
+}
+
+async fn live() -> Response {
+    answer::json(StatusCode::OK, &ServerLive { live: true })
+}
+
+async fn ready(State(inner): State<Arc<Inner>>) -> Response {
+    let ready = inner.models.all_ready();
+    answer::json(ready_status(ready), &ServerReady { ready })
+}
+
+async fn model_ready(
+    State(inner): State<Arc<Inner>>,
+    Path(named): Path<Named>,
+) -> Result<Response, InferError> {
+    let ready = inner.find(&named)?.model().is_ok();
+    let body = ModelReady {
+        name: named.model,
+        ready,
+    };
+    Ok(answer::json(ready_status(ready), &body))
+}
+
+async fn model_metadata(
+    State(inner): State<Arc<Inner>>,
+    Path(named): Path<Named>,
+) -> Result<Response, InferError> {
+    let model = inner.ready(&named)?.1;
+    let versions = inner.models.versions(&named.model);
+    Ok(answer::json(
+        StatusCode::OK,
+        &ModelMetadata {
+            name: named.model,
+            versions: Some(
+                versions
+                    .iter()
+                    .map(|served| served.version.to_string())
+                    .collect(),
+            ),
+            platform: PLATFORM.to_owned(),
+            inputs: model.inputs().to_vec(),
+            outputs: model.outputs().to_vec(),
+        },
+    ))
+}
+
+async fn infer(
+    State(inner): State<Arc<Inner>>,
+    Path(named): Path<Named>,
+    request: Request,
+) -> Result<Response, InferError> {
+    let (served, model) = inner.ready(&named)?;
+    let (parts, body) = request.into_parts();
+    let header_length = header_length(&parts.headers)?;
+    let reservation = parts.extensions.get::<Arc<Reservation>>().cloned();
+    let body = body
+        .collect()
+        .await
+        .map_err(|_| InferError::bad_request("the body ended early"))?
+        .to_bytes();
+
+    let session = Arc::clone(&served.sessions).acquire_owned();
+    let session = match tokio::time::timeout(inner.queue_time, session).await {
+        Ok(Ok(session)) => session,
+        Ok(Err(_)) | Err(_) => return Err(InferError::overloaded()),
+    };
+    // What the work holds moves along with it: the client may go away meanwhile.
+    let (result, _session, _reservation) = blocking(move || {
+        let result = run(&served, &model, &body, header_length);
+        (result, session, reservation)
+    })
+    .await;
+    result
+}
+
+/// Decodes, runs and encodes one inference.
+fn run(
+    served: &ServedModel,
+    model: &Model,
+    body: &[u8],
+    header_length: Option<usize>,
+) -> Result<Response, InferError> {
+    let mut request = InferRequest::decode(body, header_length)
+        .map_err(|error| InferError::bad_request(error.to_string()))?;
+    let requested: Vec<String> = request
+        .outputs
+        .iter()
+        .map(|output| output.name.clone())
+        .collect();
+    let outputs = model
+        .run(std::mem::take(&mut request.inputs), &requested)
+        .map_err(|error| InferError::bad_request(error.to_string()))?;
+    let response = InferResponse {
+        model_name: served.id.to_string(),
+        model_version: Some(served.version.to_string()),
+        id: request.id.clone(),
+        outputs,
+        ..InferResponse::default()
+    };
+    let encoded = response
+        .encode(|output| request.wants_binary(output))
+        .map_err(|error| InferError::bad_request(error.to_string()))?;
+
+    let content_type = encoded.content_type();
+    let mut answer = encoded.body.into_response();
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    if let Some(length) = encoded.inference_header_content_length {
+        headers.insert(INFERENCE_HEADER_CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    Ok(answer)
+}
+
+impl Inner {
+    /// The version that a path names, or the highest that answers.
+    fn find(&self, named: &Named) -> Result<Arc<ServedModel>, InferError> {
+        let versions = self.models.versions(&named.model);
+        if versions.is_empty() {
+            return Err(InferError::not_found(format!(
+                "there is no model {:?}",
+                shorten(&named.model)
+            )));
+        }
+        let found = match &named.version {
+            Some(version) => versions
+                .iter()
+                .find(|served| served.version.to_string() == *version),
+            None => versions
+                .iter()
+                .find(|served| served.model().is_ok())
+                .or(versions.first()),
+        };
+        found.map(|served| Arc::clone(served)).ok_or_else(|| {
+            let known: Vec<String> = versions
+                .iter()
+                .map(|served| served.version.to_string())
+                .collect();
+            InferError::not_found(format!(
+                "model {:?} has no version {:?}, it has {}",
+                shorten(&named.model),
+                shorten(named.version.as_deref().unwrap_or_default()),
+                known.join(", ")
+            ))
+        })
+    }
+
+    fn ready(&self, named: &Named) -> Result<(Arc<ServedModel>, Arc<Model>), InferError> {
+        let served = self.find(named)?;
+        let (id, version) = (&served.id, served.version);
+        match served.model() {
+            Ok(model) => Ok((served, model)),
+            Err(Unready::Withdrawn) => Err(InferError::not_found(format!(
+                "model \"{id}\" version {version} is withdrawn"
+            ))),
+            Err(Unready::Lapsed) => Err(InferError {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                message: format!(
+                    "model \"{id}\" version {version} is unloaded until its broker answers again"
+                ),
+            }),
+        }
+    }
+}
+
+/// An inner error: a status and the protocol's error body.
+#[derive(Debug)]
+struct InferError {
+    status: StatusCode,
+    message: String,
+}
+
+impl InferError {
+    fn bad_request(message: impl Into<String>) -> Self {
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            message: message.into(),
+        }
+    }
+
+    fn not_found(message: String) -> Self {
+        Self {
+            status: StatusCode::NOT_FOUND,
+            message,
+        }
+    }
+
+    fn overloaded() -> Self {
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            message: "every session is busy: try again".to_owned(),
+        }
+    }
+}
+
+impl IntoResponse for InferError {
+    fn into_response(self) -> Response {
+        answer::error(self.status, self.message)
+    }
+}
+
+/// The length of the JSON part where binary tensors follow.
+fn header_length(headers: &HeaderMap) -> Result<Option<usize>, InferError> {
+    if let Some(encoding) = headers.get(CONTENT_ENCODING)
+        && encoding.as_bytes() != b"identity"
+    {
+        return Err(InferError {
+            status: StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            message: "compressed bodies are not taken: their size tells about their contents"
+                .to_owned(),
+        });
+    }
+    let mut lengths = headers.get_all(INFERENCE_HEADER_CONTENT_LENGTH).iter();
+    let malformed =
+        || InferError::bad_request("expected one whole number in Inference-Header-Content-Length");
+    match (lengths.next(), lengths.next()) {
+        (None, _) => Ok(None),
+        (Some(length), None) => length
+            .to_str()
+            .ok()
+            .and_then(|length| length.parse().ok())
+            .map(Some)
+            .ok_or_else(malformed),
+        (Some(_), Some(_)) => Err(malformed()),
+    }
+}
+
+fn ready_status(ready: bool) -> StatusCode {
+    if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    }
+}
+
+/// What a stranger sent, cut for an error message.
+fn shorten(text: &str) -> String {
+    text.chars().take(80).collect()
+}

@@ -1,0 +1,163 @@
+//! From a sealed file to a loaded model: signature, key, weights, session.
+//!
+//! The operator supplies the file and can replace it at any time, and may run
+//! the broker's network; the owner's signature and the key's commitment decide.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use occlude_attest::Attester;
+use occlude_broker::{BrokerClient, FetchError};
+use occlude_container::{Container, OpenContainer, SignedContainer};
+use occlude_engine::{LoadOptions, Model, Runtime};
+use occlude_keys::{HeaderDigest, ModelKey, OwnerPublic};
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use crate::error::StartError;
+
+/// A broker that takes longer to release a key is taken as unavailable.
+const LONGEST_FETCH: Duration = Duration::from_secs(30);
+
+/// What loading needs, at the start and again after a lease has lapsed.
+pub(crate) struct Loader {
+    pub(crate) attester: Arc<Attester>,
+    pub(crate) broker: BrokerClient,
+    pub(crate) runtime: &'static Runtime,
+    pub(crate) options: LoadOptions,
+}
+
+/// Why the broker gave no key.
+#[derive(Debug)]
+pub(crate) enum FetchKeyError {
+    /// It said no.
+    Refused { reason: String },
+    /// It said nothing, or nothing that makes sense.
+    Unavailable { reason: String },
+}
+
+/// What is kept of a model's key, to know it again when the lease is renewed.
+///
+/// Whoever stands between can seal 32 bytes of their own to this server's key, and
+/// so prolong the lease on a withdrawn model; but they do not have the model's key.
+pub(crate) struct KeyDigest(Zeroizing<[u8; 32]>);
+
+impl KeyDigest {
+    pub(crate) fn of(key: &ModelKey) -> Self {
+        Self(Zeroizing::new(Sha256::digest(key.expose()).into()))
+    }
+
+    /// Compares digests, so that time tells nothing about the key.
+    pub(crate) fn matches(&self, key: &ModelKey) -> bool {
+        *self.0 == *Self::of(key).0
+    }
+}
+
+/// Reads a sealed file and checks the signature of the owner whom it names; that
+/// owner then stands in the service statement, for clients to judge.
+pub(crate) fn read(path: &Path) -> Result<SignedContainer, StartError> {
+    let refused = |source| StartError::Container {
+        path: path.to_owned(),
+        source,
+    };
+    let container = Container::read(path).map_err(refused)?;
+    let owner = *container.header().owner();
+    container.verify_owner(&owner).map_err(refused)
+}
+
+impl Loader {
+    /// Asks the broker for the key of one sealed version, with fresh evidence.
+    pub(crate) async fn fetch_key(
+        &self,
+        owner: &OwnerPublic,
+        digest: &HeaderDigest,
+    ) -> Result<ModelKey, FetchKeyError> {
+        let owner = owner.fingerprint();
+        let asked = self.broker.fetch_model_key(&self.attester, &owner, digest);
+        match tokio::time::timeout(LONGEST_FETCH, asked).await {
+            Ok(Ok(key)) => Ok(key),
+            Ok(Err(error @ FetchError::Refused { .. })) => Err(FetchKeyError::Refused {
+                reason: error.to_string(),
+            }),
+            Ok(Err(error)) => Err(FetchKeyError::Unavailable {
+                reason: error.to_string(),
+            }),
+            Err(_) => Err(FetchKeyError::Unavailable {
+                reason: format!("no answer within {} s", LONGEST_FETCH.as_secs()),
+            }),
+        }
+    }
+
+    /// Asks for the key again, and takes no other for it.
+    pub(crate) async fn renew_key(
+        &self,
+        owner: &OwnerPublic,
+        digest: &HeaderDigest,
+        known: &KeyDigest,
+    ) -> Result<ModelKey, FetchKeyError> {
+        let key = self.fetch_key(owner, digest).await?;
+        if known.matches(&key) {
+            return Ok(key);
+        }
+        Err(FetchKeyError::Unavailable {
+            reason: "the key that came is not the model's".to_owned(),
+        })
+    }
+
+    /// Opens a container and loads the model, on a thread that may block.
+    pub(crate) async fn load(
+        self: Arc<Self>,
+        container: SignedContainer,
+        path: PathBuf,
+        key: ModelKey,
+    ) -> Result<Model, StartError> {
+        blocking(move || {
+            let open: OpenContainer = container.open(&key).map_err(|source| StartError::Open {
+                path: path.clone(),
+                source,
+            })?;
+            Model::load(self.runtime, &open, &self.options)
+                .map_err(|source| StartError::Model { path, source })
+        })
+        .await
+    }
+
+    /// Reads the file again and loads it, if it still is the version that the
+    /// service statement names.
+    pub(crate) async fn reload(
+        self: Arc<Self>,
+        path: PathBuf,
+        digest: HeaderDigest,
+        key: ModelKey,
+    ) -> Result<Model, StartError> {
+        let from = path.clone();
+        let container = blocking(move || read(&from)).await?;
+        if container.header().digest() != digest {
+            return Err(StartError::Replaced { path });
+        }
+        self.load(container, path, key).await
+    }
+}
+
+/// Runs work that takes long or reads files away from the request threads.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        // The runtime cancels blocking work only while it shuts down.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_key_does_not_pass_for_the_models() {
+        let key = |byte| ModelKey::new(Zeroizing::new([byte; 32]));
+        let known = KeyDigest::of(&key(1));
+        assert!(known.matches(&key(1)));
+        assert!(!known.matches(&key(2)));
+    }
+}

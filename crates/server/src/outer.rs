@@ -1,0 +1,355 @@
+//! What anyone on the network reaches: evidence, the channel, health, metrics.
+//!
+//! Whoever is here is hostile: the operator, or a stranger. Nothing said here
+//! depends on what is inside an encapsulation, and no inference is reached but
+//! through the channel.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{MatchedPath, RawQuery, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get, post};
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use occlude_attest::Nonce;
+use occlude_channel::{
+    Gateway, KEY_PROBLEM_TYPE, OpenError, REQUEST_MEDIA_TYPE, RESPONSE_MEDIA_TYPE, Responder,
+};
+use tower::ServiceExt;
+
+use crate::admission::{Admission, Reservation};
+use crate::answer;
+use crate::attestation::{Attestation, AttestationError};
+use crate::loading::blocking;
+use crate::metrics::Metrics;
+use crate::models::Models;
+
+/// What the outer routes need.
+pub(crate) struct Outer {
+    pub(crate) attestation: Arc<Attestation>,
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) models: Arc<Models>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) admission: Admission,
+    pub(crate) inner: Router,
+    pub(crate) started: Instant,
+    pub(crate) maximum_request: u64,
+    pub(crate) body_time: Duration,
+}
+
+/// All that is reached without the channel.
+pub(crate) fn router(outer: Arc<Outer>) -> Router {
+    Router::new()
+        .route("/.well-known/occlude/attestation", get(attestation))
+        .route("/.well-known/occlude/channel", post(channel))
+        .route("/healthz", get(health))
+        .route("/metrics", get(metrics))
+        .route("/v2", any(not_encapsulated))
+        .route("/v2/{*path}", any(not_encapsulated))
+        .fallback(async || answer::error(StatusCode::NOT_FOUND, "there is nothing here"))
+        .method_not_allowed_fallback(async || {
+            answer::error(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this method is not for this path",
+            )
+        })
+        .layer(from_fn_with_state(Arc::clone(&outer), count))
+        .with_state(outer)
+}
+
+async fn attestation(State(outer): State<Arc<Outer>>, RawQuery(query): RawQuery) -> Response {
+    let nonce = query
+        .as_deref()
+        .and_then(|query| query.strip_prefix("nonce="))
+        .and_then(|nonce| nonce.parse::<Nonce>().ok());
+    let Some(nonce) = nonce else {
+        return answer::error(
+            StatusCode::BAD_REQUEST,
+            "expected ?nonce= and exactly 64 lower-case hexadecimal digits",
+        );
+    };
+    outer.rotate();
+    let response = match outer.attestation.respond(nonce).await {
+        Ok(response) => response,
+        Err(AttestationError::Busy) => {
+            return answer::error(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many ask for evidence at once: try again",
+            );
+        }
+        Err(AttestationError::Failed(error)) => {
+            outer.metrics.attestation(false);
+            tracing::error!(%error, "the TEE gave no evidence");
+            return answer::error(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the trusted execution environment gave no evidence",
+            );
+        }
+    };
+    outer.metrics.attestation(true);
+    (
+        [
+            (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+            (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        ],
+        response,
+    )
+        .into_response()
+}
+
+/// Opens one encapsulated request, answers it inside, and seals the answer,
+/// errors included.
+async fn channel(State(outer): State<Arc<Outer>>, request: Request) -> Response {
+    match exchange(&outer, request).await {
+        Ok(sealed) => (
+            [
+                (CONTENT_TYPE, HeaderValue::from_static(RESPONSE_MEDIA_TYPE)),
+                (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+            ],
+            sealed,
+        )
+            .into_response(),
+        Err(refusal) => {
+            outer.metrics.encapsulation(refusal.result);
+            refusal.response
+        }
+    }
+}
+
+async fn exchange(outer: &Arc<Outer>, request: Request) -> Result<Vec<u8>, Refusal> {
+    if request
+        .headers()
+        .get(CONTENT_TYPE)
+        .is_none_or(|found| found.as_bytes() != REQUEST_MEDIA_TYPE.as_bytes())
+    {
+        return Err(Refusal::new(
+            "malformed",
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            format!("expected an encapsulated request of type {REQUEST_MEDIA_TYPE}"),
+        ));
+    }
+    let reservation = outer.reserve(request.headers())?;
+    let body = outer.read(request.into_body()).await?;
+
+    outer.rotate();
+    let gateway = Arc::clone(&outer.gateway);
+    let (mut request, responder) = match blocking(move || gateway.open(&body)).await {
+        Ok(opened) => opened,
+        // Authentic, so that the answer belongs inside, where nobody sees it.
+        Err(OpenError::Message { reason, responder }) => {
+            outer.metrics.encapsulation("opened");
+            let answer = answer::error(StatusCode::BAD_REQUEST, reason.to_string());
+            return seal(*responder, whole(answer).await).await;
+        }
+        Err(error) => return Err(not_opened(&error)),
+    };
+    outer.metrics.encapsulation("opened");
+
+    // Work goes on where a client goes away, so what it holds stays counted.
+    let reservation = Arc::new(reservation);
+    request.extensions_mut().insert(Arc::clone(&reservation));
+    let answer = outer.answer(request).await;
+    seal(responder, answer).await
+}
+
+impl Outer {
+    fn reserve(&self, headers: &HeaderMap) -> Result<Reservation, Refusal> {
+        let declared = headers
+            .get(CONTENT_LENGTH)
+            .and_then(|length| length.to_str().ok()?.parse().ok());
+        if declared.is_some_and(|length| length > self.maximum_request) {
+            return Err(self.too_large());
+        }
+        // A body of unknown length may turn out to be the largest.
+        self.admission
+            .admit(declared.unwrap_or(self.maximum_request))
+            .map_err(|_| {
+                Refusal::new(
+                    "overloaded",
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "too many requests are in flight: try again",
+                )
+            })
+    }
+
+    async fn read(&self, body: Body) -> Result<Bytes, Refusal> {
+        let limit = usize::try_from(self.maximum_request).unwrap_or(usize::MAX);
+        let collected = Limited::new(body, limit).collect();
+        match tokio::time::timeout(self.body_time, collected).await {
+            Ok(Ok(collected)) => Ok(collected.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(self.too_large()),
+            Ok(Err(_)) => Err(Refusal::new(
+                "malformed",
+                StatusCode::BAD_REQUEST,
+                "the body ended early",
+            )),
+            Err(_) => Err(Refusal::new(
+                "slow",
+                StatusCode::REQUEST_TIMEOUT,
+                format!(
+                    "the body did not arrive within {} s",
+                    self.body_time.as_secs()
+                ),
+            )),
+        }
+    }
+
+    /// Asks the inner routes, which never fail: every error is an answer.
+    async fn answer(&self, request: http::Request<Bytes>) -> http::Response<Bytes> {
+        let Ok(response) = self.inner.clone().oneshot(request.map(Body::from)).await;
+        whole(response).await
+    }
+
+    /// Replaces and destroys the channel's keys that are due.
+    pub(crate) fn rotate(&self) {
+        match self.gateway.rotate_if_due(self.started.elapsed()) {
+            Ok(false) => {}
+            Ok(true) => tracing::info!("the channel's key was replaced"),
+            // The current key stays in use; the next request tries again.
+            Err(error) => tracing::error!(%error, "the channel's key could not be replaced"),
+        }
+    }
+
+    fn too_large(&self) -> Refusal {
+        Refusal::new(
+            "too-large",
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!(
+                "the encapsulated request is longer than {} bytes",
+                self.maximum_request
+            ),
+        )
+    }
+}
+
+/// An inner answer with its body, which is in memory already.
+async fn whole(answer: Response) -> http::Response<Bytes> {
+    let (parts, body) = answer.into_parts();
+    match body.collect().await {
+        Ok(body) => http::Response::from_parts(parts, body.to_bytes()),
+        Err(_) => {
+            let mut failed = http::Response::new(Bytes::new());
+            *failed.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            failed
+        }
+    }
+}
+
+/// Why an encapsulated request was not opened, for the clear.
+///
+/// A client whose key may be outdated is told so by the problem type of RFC 9458,
+/// section 5.3; it verifies again. A request that does not authenticate is among
+/// them: a restarted server may use the same key identifier.
+fn not_opened(error: &OpenError) -> Refusal {
+    let (result, status) = match error {
+        OpenError::UnknownKey { .. } => ("unknown-key", None),
+        OpenError::KeyExhausted => ("key-exhausted", None),
+        OpenError::Inauthentic => ("inauthentic", None),
+        OpenError::Replayed => ("replayed", Some(StatusCode::CONFLICT)),
+        OpenError::TooLarge { .. } => ("too-large", Some(StatusCode::PAYLOAD_TOO_LARGE)),
+        _ => ("malformed", Some(StatusCode::BAD_REQUEST)),
+    };
+    match status {
+        Some(status) => Refusal::new(result, status, error.to_string()),
+        None => {
+            let mut response = answer::json(
+                StatusCode::BAD_REQUEST,
+                &serde_json::json!({"type": KEY_PROBLEM_TYPE, "error": error.to_string()}),
+            );
+            response.headers_mut().insert(
+                CONTENT_TYPE,
+                HeaderValue::from_static("application/problem+json"),
+            );
+            Refusal { result, response }
+        }
+    }
+}
+
+async fn seal(responder: Responder, answer: http::Response<Bytes>) -> Result<Vec<u8>, Refusal> {
+    blocking(move || responder.seal(answer))
+        .await
+        .map_err(|error| {
+            tracing::error!(%error, "an answer could not be sealed");
+            Refusal::new(
+                "unsealed",
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the answer could not be encapsulated",
+            )
+        })
+}
+
+/// A refusal outside the channel, and its name in the metrics.
+struct Refusal {
+    result: &'static str,
+    response: Response,
+}
+
+impl Refusal {
+    fn new(result: &'static str, status: StatusCode, message: impl Into<String>) -> Self {
+        Self {
+            result,
+            response: answer::error(status, message),
+        }
+    }
+}
+
+async fn health(State(outer): State<Arc<Outer>>) -> Response {
+    let ready = outer.models.all_ready();
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    answer::json(status, &serde_json::json!({"live": true, "ready": ready}))
+}
+
+async fn metrics(State(outer): State<Arc<Outer>>) -> Response {
+    let text = outer.metrics.render(
+        outer.models.ready(),
+        outer.admission.requests(),
+        outer.admission.bytes(),
+    );
+    (
+        [(
+            CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
+        )],
+        text,
+    )
+        .into_response()
+}
+
+async fn not_encapsulated() -> Response {
+    answer::error(
+        StatusCode::MISDIRECTED_REQUEST,
+        "inference is answered only inside the channel: use `occlude infer` or `occlude proxy`",
+    )
+}
+
+/// Counts every request by the route that it matched.
+async fn count(State(outer): State<Arc<Outer>>, request: Request, next: Next) -> Response {
+    let route = match request
+        .extensions()
+        .get::<MatchedPath>()
+        .map(MatchedPath::as_str)
+    {
+        Some("/.well-known/occlude/attestation") => "attestation",
+        Some("/.well-known/occlude/channel") => "channel",
+        Some("/healthz") => "healthz",
+        Some("/metrics") => "metrics",
+        Some(_) => "not-encapsulated",
+        None => "other",
+    };
+    let asked = Instant::now();
+    let response = next.run(request).await;
+    outer
+        .metrics
+        .request(route, response.status().as_u16(), asked.elapsed());
+    response
+}

@@ -1,0 +1,503 @@
+//! The settings of `occlude serve`, as a TOML table and as flags.
+//!
+//! The operator writes them, so they decide nothing that a client or an owner
+//! relies on: what matters to them stands in the service statement, which the
+//! evidence covers.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use occlude_attest::TeeKind;
+use occlude_channel::Kem;
+use occlude_engine::LibrarySearch;
+use url::Url;
+
+/// Where the server listens unless told otherwise.
+pub const DEFAULT_LISTEN: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
+
+/// Largest encapsulated request unless told otherwise: a batch of images fits, and
+/// a few at once still fit into ordinary protected memory.
+pub const DEFAULT_MAXIMUM_REQUEST: ByteSize = ByteSize::mib(64);
+
+/// Lowest limit on a request: an empty one is padded to 4 KiB, and key
+/// encapsulation and tags come on top.
+const LOWEST_MAXIMUM_REQUEST: u64 = 16 * 1024;
+
+/// Protected memory for requests in flight unless told otherwise: four bodies of
+/// the largest default size, each held up to three times.
+const DEFAULT_REQUEST_MEMORY: ByteSize = ByteSize::mib(768);
+
+/// Requests in flight at once unless told otherwise.
+const DEFAULT_REQUESTS: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not zero");
+
+/// How long a body may take to arrive unless told otherwise.
+const DEFAULT_BODY_SECONDS: u64 = 60;
+
+/// How long a request waits for a free session unless told otherwise.
+const DEFAULT_QUEUE_SECONDS: u64 = 30;
+
+/// How often leases are renewed unless told otherwise.
+const DEFAULT_LEASE_SECONDS: u64 = 3600;
+
+/// A configuration file that is longer is not one.
+const LONGEST_FILE: u64 = 64 * 1024;
+
+/// Settings that may each be absent; `[serve]` in a configuration file.
+///
+/// Precedence is the caller's: `flags.or(environment).or(file)`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Settings {
+    /// Sealed models.
+    pub model: Vec<PathBuf>,
+    /// The broker that holds their keys.
+    #[serde(deserialize_with = "from_text")]
+    pub broker: Option<Url>,
+    /// PEM certificates of the authorities behind the broker's, instead of the
+    /// system's.
+    pub broker_authorities: Option<PathBuf>,
+    /// The TEE that this process runs in.
+    pub tee: Option<TeeKind>,
+    /// Where to listen.
+    pub listen: Option<SocketAddr>,
+    /// Threads that one inference uses; the processor's by default.
+    pub threads: Option<NonZeroUsize>,
+    /// Inferences of one model that run at once; 1 by default.
+    pub sessions: Option<NonZeroUsize>,
+    /// The channel's key encapsulation; X-Wing by default.
+    #[serde(deserialize_with = "from_text")]
+    pub kem: Option<Kem>,
+    /// Largest encapsulated request.
+    pub maximum_request: Option<ByteSize>,
+    /// Requests in flight at once.
+    pub requests_in_flight: Option<NonZeroUsize>,
+    /// Protected memory for requests in flight.
+    pub request_memory: Option<ByteSize>,
+    /// Seconds that a body may take to arrive.
+    pub body_seconds: Option<u64>,
+    /// Seconds that a request waits for a free session.
+    pub queue_seconds: Option<u64>,
+    /// Seconds between two renewals of a lease.
+    pub lease_seconds: Option<u64>,
+}
+
+/// The whole configuration file. Other sections belong to other commands.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct File {
+    serve: Settings,
+}
+
+/// Why settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SettingsError {
+    /// The configuration file could not be read.
+    #[error("{}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The configuration file is longer than any configuration.
+    #[error("{} is longer than the {limit} bytes that a configuration may have", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// The configuration file is not what was expected.
+    #[error("{}: {reason}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says, with line and column.
+        reason: String,
+    },
+    /// A setting that has no default is absent.
+    #[error(
+        "no {name} is given: use --{name}, its environment variable, or [serve] {name} in the configuration file"
+    )]
+    Missing {
+        /// The setting's name.
+        name: &'static str,
+    },
+    /// A setting has a value that makes no sense.
+    #[error("{name} is {found}, expected {expected}")]
+    Invalid {
+        /// The setting's name.
+        name: &'static str,
+        /// What was given.
+        found: String,
+        /// What would do.
+        expected: String,
+    },
+}
+
+impl Settings {
+    /// Reads the `[serve]` table of a configuration file.
+    ///
+    /// # Errors
+    /// [`SettingsError::Unreadable`], [`SettingsError::TooLong`],
+    /// [`SettingsError::Malformed`] (unknown names included).
+    pub fn read(path: &Path) -> Result<Self, SettingsError> {
+        use std::io::Read as _;
+        let unreadable = |source| SettingsError::Unreadable {
+            path: path.to_owned(),
+            source,
+        };
+        let mut text = String::new();
+        std::fs::File::open(path)
+            .map_err(unreadable)?
+            .take(LONGEST_FILE + 1)
+            .read_to_string(&mut text)
+            .map_err(unreadable)?;
+        if text.len() as u64 > LONGEST_FILE {
+            return Err(SettingsError::TooLong {
+                path: path.to_owned(),
+                limit: LONGEST_FILE,
+            });
+        }
+        match toml::from_str::<File>(&text) {
+            Ok(file) => Ok(file.serve),
+            Err(error) => Err(SettingsError::Malformed {
+                path: path.to_owned(),
+                reason: error.to_string().trim_end().to_owned(),
+            }),
+        }
+    }
+
+    /// These settings, and `other`'s where these have none.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            model: if self.model.is_empty() {
+                other.model
+            } else {
+                self.model
+            },
+            broker: self.broker.or(other.broker),
+            broker_authorities: self.broker_authorities.or(other.broker_authorities),
+            tee: self.tee.or(other.tee),
+            listen: self.listen.or(other.listen),
+            threads: self.threads.or(other.threads),
+            sessions: self.sessions.or(other.sessions),
+            kem: self.kem.or(other.kem),
+            maximum_request: self.maximum_request.or(other.maximum_request),
+            requests_in_flight: self.requests_in_flight.or(other.requests_in_flight),
+            request_memory: self.request_memory.or(other.request_memory),
+            body_seconds: self.body_seconds.or(other.body_seconds),
+            queue_seconds: self.queue_seconds.or(other.queue_seconds),
+            lease_seconds: self.lease_seconds.or(other.lease_seconds),
+        }
+    }
+
+    /// Fills in the defaults and checks every value.
+    ///
+    /// # Errors
+    /// [`SettingsError::Missing`] without model, broker or TEE;
+    /// [`SettingsError::Invalid`].
+    pub fn resolve(self) -> Result<ServerOptions, SettingsError> {
+        if self.model.is_empty() {
+            return Err(SettingsError::Missing { name: "model" });
+        }
+        let broker = self
+            .broker
+            .ok_or(SettingsError::Missing { name: "broker" })?;
+        if !broker.username().is_empty() || broker.password().is_some() {
+            return Err(SettingsError::Invalid {
+                name: "broker",
+                found: "a URL with a user name or password".to_owned(),
+                expected: "a URL without, since clients can read it in the service statement"
+                    .to_owned(),
+            });
+        }
+        let maximum_request = self.maximum_request.unwrap_or(DEFAULT_MAXIMUM_REQUEST);
+        if maximum_request.as_u64() < LOWEST_MAXIMUM_REQUEST {
+            return Err(SettingsError::Invalid {
+                name: "maximum-request",
+                found: maximum_request.to_string(),
+                expected: format!("at least {}", ByteSize(LOWEST_MAXIMUM_REQUEST)),
+            });
+        }
+        let least_memory = crate::admission::Admission::cost(maximum_request.as_u64());
+        let request_memory = self
+            .request_memory
+            .unwrap_or(DEFAULT_REQUEST_MEMORY.max(ByteSize(least_memory)));
+        if request_memory.as_u64() < least_memory {
+            return Err(SettingsError::Invalid {
+                name: "request-memory",
+                found: request_memory.to_string(),
+                expected: format!(
+                    "at least {}, which one request of {maximum_request} takes",
+                    ByteSize(least_memory)
+                ),
+            });
+        }
+        let threads = match self.threads {
+            Some(threads) => threads,
+            None => std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+        };
+        Ok(ServerOptions {
+            models: self.model,
+            broker,
+            broker_authorities: self.broker_authorities,
+            tee: self.tee.ok_or(SettingsError::Missing { name: "tee" })?,
+            listen: self.listen.unwrap_or(DEFAULT_LISTEN),
+            threads,
+            sessions: self.sessions.unwrap_or(NonZeroUsize::MIN),
+            kem: self.kem.unwrap_or_default(),
+            maximum_request: maximum_request.as_u64(),
+            requests_in_flight: self.requests_in_flight.unwrap_or(DEFAULT_REQUESTS).get(),
+            request_memory: request_memory.as_u64(),
+            body_time: seconds("body-seconds", self.body_seconds, DEFAULT_BODY_SECONDS)?,
+            queue_time: seconds("queue-seconds", self.queue_seconds, DEFAULT_QUEUE_SECONDS)?,
+            lease: seconds("lease-seconds", self.lease_seconds, DEFAULT_LEASE_SECONDS)?,
+            library: LibrarySearch::standard(),
+        })
+    }
+}
+
+/// Everything a server needs to start, with no value absent. Made by
+/// [`Settings::resolve`].
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// Sealed models, at least one.
+    pub models: Vec<PathBuf>,
+    /// The broker that holds their keys.
+    pub broker: Url,
+    /// PEM certificates of the authorities behind the broker's, instead of the
+    /// system's.
+    pub broker_authorities: Option<PathBuf>,
+    /// The TEE that this process runs in.
+    pub tee: TeeKind,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Threads that one inference uses.
+    pub threads: NonZeroUsize,
+    /// Inferences of one model that run at once.
+    pub sessions: NonZeroUsize,
+    /// The channel's key encapsulation.
+    pub kem: Kem,
+    /// Largest encapsulated request, in bytes.
+    pub maximum_request: u64,
+    /// Requests in flight at once.
+    pub requests_in_flight: usize,
+    /// Protected memory for requests in flight, in bytes.
+    pub request_memory: u64,
+    /// How long a body may take to arrive.
+    pub body_time: Duration,
+    /// How long a request waits for a free session.
+    pub queue_time: Duration,
+    /// How often leases are renewed; one ends after twice this long.
+    pub lease: Duration,
+    /// Where ONNX Runtime's library is looked for.
+    pub library: LibrarySearch,
+}
+
+/// A value that has no form of its own in TOML.
+fn from_text<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    T: std::str::FromStr<Err: std::fmt::Display>,
+    D: serde::Deserializer<'de>,
+{
+    use serde::Deserialize as _;
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
+/// A duration of at least a second and at most a day.
+fn seconds(
+    name: &'static str,
+    given: Option<u64>,
+    default: u64,
+) -> Result<Duration, SettingsError> {
+    let seconds = given.unwrap_or(default);
+    if (1..=86_400).contains(&seconds) {
+        Ok(Duration::from_secs(seconds))
+    } else {
+        Err(SettingsError::Invalid {
+            name,
+            found: seconds.to_string(),
+            expected: "1 to 86400".to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Settings, SettingsError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("occlude.toml");
+        std::fs::write(&path, text).unwrap();
+        Settings::read(&path)
+    }
+
+    fn enough() -> Settings {
+        parse("[serve]\nmodel = [\"a.occ\"]\nbroker = \"http://broker/\"\ntee = \"simulated\"\n")
+            .unwrap()
+    }
+
+    #[test]
+    fn every_name_is_read() {
+        let settings = parse(
+            r#"
+            [serve]
+            model = ["a.occ", "b.occ"]
+            broker = "https://broker.example/"
+            broker-authorities = "ca.pem"
+            tee = "snp"
+            listen = "0.0.0.0:8000"
+            threads = 4
+            sessions = 2
+            kem = "x25519"
+            maximum-request = "8MiB"
+            requests-in-flight = 10
+            request-memory = "100MiB"
+            body-seconds = 5
+            queue-seconds = 6
+            lease-seconds = 60
+            "#,
+        )
+        .unwrap();
+        assert_eq!(
+            settings,
+            Settings {
+                model: vec!["a.occ".into(), "b.occ".into()],
+                broker: Some("https://broker.example/".parse().unwrap()),
+                broker_authorities: Some("ca.pem".into()),
+                tee: Some(TeeKind::Snp),
+                listen: Some("0.0.0.0:8000".parse().unwrap()),
+                threads: NonZeroUsize::new(4),
+                sessions: NonZeroUsize::new(2),
+                kem: Some(Kem::X25519),
+                maximum_request: Some(ByteSize::mib(8)),
+                requests_in_flight: NonZeroUsize::new(10),
+                request_memory: Some(ByteSize::mib(100)),
+                body_seconds: Some(5),
+                queue_seconds: Some(6),
+                lease_seconds: Some(60),
+            }
+        );
+        let options = settings.resolve().unwrap();
+        assert_eq!(options.maximum_request, 8 << 20);
+        assert_eq!(options.lease, Duration::from_secs(60));
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_its_place() {
+        let error = parse("[serve]\nlissten = 1\n").unwrap_err();
+        let SettingsError::Malformed { reason, .. } = error else {
+            panic!("{error}");
+        };
+        assert!(reason.contains("unknown field `lissten`"), "{reason}");
+        assert!(reason.contains("line 2"), "{reason}");
+    }
+
+    #[test]
+    fn an_unknown_key_encapsulation_is_refused() {
+        let error = parse("[serve]\nkem = \"rsa\"\n").unwrap_err();
+        let SettingsError::Malformed { reason, .. } = error else {
+            panic!("{error}");
+        };
+        assert!(
+            reason.contains("the key encapsulation is either `x-wing` or `x25519`"),
+            "{reason}"
+        );
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let flags = Settings {
+            listen: Some("127.0.0.1:9".parse().unwrap()),
+            ..Settings::default()
+        };
+        let file = Settings {
+            listen: Some("127.0.0.1:10".parse().unwrap()),
+            lease_seconds: Some(5),
+            ..enough()
+        };
+        let options = flags.or(file).resolve().unwrap();
+        assert_eq!(options.listen, "127.0.0.1:9".parse().unwrap());
+        assert_eq!(options.lease, Duration::from_secs(5));
+        assert_eq!(options.models, [PathBuf::from("a.occ")]);
+    }
+
+    #[test]
+    fn what_has_no_default_is_asked_for_by_name() {
+        for (settings, expected) in [
+            (
+                Settings {
+                    model: Vec::new(),
+                    ..enough()
+                },
+                "model",
+            ),
+            (
+                Settings {
+                    broker: None,
+                    ..enough()
+                },
+                "broker",
+            ),
+            (
+                Settings {
+                    tee: None,
+                    ..enough()
+                },
+                "tee",
+            ),
+        ] {
+            let error = settings.resolve().unwrap_err();
+            assert!(
+                matches!(error, SettingsError::Missing { name } if name == expected),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused_with_what_would_do() {
+        let cases = [
+            (
+                Settings {
+                    lease_seconds: Some(0),
+                    ..enough()
+                },
+                "lease-seconds is 0, expected 1 to 86400",
+            ),
+            (
+                Settings {
+                    maximum_request: Some(ByteSize(100)),
+                    ..enough()
+                },
+                "maximum-request is 100 B, expected at least 16.0 KiB",
+            ),
+            (
+                Settings {
+                    request_memory: Some(ByteSize::mib(1)),
+                    ..enough()
+                },
+                "request-memory is 1.0 MiB, expected at least 192.0 MiB, which one request of 64.0 MiB takes",
+            ),
+            (
+                Settings {
+                    broker: Some("http://user:word@broker/".parse().unwrap()),
+                    ..enough()
+                },
+                "broker is a URL with a user name or password, expected a URL without, since clients can read it in the service statement",
+            ),
+        ];
+        for (settings, expected) in cases {
+            assert_eq!(settings.resolve().unwrap_err().to_string(), expected);
+        }
+    }
+}

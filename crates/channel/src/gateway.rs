@@ -167,7 +167,7 @@ impl Gateway {
         }
         let (message, response) = self.key(encapsulated[0])?.open(encapsulated)?;
         let responder = Responder { response };
-        match message::decode_request(Bytes::from_owner(message)) {
+        match message::decode_request(&Bytes::from_owner(message)) {
             Ok(request) => Ok((request, responder)),
             Err(reason) => Err(OpenError::Message {
                 reason,

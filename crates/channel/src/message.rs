@@ -73,8 +73,8 @@ pub(crate) fn encode_response(
     encode(RESPONSE, &control, response.headers(), response.body())
 }
 
-pub(crate) fn decode_request(message: Bytes) -> Result<Request<Bytes>, MessageError> {
-    let mut parts = Parts::new(&message);
+pub(crate) fn decode_request(message: &Bytes) -> Result<Request<Bytes>, MessageError> {
+    let mut parts = Parts::new(message);
     parts.framing(REQUEST)?;
     let control = parts.request_line()?;
     let (ControlData::Request { method, .. }, Some(path)) = (&control, control.path()) else {
@@ -97,8 +97,8 @@ pub(crate) fn decode_request(message: Bytes) -> Result<Request<Bytes>, MessageEr
     Ok(request)
 }
 
-pub(crate) fn decode_response(message: Bytes) -> Result<Response<Bytes>, MessageError> {
-    let mut parts = Parts::new(&message);
+pub(crate) fn decode_response(message: &Bytes) -> Result<Response<Bytes>, MessageError> {
+    let mut parts = Parts::new(message);
     parts.framing(RESPONSE)?;
     let found = parts.integer()?;
     let status = StatusCode::try_from(found)

@@ -56,7 +56,7 @@ pub const BINARY_TENSOR_EXTENSION: &str = "binary_tensor_data";
 /// walked for duplicate names.
 pub const MAXIMUM_TENSORS: usize = 1024;
 
-/// Dimensions of one tensor. NumPy stopped at 32 for decades, ONNX models stay below 10.
+/// Dimensions of one tensor. `NumPy` stopped at 32 for decades, ONNX models stay below 10.
 pub const MAXIMUM_RANK: usize = 32;
 
 /// Bytes of a tensor's name; names end up in error messages.

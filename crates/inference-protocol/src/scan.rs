@@ -157,8 +157,8 @@ impl Reader<'_> {
             DataType::Int16 => self.integer::<i16>(text)?,
             DataType::Int32 => self.integer::<i32>(text)?,
             DataType::Int64 => self.integer::<i64>(text)?,
-            DataType::Fp32 => self.float::<f32>(text, |value| value.is_finite())?,
-            DataType::Fp64 => self.float::<f64>(text, |value| value.is_finite())?,
+            DataType::Fp32 => self.float::<f32>(text, f32::is_finite)?,
+            DataType::Fp64 => self.float::<f64>(text, f64::is_finite)?,
             DataType::Bytes => self.string(text)?,
             DataType::Fp16 | DataType::Bf16 => {
                 return Err(TensorError::NeedsBinary {

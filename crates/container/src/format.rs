@@ -24,7 +24,7 @@ pub const PAYLOAD_LOCATION: &str = "occlude";
 pub const LOWEST_OPSET: i64 = 7;
 
 /// Highest version of ONNX's own operator set that the pinned ONNX Runtime runs.
-pub const HIGHEST_OPSET: i64 = 26;
+pub const HIGHEST_OPSET: i64 = 28;
 
 pub(crate) const MAGIC: [u8; 8] = *b"OCCLUDE\n";
 pub(crate) const FORMAT_VERSION: u16 = 1;

@@ -430,6 +430,7 @@ fn kind_name(value: &Value) -> String {
     match value {
         Value::TensorType(tensor) => type_name(tensor.elem_type),
         Value::SparseTensorType(tensor) => format!("sparse({})", type_name(tensor.elem_type)),
+        Value::OpaqueType(opaque) => format!("opaque({}.{})", opaque.domain, opaque.name),
         Value::SequenceType(sequence) => format!("sequence({})", inner(&sequence.elem_type)),
         Value::OptionalType(optional) => format!("optional({})", inner(&optional.elem_type)),
         Value::MapType(map) => {

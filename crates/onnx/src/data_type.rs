@@ -1,7 +1,8 @@
 //! Element types of tensors, and how many bytes their values take.
 
 /// An element type of ONNX (`TensorProto.DataType`); the discriminants are the
-/// numbers in the file.
+/// numbers in the file. The six-bit floats of IR version 14 (27 and 28) are left out:
+/// no runtime takes them yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(i32)]
 #[expect(missing_docs, reason = "named as in onnx.proto")]

@@ -1,4 +1,4 @@
-//! The messages of `onnx.proto` (ONNX IR version 13), written by hand.
+//! The messages of `onnx.proto` (ONNX IR version 14), written by hand.
 //!
 //! Field numbers and names are those of the ONNX intermediate representation
 //! (<https://github.com/onnx/onnx/blob/main/docs/IR.md> and `onnx/onnx.proto`).
@@ -310,7 +310,7 @@ pub struct ValueInfoProto {
 #[derive(Clone, PartialEq, Message)]
 pub struct TypeProto {
     /// Which kind of type, and its parameters.
-    #[prost(oneof = "type_proto::Value", tags = "1, 4, 5, 8, 9")]
+    #[prost(oneof = "type_proto::Value", tags = "1, 4, 5, 7, 8, 9")]
     pub value: Option<type_proto::Value>,
     /// What the value means, by the standard denotations.
     #[prost(string, tag = "6")]
@@ -333,6 +333,9 @@ pub mod type_proto {
         /// A map.
         #[prost(message, tag = "5")]
         MapType(Box<Map>),
+        /// A type that only its domain knows.
+        #[prost(message, tag = "7")]
+        OpaqueType(Opaque),
         /// A sparse tensor.
         #[prost(message, tag = "8")]
         SparseTensorType(SparseTensor),
@@ -377,6 +380,17 @@ pub mod type_proto {
         /// The value's type if it is there.
         #[prost(message, optional, boxed, tag = "1")]
         pub elem_type: Option<Box<TypeProto>>,
+    }
+
+    /// A type that only its domain knows.
+    #[derive(Clone, PartialEq, Eq, Hash, Message)]
+    pub struct Opaque {
+        /// The domain; empty for ONNX's own.
+        #[prost(string, tag = "1")]
+        pub domain: String,
+        /// The type's name there.
+        #[prost(string, tag = "2")]
+        pub name: String,
     }
 
     /// A sparse tensor's type.

@@ -1,0 +1,464 @@
+//! The command line, as `--help` teaches it.
+//!
+//! A flag wins over its environment variable, which wins over the configuration
+//! file where the command has one.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use occlude_attest::TeeKind;
+use occlude_keys::{ModelId, ModelVersion, OwnerPublic};
+use url::Url;
+
+use crate::logging::LogFormat;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed
+  2  used wrongly
+  3  refused by policy or verification
+  4  not available now";
+
+/// Serve machine-learning models in a cloud that you do not trust.
+///
+/// The owner seals a model; a server opens it only inside a trusted execution
+/// environment whose evidence the owner's broker and every user verify.
+#[derive(Debug, Parser)]
+#[command(name = "occlude", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
+pub(crate) struct Arguments {
+    /// How log lines look.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "OCCLUDE_LOG_FORMAT", hide_env_values = true)]
+    pub(crate) log_format: LogFormat,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make the owner's key, or print its public half.
+    Keygen(KeygenArguments),
+    /// Encrypt and sign an ONNX model.
+    Seal(SealArguments),
+    /// Turn a sealed model back into the ONNX model that it was.
+    Unseal(UnsealArguments),
+    /// Show what a sealed model is: to everybody, or to its owner.
+    Inspect(InspectArguments),
+    /// Check a sealed model's signature and structure, and with the key every chunk.
+    Verify(VerifyArguments),
+    /// Run the owner's broker, or give it orders.
+    Broker(BrokerArguments),
+    /// Serve sealed models inside a trusted execution environment.
+    Serve(Box<ServeArguments>),
+    /// Show, verify or pin a server's attestation evidence.
+    Attest(AttestArguments),
+    /// Sign policies.
+    Policy(PolicyArguments),
+    /// Verify a server, then send it one request.
+    Infer(InferArguments),
+    /// Offer a verified server's inference protocol as plain HTTP on this machine.
+    Proxy(ProxyArguments),
+    /// Print a shell's completions.
+    Completions(CompletionsArguments),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  occlude keygen -o owner.key
+  occlude keygen --public owner.key")]
+pub(crate) struct KeygenArguments {
+    /// Write a new key here (mode 0600; an existing file is never overwritten).
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        required_unless_present = "public",
+        conflicts_with = "public"
+    )]
+    pub(crate) output: Option<PathBuf>,
+    /// Print the public half of this key and its fingerprint.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) public: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SealArguments {
+    /// The ONNX model; its external data is found beside it.
+    #[arg(value_name = "MODEL.onnx")]
+    pub(crate) model: PathBuf,
+    /// Where the sealed model goes.
+    #[arg(short, long, value_name = "MODEL.occ")]
+    pub(crate) output: PathBuf,
+    /// The owner's key.
+    #[arg(long, value_name = "FILE", env = "OCCLUDE_OWNER_KEY")]
+    pub(crate) key: PathBuf,
+    /// The model's public name; random by default, never the file's name.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) id: Option<ModelId>,
+    /// The model's version; a broker can withdraw all below one.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) version: ModelVersion,
+    /// How much is encrypted at a time: a power of two from 4KiB to 16MiB.
+    #[arg(long, value_name = "SIZE", default_value = "256KiB")]
+    pub(crate) chunk_size: ByteSize,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UnsealArguments {
+    /// The sealed model.
+    #[arg(value_name = "MODEL.occ")]
+    pub(crate) container: PathBuf,
+    /// Where the ONNX model goes.
+    #[arg(short, long, value_name = "MODEL.onnx")]
+    pub(crate) output: PathBuf,
+    /// The owner's key.
+    #[arg(long, value_name = "FILE", env = "OCCLUDE_OWNER_KEY")]
+    pub(crate) key: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArguments {
+    /// The sealed model.
+    #[arg(value_name = "MODEL.occ")]
+    pub(crate) container: PathBuf,
+    /// The owner's key; without it, only what anybody learns is shown.
+    #[arg(long, value_name = "FILE", env = "OCCLUDE_OWNER_KEY")]
+    pub(crate) key: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "verifier", required = true, multiple = true, args = ["owner", "key"])]
+pub(crate) struct VerifyArguments {
+    /// The sealed model.
+    #[arg(value_name = "MODEL.occ")]
+    pub(crate) container: PathBuf,
+    /// The owner's public key: checks signature and structure.
+    #[arg(long, value_name = "PUBLIC")]
+    pub(crate) owner: Option<OwnerPublic>,
+    /// The owner's key: checks every chunk too.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
+Without a command, the broker runs. The commands are orders to a running broker,
+signed by the owner's key."
+)]
+pub(crate) struct BrokerArguments {
+    #[command(flatten)]
+    pub(crate) run: BrokerRunArguments,
+    #[command(subcommand)]
+    pub(crate) order: Option<BrokerOrder>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BrokerRunArguments {
+    /// Where to listen.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8080",
+        env = "OCCLUDE_BROKER_LISTEN"
+    )]
+    pub(crate) listen: SocketAddr,
+    /// An SQLite file, or the URL of a PostgreSQL database.
+    #[arg(
+        long,
+        value_name = "FILE|URL",
+        default_value = "broker.db",
+        env = "OCCLUDE_BROKER_DATABASE",
+        hide_env_values = true
+    )]
+    pub(crate) database: String,
+    /// The key that wraps stored keys (mode 0600, made at the first start).
+    #[arg(long, value_name = "FILE", env = "OCCLUDE_BROKER_MASTER_KEY")]
+    pub(crate) master_key: Option<PathBuf>,
+    /// The certificate chain to serve HTTPS with (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// The certificate's private key (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub(crate) tls_key: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BrokerOrder {
+    /// Give the broker the key of one sealed version.
+    AddModel {
+        /// The sealed model.
+        #[arg(value_name = "MODEL.occ")]
+        container: PathBuf,
+        #[command(flatten)]
+        admin: AdminArguments,
+    },
+    /// Say which evidence gets the owner's keys.
+    SetPolicy {
+        /// The policy.
+        #[arg(value_name = "POLICY.toml")]
+        policy: PathBuf,
+        /// Only for this model; for all of the owner's models by default.
+        #[arg(long, value_name = "NAME")]
+        model: Option<ModelId>,
+        #[command(flatten)]
+        admin: AdminArguments,
+    },
+    /// Release no key of a model's older versions any more.
+    Withdraw {
+        /// The model.
+        #[arg(long, value_name = "NAME")]
+        model: ModelId,
+        /// Versions below this one are withdrawn.
+        #[arg(long, value_name = "N")]
+        below_version: ModelVersion,
+        #[command(flatten)]
+        admin: AdminArguments,
+    },
+    /// Show every decision about the owner's models, checked link by link.
+    Audit {
+        /// Write the signed head of the log here, to compare with later.
+        #[arg(long, value_name = "FILE")]
+        export_head: Option<PathBuf>,
+        /// Refuse a log that does not continue this earlier head: a rolled-back one.
+        #[arg(long, value_name = "FILE")]
+        since: Option<PathBuf>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        admin: AdminArguments,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AdminArguments {
+    /// The owner's key, which signs the order.
+    #[arg(long, value_name = "FILE", env = "OCCLUDE_OWNER_KEY")]
+    pub(crate) key: PathBuf,
+    /// The broker.
+    #[arg(
+        long,
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8080",
+        env = "OCCLUDE_BROKER"
+    )]
+    pub(crate) broker: Url,
+    /// The authority that the broker's certificate must come from (PEM), instead of
+    /// the system's.
+    #[arg(long, value_name = "FILE", env = "OCCLUDE_BROKER_CERTIFICATE")]
+    pub(crate) broker_certificate: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  occlude serve --model model.occ --broker https://broker.example --tee simulated
+
+A configuration file has the same names: [serve] with model, broker, tee, listen, …")]
+pub(crate) struct ServeArguments {
+    /// A sealed model; may be repeated.
+    #[arg(long, value_name = "MODEL.occ", env = "OCCLUDE_MODEL")]
+    pub(crate) model: Vec<PathBuf>,
+    /// The broker that holds the keys.
+    #[arg(long, value_name = "URL", env = "OCCLUDE_BROKER")]
+    pub(crate) broker: Option<Url>,
+    /// The trusted execution environment that this process runs in.
+    #[arg(long, value_name = "KIND", env = "OCCLUDE_TEE")]
+    pub(crate) tee: Option<TeeKind>,
+    /// Where to listen [default: 127.0.0.1:8000].
+    #[arg(long, value_name = "ADDRESS", env = "OCCLUDE_LISTEN")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Threads that one inference uses [default: all].
+    #[arg(long, value_name = "N", env = "OCCLUDE_THREADS")]
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// Inferences that run at once [default: 1].
+    #[arg(long, value_name = "N", env = "OCCLUDE_SESSIONS")]
+    pub(crate) sessions: Option<NonZeroUsize>,
+    /// The channel's key encapsulation [default: x-wing].
+    #[arg(long, value_name = "KEM", env = "OCCLUDE_KEM")]
+    pub(crate) kem: Option<KemArgument>,
+    /// Largest request, encapsulation included [default: 64MiB].
+    #[arg(long, value_name = "SIZE", env = "OCCLUDE_MAXIMUM_REQUEST")]
+    pub(crate) maximum_request: Option<ByteSize>,
+    /// How often the lease on the keys is renewed, in seconds [default: 3600].
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "OCCLUDE_LEASE_SECONDS",
+        hide = true
+    )]
+    pub(crate) lease_seconds: Option<u64>,
+    /// A TOML file with the same settings; flags and environment win over it.
+    #[arg(long, value_name = "FILE", env = "OCCLUDE_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KemArgument {
+    /// X-Wing: X25519 and ML-KEM-768 together.
+    XWing,
+    /// X25519 alone.
+    X25519,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AttestArguments {
+    #[command(subcommand)]
+    pub(crate) action: AttestAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AttestAction {
+    /// Verify a server's evidence and print its claims and service statement.
+    Show {
+        /// The server.
+        url: Url,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Verify a server's evidence and judge it by a policy.
+    Verify {
+        /// The server.
+        url: Url,
+        #[command(flatten)]
+        policy: PolicySource,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write a policy from what a server shows now (trust on first use).
+    Pin {
+        /// The server.
+        url: Url,
+        /// Pin even simulated evidence, which proves nothing.
+        #[arg(long)]
+        simulated: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PolicySource {
+    /// What evidence and service to accept.
+    #[arg(long, value_name = "FILE", env = "OCCLUDE_POLICY")]
+    pub(crate) policy: PathBuf,
+    /// Accept the policy only if this owner signed it.
+    #[arg(long, value_name = "PUBLIC", env = "OCCLUDE_POLICY_OWNER")]
+    pub(crate) owner: Option<OwnerPublic>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PolicyArguments {
+    #[command(subcommand)]
+    pub(crate) action: PolicyAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyAction {
+    /// Sign a policy, so that clients with `--owner` accept it.
+    Sign {
+        /// The policy.
+        #[arg(value_name = "POLICY.toml")]
+        policy: PathBuf,
+        /// Where the signed policy goes.
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// The owner's key.
+        #[arg(long, value_name = "FILE", env = "OCCLUDE_OWNER_KEY")]
+        key: PathBuf,
+    },
+    /// Check that a policy can be read, and print what it means.
+    Show {
+        /// The policy, signed or not.
+        #[arg(value_name = "POLICY")]
+        policy: PathBuf,
+        /// Accept the policy only if this owner signed it.
+        #[arg(long, value_name = "PUBLIC")]
+        owner: Option<OwnerPublic>,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Inputs are NumPy .npy files, or .json files with nested lists. The output's name says
+its form: .npz, .json, or a table on standard output when there is none.
+
+Example:
+  occlude infer http://127.0.0.1:8000 --model digits --policy policy.toml \\
+    --input image=x.npy --output out.npz")]
+pub(crate) struct InferArguments {
+    /// The server.
+    pub(crate) url: Url,
+    /// The model's id.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: ModelId,
+    /// The model's version; the server's choice by default.
+    #[arg(long, value_name = "N")]
+    pub(crate) version: Option<ModelVersion>,
+    #[command(flatten)]
+    pub(crate) policy: PolicySource,
+    /// An input tensor; may be repeated.
+    #[arg(long, value_name = "NAME=FILE", required = true)]
+    pub(crate) input: Vec<String>,
+    /// Where the outputs go: .npz or .json; a table is printed by default.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Print the outputs as JSON.
+    #[arg(long, conflicts_with = "output")]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProxyArguments {
+    /// The server.
+    #[arg(env = "OCCLUDE_URL")]
+    pub(crate) url: Url,
+    #[command(flatten)]
+    pub(crate) policy: PolicySource,
+    /// Where to listen: on this machine only, unless a token is asked for.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8080",
+        env = "OCCLUDE_PROXY_LISTEN"
+    )]
+    pub(crate) listen: SocketAddr,
+    /// Ask every request for the bearer token in this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArguments {
+    /// The shell.
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+}

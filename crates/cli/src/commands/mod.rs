@@ -1,0 +1,102 @@
+//! One file per command.
+
+pub(crate) mod attest;
+pub(crate) mod broker;
+pub(crate) mod completions;
+pub(crate) mod infer;
+pub(crate) mod inspect;
+pub(crate) mod keygen;
+pub(crate) mod policy;
+pub(crate) mod proxy;
+pub(crate) mod seal;
+pub(crate) mod serve;
+pub(crate) mod unseal;
+pub(crate) mod verify;
+
+use std::io::Write;
+use std::path::Path;
+
+use occlude_attest::{Policy, PolicyFile, PolicyFileError};
+use occlude_client::{ClientError, ErrorKind};
+use occlude_keys::{OwnerKey, OwnerPublic};
+
+use crate::arguments::PolicySource;
+use crate::failure::Failure;
+use crate::output;
+
+/// Reads the owner's key file.
+fn owner_key(path: &Path) -> Result<OwnerKey, Failure> {
+    OwnerKey::read_from(path).map_err(Failure::failed)
+}
+
+/// Reads a policy, signed by `owner` if one is named.
+fn policy(path: &Path, owner: Option<&OwnerPublic>) -> Result<Policy, Failure> {
+    PolicyFile::read(path, owner)
+        .map(PolicyFile::into_policy)
+        .map_err(|error| {
+            let failure = match error {
+                PolicyFileError::NotSigned { .. }
+                | PolicyFileError::SignedByAnother { .. }
+                | PolicyFileError::MalformedSignature
+                | PolicyFileError::BadSignature => Failure::refused(error),
+                _ => Failure::failed(error),
+            };
+            failure.while_doing(path.display().to_string())
+        })
+}
+
+/// Reads a client's policy and says aloud when nobody has reviewed it.
+fn client_policy(source: &PolicySource) -> Result<Policy, Failure> {
+    let policy = policy(&source.policy, source.owner.as_ref())?;
+    if !policy.reviewed() {
+        output::note(format_args!(
+            "occlude: {} is not reviewed: it trusts what one server said of itself",
+            source.policy.display()
+        ));
+    }
+    if policy.names_simulated() {
+        output::note("occlude: this policy accepts the SIMULATED TEE, which protects nothing");
+    }
+    Ok(policy)
+}
+
+/// A client's error, with its exit code.
+fn client_failure(error: ClientError) -> Failure {
+    match error.kind() {
+        ErrorKind::Refused => Failure::refused(error),
+        ErrorKind::Unavailable => Failure::unavailable(error),
+        ErrorKind::Failed => Failure::failed(error),
+    }
+}
+
+/// Writes a whole file by renaming, so that a reader sees the old one or the new one.
+fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    tempfile::NamedTempFile::new_in(folder)
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.persist(path).map_err(|error| error.error)
+        })
+        .map(|_| ())
+        .map_err(|error| Failure::failed(error).while_doing(path.display().to_string()))
+}
+
+/// Resolves when the process is asked to stop, by Ctrl-C or by SIGTERM.
+async fn shutdown_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = match signal(SignalKind::terminate()) {
+        Ok(terminate) => terminate,
+        Err(error) => {
+            tracing::warn!(%error, "SIGTERM cannot be caught; Ctrl-C still stops cleanly");
+            let _ = tokio::signal::ctrl_c().await;
+            return;
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}

@@ -1,0 +1,43 @@
+//! `occlude seal`
+
+use occlude_container::{ChunkSize, SealOptions};
+use occlude_keys::ModelId;
+
+use crate::arguments::SealArguments;
+use crate::commands;
+use crate::failure::Failure;
+use crate::output::{self, Progress};
+
+pub(crate) fn run(arguments: &SealArguments) -> Result<(), Failure> {
+    let chunk_size = ChunkSize::new(arguments.chunk_size.as_u64())
+        .map_err(|error| Failure::usage(format!("--chunk-size: {error}")))?;
+    let key = commands::owner_key(&arguments.key)?;
+    let options = SealOptions {
+        id: arguments.id.clone().unwrap_or_else(ModelId::random),
+        version: arguments.version,
+        chunk_size,
+    };
+    let progress = Progress::new("sealing");
+    let sealed = occlude_container::seal_file(
+        &arguments.model,
+        &arguments.output,
+        &key,
+        &options,
+        &mut |at| progress.at(at.done, at.total),
+    )
+    .map_err(Failure::failed)?;
+    drop(progress);
+    let header = &sealed.header;
+    if arguments.json {
+        return output::json(&serde_json::json!({
+            "id": header.id(),
+            "version": header.version(),
+            "owner": header.owner(),
+            "digest": header.digest(),
+        }));
+    }
+    output::line(format_args!("id       {}", header.id()));
+    output::line(format_args!("version  {}", header.version()));
+    output::line(format_args!("digest   {}", header.digest()));
+    Ok(())
+}

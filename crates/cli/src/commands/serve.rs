@@ -1,0 +1,55 @@
+//! `occlude serve`
+
+use occlude_channel::Kem;
+use occlude_server::{Server, Settings, SettingsError, StartError, StartErrorKind};
+
+use crate::arguments::{KemArgument, ServeArguments};
+use crate::commands;
+use crate::failure::Failure;
+
+pub(crate) async fn run(arguments: Box<ServeArguments>) -> Result<(), Failure> {
+    let file = match &arguments.config {
+        Some(path) => Settings::read(path).map_err(settings_failure)?,
+        None => Settings::default(),
+    };
+    let options = flags(*arguments)
+        .or(file)
+        .resolve()
+        .map_err(settings_failure)?;
+    let server = Server::bind(options).await.map_err(start_failure)?;
+    server
+        .run(commands::shutdown_signal())
+        .await
+        .map_err(Failure::failed)
+}
+
+/// Flags, and the environment where a flag was not given.
+fn flags(arguments: ServeArguments) -> Settings {
+    Settings {
+        model: arguments.model,
+        broker: arguments.broker,
+        tee: arguments.tee,
+        listen: arguments.listen,
+        threads: arguments.threads,
+        sessions: arguments.sessions,
+        kem: arguments.kem.map(|kem| match kem {
+            KemArgument::XWing => Kem::XWing,
+            KemArgument::X25519 => Kem::X25519,
+        }),
+        maximum_request: arguments.maximum_request,
+        lease_seconds: arguments.lease_seconds,
+        ..Settings::default()
+    }
+}
+
+fn settings_failure(error: SettingsError) -> Failure {
+    Failure::usage(error.to_string())
+}
+
+fn start_failure(error: StartError) -> Failure {
+    match error.kind() {
+        StartErrorKind::Refused => Failure::refused(error),
+        StartErrorKind::Unavailable => Failure::unavailable(error),
+        StartErrorKind::Failed => Failure::failed(error),
+    }
+}

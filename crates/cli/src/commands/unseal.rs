@@ -1,0 +1,15 @@
+//! `occlude unseal`
+
+use crate::arguments::UnsealArguments;
+use crate::commands;
+use crate::failure::Failure;
+use crate::output::Progress;
+
+pub(crate) fn run(arguments: &UnsealArguments) -> Result<(), Failure> {
+    let key = commands::owner_key(&arguments.key)?;
+    let progress = Progress::new("unsealing");
+    occlude_container::unseal_file(&arguments.container, &arguments.output, &key, &mut |at| {
+        progress.at(at.done, at.total);
+    })
+    .map_err(Failure::failed)
+}

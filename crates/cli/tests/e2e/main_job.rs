@@ -1,0 +1,232 @@
+//! The main job, from a key to an answer.
+
+use crate::support::deployment::{Owner, text};
+use crate::support::model::{self, FEATURES};
+use crate::support::process::{Service, binary, free_address, occlude, run, said};
+
+/// The reference is arithmetic done here on the plain weights, in 64 bits.
+fn expected(model: &model::SecretModel, input: &[f32]) -> Vec<f64> {
+    let tensor = |index: usize| -> Vec<f64> {
+        model.weights[index]
+            .chunks_exact(4)
+            .map(|bytes| f64::from(f32::from_le_bytes(bytes.try_into().expect("four bytes"))))
+            .collect()
+    };
+    let dense = |input: &[f64], weight: &[f64], bias: &[f64]| -> Vec<f64> {
+        (0..bias.len())
+            .map(|column| {
+                bias[column]
+                    + input
+                        .iter()
+                        .enumerate()
+                        .map(|(row, value)| value * weight[row * bias.len() + column])
+                        .sum::<f64>()
+            })
+            .collect()
+    };
+    let input: Vec<f64> = input.iter().map(|&value| f64::from(value)).collect();
+    let hidden: Vec<f64> = dense(&input, &tensor(0), &tensor(1))
+        .iter()
+        .map(|value| value.max(0.0))
+        .collect();
+    let logits = dense(&hidden, &tensor(2), &tensor(3));
+    let sum: f64 = logits.iter().map(|logit| logit.exp()).sum();
+    logits.iter().map(|logit| logit.exp() / sum).collect()
+}
+
+/// The answer in what `occlude infer --json` printed.
+fn probabilities(printed: &str) -> Vec<f64> {
+    let json: serde_json::Value = serde_json::from_str(printed).expect("JSON");
+    json[model::OUTPUT]["data"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|value| value.as_f64().expect("a number"))
+        .collect()
+}
+
+fn assert_close(found: &[f64], expected: &[f64]) {
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        assert!((found - expected).abs() < 1e-5, "{found} is not {expected}");
+    }
+}
+
+#[test]
+fn a_sealed_model_answers_a_verified_user_as_the_plain_one_would() {
+    let owner = Owner::new(1, &binary());
+    let server = owner.serve("model.occ");
+    let input = model::secret_input(2);
+    let printed = owner.infer(&server.url(), "policy.toml", &input).success();
+    assert_close(&probabilities(&printed), &expected(&owner.model, &input));
+}
+
+#[test]
+fn unmodified_http_works_through_the_proxy_and_stops_with_the_server() {
+    let owner = Owner::new(3, &binary());
+    let server = owner.serve("model.occ");
+    let address = free_address();
+    let mut command = occlude(&binary());
+    command
+        .args([
+            "proxy",
+            &server.url(),
+            "--listen",
+            &address.to_string(),
+            "--policy",
+        ])
+        .arg(owner.at("policy.toml"));
+    let proxy = Service::start(&mut command, owner.at("proxy.log"), address);
+    let input = model::secret_input(4);
+    let request = serde_json::json!({
+        "inputs": [{"name": model::INPUT, "datatype": "FP32", "shape": [1, FEATURES], "data": input}],
+    });
+    let asked = |path: &str, body: Option<&serde_json::Value>| -> (u16, serde_json::Value) {
+        let mut curl = std::process::Command::new("curl");
+        curl.args(["--silent", "--show-error", "--write-out", "\n%{http_code}"]);
+        if let Some(body) = body {
+            curl.args([
+                "--header",
+                "content-type: application/json",
+                "--data",
+                &body.to_string(),
+            ]);
+        }
+        let output = curl
+            .arg(format!("{}{path}", proxy.url()))
+            .output()
+            .expect("curl runs");
+        let text = String::from_utf8(output.stdout).expect("text");
+        let (body, status) = text.rsplit_once('\n').expect("a status line");
+        (
+            status.parse().expect("a status"),
+            serde_json::from_str(body).unwrap_or_default(),
+        )
+    };
+    if std::process::Command::new("curl")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
+        eprintln!("skipped: curl is not installed");
+        return;
+    }
+    let (status, answer) = asked("/v2/models/classifier/infer", Some(&request));
+    assert_eq!(status, 200, "{answer}");
+    let found: Vec<f64> = answer["outputs"][0]["data"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|value| value.as_f64().expect("a number"))
+        .collect();
+    assert_close(&found, &expected(&owner.model, &input));
+    let (status, metadata) = asked("/v2/models/classifier", None);
+    assert_eq!(
+        (status, &metadata["inputs"][0]["name"]),
+        (200, &serde_json::json!(model::INPUT))
+    );
+    server.kill();
+    let (status, answer) = asked("/v2/models/classifier/infer", Some(&request));
+    assert_eq!(status, 503, "{answer}");
+    assert!(answer["error"].is_string(), "{answer}");
+}
+
+#[test]
+fn an_unmodified_triton_client_gets_plain_onnx_runtimes_answers_through_the_proxy() {
+    let Some(python) =
+        std::env::var_os("OCCLUDE_PYTHON").filter(|path| std::path::Path::new(path).exists())
+    else {
+        eprintln!("skipped: no Python environment (OCCLUDE_PYTHON); `make test` makes one");
+        return;
+    };
+    let owner = Owner::new(10, &binary());
+    let server = owner.serve("model.occ");
+    let address = free_address();
+    let mut command = occlude(&binary());
+    command
+        .args([
+            "proxy",
+            &server.url(),
+            "--listen",
+            &address.to_string(),
+            "--policy",
+        ])
+        .arg(owner.at("policy.toml"));
+    let _proxy = Service::start(&mut command, owner.at("proxy.log"), address);
+    let script = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/e2e/support/unmodified_client.py"
+    );
+    let output = std::process::Command::new(python)
+        .args([
+            script,
+            &address.to_string(),
+            text(&owner.at("model.onnx")),
+            "classifier",
+        ])
+        .output()
+        .expect("Python runs");
+    let said = said(&output);
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+}
+
+#[test]
+fn a_pinned_policy_works_says_that_nobody_reviewed_it_and_needs_a_word_for_simulated() {
+    let owner = Owner::new(5, &binary());
+    let server = owner.serve("model.occ");
+    run(["attest", "pin", &server.url()]).fails_with(3, "--simulated");
+    let pinned = run(["attest", "pin", &server.url(), "--simulated"]).success();
+    assert!(pinned.contains("reviewed = false"), "{pinned}");
+    std::fs::write(owner.at("pinned.toml"), pinned).expect("written");
+    let said = owner.infer(&server.url(), "pinned.toml", &model::secret_input(6));
+    assert!(said.err.contains("not reviewed"), "{}", said.err);
+    said.success();
+}
+
+#[test]
+fn a_policy_that_the_owner_signed_is_accepted_and_any_other_refused() {
+    let owner = Owner::new(7, &binary());
+    let server = owner.serve("model.occ");
+    run([
+        "policy",
+        "sign",
+        text(&owner.at("policy.toml")),
+        "-o",
+        text(&owner.at("policy.signed")),
+        "--key",
+        text(&owner.at("owner.key")),
+    ])
+    .success();
+    let verify = |policy: &str| {
+        run([
+            "attest",
+            "verify",
+            &server.url(),
+            "--policy",
+            text(&owner.at(policy)),
+            "--owner",
+            &owner.public(),
+        ])
+    };
+    verify("policy.signed").success();
+    verify("policy.toml").fails_with(3, "not signed");
+    let signed = std::fs::read_to_string(owner.at("policy.signed")).expect("read");
+    std::fs::write(
+        owner.at("forged.signed"),
+        signed.replacen("minimum-version = 1", "minimum-version = 0", 1),
+    )
+    .expect("written");
+    verify("forged.signed").fails_with(3, "signature");
+}
+
+#[test]
+fn a_server_stops_cleanly_when_asked() {
+    let owner = Owner::new(8, &binary());
+    let server = owner.serve("model.occ");
+    owner
+        .infer(&server.url(), "policy.toml", &model::secret_input(9))
+        .success();
+    server.signal("TERM");
+    let said = server.ends();
+    assert_eq!(said.code, 0, "{}", said.err);
+}

@@ -1,0 +1,7 @@
+//! What the end-to-end tests stand on: a model, real processes, a hostile network.
+
+pub(crate) mod deployment;
+pub(crate) mod model;
+pub(crate) mod process;
+pub(crate) mod search;
+pub(crate) mod wire;

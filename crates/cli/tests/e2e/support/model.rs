@@ -1,0 +1,204 @@
+//! A small classifier with names and weights that a search would find.
+
+use occlude_onnx::messages::{
+    AttributeProto, AttributeType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
+    TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
+    tensor_shape_proto::{Dimension, dimension},
+    type_proto,
+};
+use prost::Message;
+
+/// The name of the model's input.
+pub(crate) const INPUT: &str = "pixel_intensities";
+/// The name of the model's output.
+pub(crate) const OUTPUT: &str = "class_probabilities";
+/// How many numbers the input has.
+pub(crate) const FEATURES: usize = 64;
+const HIDDEN: usize = 512;
+const CLASSES: usize = 10;
+const FLOAT: i32 = 1;
+
+/// A model and what must never be seen outside.
+pub(crate) struct SecretModel {
+    /// The model as a file.
+    pub(crate) onnx: Vec<u8>,
+    /// The bytes of every weight tensor.
+    pub(crate) weights: Vec<Vec<u8>>,
+    /// Names of tensors and layers.
+    pub(crate) names: Vec<String>,
+}
+
+/// `seed` decides the weights: two seeds give two models of one size.
+pub(crate) fn classifier(seed: u64) -> SecretModel {
+    let layers = [
+        (
+            "confidential_first_layer",
+            INPUT,
+            "hidden_activations",
+            FEATURES,
+            HIDDEN,
+        ),
+        (
+            "confidential_second_layer",
+            "rectified_activations",
+            "class_logits",
+            HIDDEN,
+            CLASSES,
+        ),
+    ];
+    let mut random = Random(seed);
+    let mut initializer = Vec::new();
+    let mut nodes = Vec::new();
+    for (name, from, to, rows, columns) in layers {
+        let weight = format!("{name}_weight");
+        let bias = format!("{name}_bias");
+        initializer.push(tensor(
+            &weight,
+            &[rows, columns],
+            random.numbers(rows * columns),
+        ));
+        initializer.push(tensor(&bias, &[columns], random.numbers(columns)));
+        nodes.push(node("Gemm", name, &[from, &weight, &bias], to));
+    }
+    nodes.insert(
+        1,
+        node(
+            "Relu",
+            "confidential_rectifier",
+            &["hidden_activations"],
+            "rectified_activations",
+        ),
+    );
+    let mut softmax = node("Softmax", "confidential_softmax", &["class_logits"], OUTPUT);
+    softmax.attribute.push(AttributeProto {
+        name: "axis".to_owned(),
+        r#type: AttributeType::Int.into(),
+        i: Some(1),
+        ..AttributeProto::default()
+    });
+    nodes.push(softmax);
+    let weights = initializer
+        .iter()
+        .filter_map(|tensor| tensor.raw_data.clone())
+        .collect();
+    let names = initializer
+        .iter()
+        .map(|tensor| tensor.name.clone())
+        .chain(nodes.iter().map(|node| node.name.clone()))
+        .chain([INPUT.to_owned(), OUTPUT.to_owned()])
+        .collect();
+    let model = ModelProto {
+        ir_version: 9,
+        opset_import: vec![OperatorSetIdProto {
+            domain: String::new(),
+            version: 17,
+        }],
+        producer_name: "occlude-tests".to_owned(),
+        graph: Some(GraphProto {
+            name: "confidential_classifier".to_owned(),
+            node: nodes,
+            initializer,
+            input: vec![value(INPUT, FEATURES)],
+            output: vec![value(OUTPUT, CLASSES)],
+            ..GraphProto::default()
+        }),
+        ..ModelProto::default()
+    };
+    SecretModel {
+        onnx: model.encode_to_vec(),
+        weights,
+        names,
+    }
+}
+
+/// An input that no other part of a test would send by chance.
+pub(crate) fn secret_input(seed: u64) -> Vec<f32> {
+    Random(seed).floats(FEATURES)
+}
+
+/// The input as a `.npy` file of shape `[1, 64]`, version 1.0 of NumPy's format.
+pub(crate) fn npy(values: &[f32]) -> Vec<u8> {
+    let mut header = format!(
+        "{{'descr': '<f4', 'fortran_order': False, 'shape': (1, {}), }}",
+        values.len()
+    );
+    while (10 + header.len() + 1) % 64 != 0 {
+        header.push(' ');
+    }
+    header.push('\n');
+    let mut file = b"\x93NUMPY\x01\x00".to_vec();
+    file.extend((header.len() as u16).to_le_bytes());
+    file.extend(header.as_bytes());
+    file.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    file
+}
+
+/// splitmix64: enough for weights that repeat nowhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// Numbers between -0.1 and 0.1.
+    fn floats(&mut self, count: usize) -> Vec<f32> {
+        (0..count)
+            .map(|_| ((self.next() >> 40) as f32 / (1u64 << 24) as f32 - 0.5) / 5.0)
+            .collect()
+    }
+
+    fn numbers(&mut self, count: usize) -> Vec<u8> {
+        self.floats(count)
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect()
+    }
+}
+
+fn tensor(name: &str, dims: &[usize], raw: Vec<u8>) -> TensorProto {
+    TensorProto {
+        name: name.to_owned(),
+        dims: dims.iter().map(|&extent| extent as i64).collect(),
+        data_type: FLOAT,
+        raw_data: Some(raw),
+        ..TensorProto::default()
+    }
+}
+
+fn node(operator: &str, name: &str, inputs: &[&str], output: &str) -> NodeProto {
+    NodeProto {
+        op_type: operator.to_owned(),
+        name: name.to_owned(),
+        input: inputs.iter().map(|&input| input.to_owned()).collect(),
+        output: vec![output.to_owned()],
+        ..NodeProto::default()
+    }
+}
+
+/// A float tensor of shape `[batch, extent]`.
+fn value(name: &str, extent: usize) -> ValueInfoProto {
+    let dimension = |value| Dimension {
+        value: Some(value),
+        ..Dimension::default()
+    };
+    let dim = vec![
+        dimension(dimension::Value::DimParam("batch".to_owned())),
+        dimension(dimension::Value::DimValue(extent as i64)),
+    ];
+    ValueInfoProto {
+        name: name.to_owned(),
+        r#type: Some(TypeProto {
+            value: Some(type_proto::Value::TensorType(type_proto::Tensor {
+                elem_type: FLOAT,
+                shape: Some(TensorShapeProto { dim }),
+            })),
+            ..TypeProto::default()
+        }),
+        ..ValueInfoProto::default()
+    }
+}

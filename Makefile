@@ -31,7 +31,7 @@ help: ## what can be made
 
 .PHONY: demo
 demo: build ## the whole story in a terminal: seal, serve, verify, infer
-	@$(VENV_PYTHON) demo/demo.py
+	@$(VENV_PYTHON) -B demo/demo.py
 
 .PHONY: test
 test: production build postgresql ## every test, and each fuzz target for a few seconds
@@ -76,6 +76,7 @@ lint: ## formatting, clippy, documentation, dependencies
 .PHONY: bench
 bench: onnxruntime ## sealing's throughput and memory, the engine's memory
 	$(CARGO) run --release --locked --package occlude-container --example throughput
+	@$(VENV_PYTHON) scripts/models.py $(TARGET)/models vgg16
 	$(CARGO) run --release --locked --package occlude-engine --example resident
 
 # Needs pip-tools; what it writes is reviewed like code.

@@ -52,7 +52,8 @@ impl Admission {
 
     /// The bytes that one body of `length` bytes reserves.
     pub(crate) fn cost(length: u64) -> u64 {
-        length.saturating_mul(COPIES).div_ceil(UNIT).max(1) * UNIT
+        let units = length.saturating_mul(COPIES).div_ceil(UNIT).max(1);
+        units.saturating_mul(UNIT)
     }
 
     /// Reserves what a body of `length` bytes may take.

@@ -131,7 +131,19 @@ impl StartError {
     #[must_use]
     pub fn kind(&self) -> StartErrorKind {
         match self {
-            Self::KeyRefused { .. } => StartErrorKind::Refused,
+            Self::Container {
+                source: ContainerError::Io { .. },
+                ..
+            }
+            | Self::Open {
+                source: OpenError::Io { .. },
+                ..
+            } => StartErrorKind::Failed,
+            Self::KeyRefused { .. }
+            | Self::Container { .. }
+            | Self::Open { .. }
+            | Self::Replaced { .. }
+            | Self::Tee(CollectError::SimulatedDisabled) => StartErrorKind::Refused,
             Self::KeyUnavailable { .. } => StartErrorKind::Unavailable,
             _ => StartErrorKind::Failed,
         }

@@ -62,7 +62,9 @@ impl Server {
     /// [`StartError`]; [`StartError::kind`] tells a refusal from an outage.
     pub async fn bind(options: ServerOptions) -> Result<Self, StartError> {
         let hardening = memory::harden_process();
-        tracing::info!(?hardening, "process hardened");
+        for shortfall in &hardening.shortfalls {
+            tracing::warn!(%shortfall, "this process is not fully hardened");
+        }
         let (listener, address) = listen(options.listen)?;
 
         let configuration = configuration(&options);
@@ -156,7 +158,10 @@ impl Server {
     /// What the operating system says if the listener fails.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> std::io::Result<()> {
         let handle = Handle::new();
-        let mut server = axum_server::from_tcp(self.listener)?.handle(handle.clone());
+        let mut server = axum_server::from_tcp(self.listener)?
+            .http1_only()
+            .first_request_timeout(HEAD_TIME)
+            .handle(handle.clone());
         server
             .http_builder()
             .http1()

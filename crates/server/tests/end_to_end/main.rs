@@ -1,0 +1,9 @@
+//! The whole path in one process: broker, sealed model, server, client, and
+//! whoever stands between them.
+
+mod attacks;
+mod leases;
+mod middle;
+mod service;
+mod starting;
+mod world;

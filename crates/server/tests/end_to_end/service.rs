@@ -1,0 +1,513 @@
+//! What honest users and honest mistakes meet.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use occlude_attest::TeeKind;
+use occlude_client::proxy::{Proxy, ProxyOptions};
+use occlude_client::{ClientError, ClientOptions, ErrorKind, observe};
+use occlude_inference_protocol::{DataType, InferRequest, RequestedOutput, Tensor};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::world::{
+    FEATURES, Serving, World, assert_close, example, expected, http, id, inner_refusal, refusal,
+    request, serve,
+};
+
+async fn serving(world: &World) -> Serving {
+    let model = world.publish("digits", 3, 1.0).await;
+    world.serve(&[&model]).await
+}
+
+#[tokio::test]
+async fn a_verified_client_gets_the_plain_models_answer() {
+    let world = World::new().await;
+    let serving = serving(&world).await;
+    let client = serving.client(world.policy()).await.unwrap();
+
+    let response = client.infer(&id("digits"), None, &request()).await.unwrap();
+    assert_eq!(response.model_name, "digits");
+    assert_eq!(response.model_version.as_deref(), Some("3"));
+    let scores = response.output("scores").unwrap();
+    assert_eq!(scores.shape(), [1, 8]);
+    assert_close(&scores.to_values::<f32>().unwrap(), &expected(1.0));
+
+    let metadata = client.model_metadata(&id("digits"), Some(3)).await.unwrap();
+    assert_eq!(metadata.versions, Some(vec!["3".to_owned()]));
+    assert_eq!(metadata.inputs[0].name, "image");
+    assert_eq!(metadata.inputs[0].datatype, DataType::Fp32);
+    assert_eq!(metadata.inputs[0].shape, [-1, FEATURES as i64]);
+    let server = client.server_metadata().await.unwrap();
+    assert_eq!(server.name, "occlude");
+    assert_eq!(server.extensions, ["binary_tensor_data"]);
+}
+
+#[tokio::test]
+async fn the_statement_says_what_is_served_and_how() {
+    let world = World::new().await;
+    let serving = serving(&world).await;
+    let seen = observe(&serving.url, &ClientOptions::default())
+        .await
+        .unwrap();
+    let statement = seen.statement();
+    assert_eq!(statement, &serving.statement);
+    assert_eq!(statement.tee, TeeKind::Simulated);
+    assert_eq!(statement.owners, [world.owner.public()]);
+    assert_eq!(statement.models.len(), 1);
+    assert_eq!(statement.models[0].id, id("digits"));
+    assert_eq!(statement.models[0].version, 3);
+    let configuration = &statement.configuration;
+    assert_eq!(
+        configuration.broker.as_deref(),
+        Some(format!("http://{}/", world.broker_address).as_str())
+    );
+    assert_eq!(configuration.kem, "x-wing");
+    assert_eq!(configuration.maximum_request_bytes, 1 << 20);
+    assert_eq!(
+        seen.claims().configuration(),
+        Some(&configuration.digest()),
+        "the evidence measures the configuration"
+    );
+}
+
+#[tokio::test]
+async fn of_two_versions_the_highest_answers_unless_one_is_named() {
+    let world = World::new().await;
+    let old = world.publish("digits", 1, 1.0).await;
+    let new = world.publish("digits", 2, 2.0).await;
+    let other = world.publish("letters", 7, 3.0).await;
+    let serving = world.serve(&[&old, &new, &other]).await;
+    let client = serving.client(world.policy()).await.unwrap();
+    for (name, version, factor) in [
+        ("digits", None, 2.0),
+        ("digits", Some(1), 1.0),
+        ("digits", Some(2), 2.0),
+        ("letters", None, 3.0),
+    ] {
+        let response = client.infer(&id(name), version, &request()).await.unwrap();
+        let scores = response.output("scores").unwrap();
+        assert_close(&scores.to_values::<f32>().unwrap(), &expected(factor));
+    }
+    let metadata = client.model_metadata(&id("digits"), None).await.unwrap();
+    assert_eq!(
+        metadata.versions,
+        Some(vec!["2".to_owned(), "1".to_owned()])
+    );
+}
+
+#[tokio::test]
+async fn an_unmodified_program_gets_json_through_the_proxy() {
+    let world = World::new().await;
+    let serving = serving(&world).await;
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let proxy = Proxy::bind(ProxyOptions::new(
+        listen,
+        serving.url.clone(),
+        world.policy(),
+    ))
+    .unwrap();
+    proxy.verify().await.unwrap();
+    let base = format!("http://{}", proxy.local_address());
+    tokio::spawn(proxy.run(std::future::pending()));
+
+    let ready = http().get(format!("{base}/v2/health/ready")).send().await;
+    assert_eq!(ready.unwrap().text().await.unwrap(), r#"{"ready":true}"#);
+    let body = serde_json::json!({
+        "id": "7",
+        "inputs": [{"name": "image", "shape": [1, FEATURES], "datatype": "FP32", "data": example()}],
+    });
+    let answer = http()
+        .post(format!("{base}/v2/models/digits/infer"))
+        .body(body.to_string())
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["content-type"], "application/json");
+    let answer: serde_json::Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+    assert_eq!(answer["id"], "7");
+    assert_eq!(answer["outputs"][0]["shape"], serde_json::json!([1, 8]));
+    let scores: Vec<f32> = serde_json::from_value(answer["outputs"][0]["data"].clone()).unwrap();
+    assert_close(&scores, &expected(1.0));
+}
+
+#[tokio::test]
+async fn a_wrong_input_is_refused_with_what_was_expected() {
+    let world = World::new().await;
+    let serving = serving(&world).await;
+    let client = serving.client(world.policy()).await.unwrap();
+    let digits = id("digits");
+    let image = |shape: Vec<u64>| {
+        let count = shape.iter().product::<u64>() as usize;
+        Tensor::from_values("image", shape, &vec![0f32; count]).unwrap()
+    };
+    let with = |inputs| InferRequest {
+        inputs,
+        ..InferRequest::default()
+    };
+    let cases = [
+        (
+            with(vec![
+                Tensor::from_values("picture", vec![1], &[0f32]).unwrap(),
+            ]),
+            "400 Bad Request: the model has no input `picture`; its inputs are `image`",
+        ),
+        (
+            with(Vec::new()),
+            "400 Bad Request: the input `image` (FP32, shape [any, 64]) is missing",
+        ),
+        (
+            with(vec![image(vec![1, 63])]),
+            "400 Bad Request: the input `image` takes shape [any, 64], not [1, 63]",
+        ),
+        (
+            with(vec![
+                Tensor::from_values("image", vec![1, 64], &[0i64; 64]).unwrap(),
+            ]),
+            "400 Bad Request: the input `image` takes FP32, not INT64",
+        ),
+        (
+            InferRequest {
+                outputs: vec![RequestedOutput::new("logits")],
+                ..with(vec![image(vec![1, 64])])
+            },
+            "400 Bad Request: the model has no output `logits`; its outputs are `scores`",
+        ),
+    ];
+    for (request, expected) in cases {
+        let error = client.infer(&digits, None, &request).await.unwrap_err();
+        assert_eq!(error.to_string(), expected);
+        assert_eq!(error.kind(), ErrorKind::Failed);
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_there_or_not_the_protocol_is_told_inside_the_channel() {
+    let world = World::new().await;
+    let serving = serving(&world).await;
+    let client = serving.client(world.policy()).await.unwrap();
+    let infer = "/v2/models/digits/infer";
+    let post = |path: &str, body: &'static str| {
+        Request::post(path).body(Bytes::from_static(body.as_bytes()))
+    };
+    let cases = [
+        (
+            post("/v2/models/letters/infer", "{}"),
+            (404, "there is no model \"letters\""),
+        ),
+        (
+            post("/v2/models/digits/versions/4/infer", "{}"),
+            (404, "model \"digits\" has no version \"4\", it has 3"),
+        ),
+        (post("/v2/models", ""), (404, "there is nothing here")),
+        (
+            Request::get(infer).body(Bytes::new()),
+            (405, "this method is not for this path"),
+        ),
+        (
+            Request::post(infer)
+                .header("inference-header-content-length", "many")
+                .body(Bytes::new()),
+            (
+                400,
+                "expected one whole number in Inference-Header-Content-Length",
+            ),
+        ),
+        (
+            Request::post(infer)
+                .header("content-encoding", "gzip")
+                .body(Bytes::new()),
+            (
+                415,
+                "compressed bodies are not taken: their size tells about their contents",
+            ),
+        ),
+        (post(infer, ""), (400, "the body is empty")),
+        (
+            post(infer, "image"),
+            (400, "line 1, column 1: this is not JSON"),
+        ),
+    ];
+    for (request, (status, text)) in cases {
+        let answer = client.request(&request.unwrap()).await.unwrap();
+        assert_eq!(inner_refusal(&answer), (status, text.to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn answers_and_errors_have_one_size_on_the_wire() {
+    let world = World::new().await;
+    let serving = serving(&world).await;
+    let mut sizes = Vec::new();
+    for path in ["/v2", "/v2/models/digits", "/v2/models/absent", "/x"] {
+        let (sealed, _) = serving.seal(&Request::get(path).body(Bytes::new()).unwrap());
+        let answer = serving.post(sealed).await;
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.headers()["content-type"], "message/ohttp-res");
+        sizes.push(answer.bytes().await.unwrap().len());
+    }
+    sizes.dedup();
+    assert_eq!(sizes.len(), 1, "{sizes:?}");
+}
+
+#[tokio::test]
+async fn outside_the_channel_there_is_no_inference() {
+    let world = World::new().await;
+    let serving = serving(&world).await;
+    for path in [
+        "v2",
+        "v2/models/digits",
+        "v2/models/digits/infer",
+        "v2/health/ready",
+    ] {
+        let url = serving.url.join(path).unwrap();
+        let answer = http().post(url).body("{}").send().await.unwrap();
+        let expected = "inference is answered only inside the channel: \
+                        use `occlude infer` or `occlude proxy`";
+        assert_eq!(refusal(answer).await, (421, expected.to_owned()));
+    }
+    let answer = serving.get("models").await;
+    assert_eq!(
+        refusal(answer).await,
+        (404, "there is nothing here".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn a_nonce_is_exactly_64_hexadecimal_digits() {
+    let world = World::new().await;
+    let serving = serving(&world).await;
+    let long = format!("?nonce={}", "a5".repeat(33));
+    let upper = format!("?nonce={}", "A5".repeat(32));
+    let more = format!("?nonce={}&more=1", "a5".repeat(32));
+    for query in ["", "?nonce=", "?nonce=a5", &long, &upper, &more] {
+        let answer = serving
+            .get(&format!(".well-known/occlude/attestation{query}"))
+            .await;
+        assert_eq!(
+            refusal(answer).await,
+            (
+                400,
+                "expected ?nonce= and exactly 64 lower-case hexadecimal digits".to_owned()
+            ),
+            "{query}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_oversized_body_is_refused_whether_its_length_is_told_or_not() {
+    let world = World::new().await;
+    let serving = serving(&world).await;
+    let too_large = (
+        413,
+        "the encapsulated request is longer than 1048576 bytes".to_owned(),
+    );
+    let answer = serving.post(vec![0; (1 << 20) + 1]).await;
+    assert_eq!(refusal(answer).await, too_large);
+
+    let mut stream = TcpStream::connect(serving.address).await.unwrap();
+    let head = "POST /.well-known/occlude/channel HTTP/1.1\r\nhost: x\r\n\
+                content-type: message/ohttp-req\r\ntransfer-encoding: chunked\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // The server may answer and close before it has read all of this.
+    let _ = stream.write_all(b"100001\r\n").await;
+    let _ = stream.write_all(&vec![0; (1 << 20) + 1]).await;
+    let answer = read_answer(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+
+    let client = serving.client(world.policy()).await.unwrap();
+    let image = Tensor::from_values("image", vec![8192, 64], &vec![0f32; 8192 * 64]).unwrap();
+    let request = InferRequest {
+        inputs: vec![image],
+        ..InferRequest::default()
+    };
+    let error = client
+        .infer(&id("digits"), None, &request)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            ClientError::RequestTooLarge {
+                limit: 1_048_576,
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+/// Reads until the peer is silent for a moment or closes.
+async fn read_answer(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    let mut buffer = [0; 4096];
+    let wait = Duration::from_secs(5);
+    while let Ok(Ok(read @ 1..)) = tokio::time::timeout(wait, stream.read(&mut buffer)).await {
+        answer.extend_from_slice(&buffer[..read]);
+        if answer.windows(4).any(|window| window == b"\r\n\r\n") {
+            break;
+        }
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn what_is_no_encapsulated_request_is_refused() {
+    let world = World::new().await;
+    let serving = serving(&world).await;
+    let channel = serving.url.join(".well-known/occlude/channel").unwrap();
+    let answer = http().post(channel).body("{}").send().await.unwrap();
+    assert_eq!(
+        refusal(answer).await,
+        (
+            415,
+            "expected an encapsulated request of type message/ohttp-req".to_owned()
+        )
+    );
+    let (status, text) = refusal(serving.post(Vec::new()).await).await;
+    assert_eq!(status, 400);
+    assert!(
+        text.starts_with("the encapsulated request has 0 bytes, the shortest possible has "),
+        "{text}"
+    );
+}
+
+/// Begins a request whose body stays incomplete.
+async fn begin(serving: &Serving, body: &[u8], length: usize) -> TcpStream {
+    let mut stream = TcpStream::connect(serving.address).await.unwrap();
+    let head = format!(
+        "POST /.well-known/occlude/channel HTTP/1.1\r\nhost: x\r\n\
+         content-type: message/ohttp-req\r\ncontent-length: {length}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(body).await.unwrap();
+    stream
+}
+
+#[tokio::test]
+async fn one_request_too_many_is_sent_away_and_may_come_back() {
+    let world = World::new().await;
+    let model = world.publish("digits", 1, 1.0).await;
+    let mut options = world.options(&[&model]);
+    options.requests_in_flight = 1;
+    let serving = serve(options).await.unwrap();
+    let client = serving.client(world.policy()).await.unwrap();
+
+    let first = begin(&serving, b"", 1000).await;
+    let digits = id("digits");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let error = client.infer(&digits, None, &request()).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "{} is unavailable: 503 Service Unavailable \"too many requests are in flight: try again\"",
+            serving.url
+        )
+    );
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    drop(first);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    client.infer(&digits, None, &request()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_arrive_in_time_is_refused() {
+    let world = World::new().await;
+    let model = world.publish("digits", 1, 1.0).await;
+    let mut options = world.options(&[&model]);
+    options.body_time = Duration::from_millis(300);
+    let serving = serve(options).await.unwrap();
+    let mut stream = begin(&serving, b"slow", 1000).await;
+    let answer = read_answer(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+}
+
+#[tokio::test]
+async fn a_request_in_flight_is_finished_when_the_server_stops() {
+    let world = World::new().await;
+    let mut serving = serving(&world).await;
+    let (sealed, opener) = serving.seal(&Request::get("/v2").body(Bytes::new()).unwrap());
+    let half = sealed.len() / 2;
+    let mut stream = begin(&serving, &sealed[..half], sealed.len()).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    serving.running.ask_to_stop();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(
+        TcpStream::connect(serving.address).await.is_err(),
+        "new connections are not taken"
+    );
+    stream.write_all(&sealed[half..]).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    let head = answer
+        .windows(4)
+        .position(|window| window == b"\r\n\r\n")
+        .unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200 "));
+    let answer = opener.open(&answer[head + 4..]).unwrap();
+    assert_eq!(answer.status(), 200);
+    serving.running.stopped().await;
+}
+
+#[tokio::test]
+async fn health_and_metrics_tell_nothing_of_what_was_asked() {
+    let world = World::new().await;
+    let serving = serving(&world).await;
+    let health = serving.get("healthz").await;
+    assert_eq!(health.status(), 200);
+    assert_eq!(
+        health.text().await.unwrap(),
+        r#"{"live":true,"ready":true}"#
+    );
+
+    let client = serving.client(world.policy()).await.unwrap();
+    client.infer(&id("digits"), None, &request()).await.unwrap();
+    let before = metrics(&serving).await;
+    // An error inside counts like an answer.
+    let error = client.model_metadata(&id("absent"), None).await;
+    assert!(error.is_err());
+    let after = metrics(&serving).await;
+    for text in [&before, &after] {
+        for word in ["digits", "absent", "image", "scores", "status=\"404\""] {
+            assert!(!text.contains(word), "{word} is in\n{text}");
+        }
+    }
+    for line in [
+        "occlude_http_requests_total{route=\"attestation\",status=\"200\"} 1",
+        "occlude_http_requests_total{route=\"channel\",status=\"200\"} 2",
+        "occlude_channel_requests_total{result=\"opened\"} 2",
+        "occlude_attestation_successes_total{tee_type=\"simulated\"} 1",
+        "occlude_models_loaded 1",
+        "occlude_requests_in_flight 0",
+        "occlude_request_bytes_in_flight 0",
+    ] {
+        assert!(
+            after.lines().any(|found| found == line),
+            "{line} is not in\n{after}"
+        );
+    }
+}
+
+pub(crate) async fn metrics(serving: &Serving) -> String {
+    serving.get("metrics").await.text().await.unwrap()
+}
+
+#[tokio::test]
+async fn the_other_key_encapsulation_is_stated_and_judged() {
+    let world = World::new().await;
+    let model = world.publish("digits", 1, 1.0).await;
+    let mut options = world.options(&[Path::new(&model)]);
+    options.kem = occlude_channel::Kem::X25519;
+    let serving = serve(options).await.unwrap();
+    let error = serving.client(world.policy()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    let weaker = world.policy_with("[service.configuration]\nkem = [\"x25519\"]");
+    let client = serving.client(weaker).await.unwrap();
+    let response = client.infer(&id("digits"), None, &request()).await.unwrap();
+    let scores = response.output("scores").unwrap();
+    assert_close(&scores.to_values::<f32>().unwrap(), &expected(1.0));
+}

@@ -1,0 +1,161 @@
+//! Why a server does not start, each with its own error.
+
+use std::net::TcpListener;
+
+use occlude_container::{ContainerError, HeaderError, OpenError};
+use occlude_keys::{ModelKey, OwnerKey};
+use occlude_server::{StartError, StartErrorKind};
+use zeroize::Zeroizing;
+
+use crate::world::{World, id, serve};
+
+#[tokio::test]
+async fn a_port_in_use_is_told_before_anything_else_is_tried() {
+    let world = World::without_policy().await;
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut options = world.options(&[std::path::Path::new("/nowhere.occ")]);
+    options.listen = taken.local_addr().unwrap();
+    let error = serve(options).await.err().unwrap();
+    assert!(
+        matches!(&error, StartError::Listen { address, source }
+            if *address == taken.local_addr().unwrap()
+                && source.kind() == std::io::ErrorKind::AddrInUse),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_sealed_model_is_refused() {
+    let world = World::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("plain.onnx");
+    std::fs::write(&path, vec![8; 10_000]).unwrap();
+    let error = serve(world.options(&[&path])).await.err().unwrap();
+    assert!(
+        matches!(
+            &error,
+            StartError::Container {
+                source: ContainerError::Header(HeaderError::NotAContainer),
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_container_whose_owner_did_not_sign_it_is_refused() {
+    let world = World::new().await;
+    let model = world.publish("digits", 1, 1.0).await;
+    let mut bytes = std::fs::read(&model).unwrap();
+    // The operator puts its own key where the owner's stands (bytes 104 to 135).
+    bytes[104..136].copy_from_slice(OwnerKey::generate().public().as_bytes());
+    std::fs::write(&model, bytes).unwrap();
+    let error = serve(world.options(&[&model])).await.err().unwrap();
+    assert!(
+        matches!(
+            &error,
+            StartError::Container {
+                source: ContainerError::BadSignature,
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_server_of_another_measurement_gets_no_key() {
+    let world = World::without_policy().await;
+    world.release_to(&"a5".repeat(48)).await;
+    let model = world.publish("digits", 1, 1.0).await;
+    let error = serve(world.options(&[&model])).await.err().unwrap();
+    let StartError::KeyRefused {
+        id: refused,
+        version: 1,
+        reason,
+        ..
+    } = &error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!(*refused, id("digits"));
+    assert!(reason.contains("measurement"), "{reason}");
+    assert_eq!(error.kind(), StartErrorKind::Refused);
+}
+
+#[tokio::test]
+async fn a_broker_that_is_down_is_told_apart_from_one_that_refuses() {
+    let mut world = World::new().await;
+    let model = world.publish("digits", 1, 1.0).await;
+    world.stop_broker().await;
+    let error = serve(world.options(&[&model])).await.err().unwrap();
+    assert!(
+        matches!(&error, StartError::KeyUnavailable { version: 1, .. }),
+        "{error}"
+    );
+    assert_eq!(error.kind(), StartErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn a_withdrawn_version_gets_no_key() {
+    let world = World::new().await;
+    let old = world.publish("digits", 1, 1.0).await;
+    let new = world.publish("digits", 2, 2.0).await;
+    world
+        .admin
+        .withdraw(&world.owner, &id("digits"), 2)
+        .await
+        .unwrap();
+    let error = serve(world.options(&[&old])).await.err().unwrap();
+    assert!(
+        matches!(&error, StartError::KeyRefused { version: 1, .. }),
+        "{error}"
+    );
+    world.serve(&[&new]).await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_the_models_does_not_open_it() {
+    let world = World::new().await;
+    let model = world.seal("digits", 1, 1.0);
+    let container = occlude_container::Container::read(&model).unwrap();
+    let record = occlude_broker::ModelRecord {
+        id: id("digits"),
+        version: 1,
+        header_digest: container.header().digest(),
+    };
+    let wrong = ModelKey::new(Zeroizing::new([7; 32]));
+    world
+        .admin
+        .add_model(&world.owner, &record, &wrong)
+        .await
+        .unwrap();
+    let error = serve(world.options(&[&model])).await.err().unwrap();
+    assert!(
+        matches!(
+            &error,
+            StartError::Open {
+                source: OpenError::WrongKey,
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn two_files_of_one_version_are_refused() {
+    let world = World::new().await;
+    let first = world.publish("digits", 1, 1.0).await;
+    let second = first.with_file_name("copy.occ");
+    std::fs::copy(&first, &second).unwrap();
+    let error = serve(world.options(&[&first, &second]))
+        .await
+        .err()
+        .unwrap();
+    assert!(
+        matches!(&error, StartError::Duplicate { id: twice, version: 1 } if *twice == id("digits")),
+        "{error}"
+    );
+}

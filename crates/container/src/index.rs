@@ -122,3 +122,106 @@ impl Index {
             .map_or(0, |entry| entry.offset + entry.length)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: &str = r#"{"name":"w","place":"initializer","data_type":1,"dims":[2,300],"offset":4096,"length":2400}"#;
+
+    fn parse(tensors: &[&str]) -> Result<Index, IndexError> {
+        let json = format!(r#"{{"tensors":[{}],"metadata":{{}}}}"#, tensors.join(","));
+        Index::parse(json.as_bytes(), 8192)
+    }
+
+    #[test]
+    fn an_index_survives_json() {
+        let index = parse(&[ONE]).unwrap();
+        assert_eq!(index.tensors[0].length, 2400);
+        assert_eq!(index.data_length(), 6496);
+        let json = serde_json::to_vec(&index).unwrap();
+        assert_eq!(Index::parse(&json, 8192), Ok(index));
+    }
+
+    #[test]
+    fn tensors_that_lie_where_they_cannot_are_refused() {
+        let moved = |offset: &str| ONE.replace("4096", offset);
+        let elsewhere = moved("0").replace("\"w\"", "\"v\"");
+        assert!(parse(&[&elsewhere, ONE]).is_ok());
+        // Not aligned, beyond the end, past all numbers.
+        for offset in ["1", "8192", "18446744073709551615", "18446744073709547520"] {
+            assert_eq!(
+                parse(&[&moved(offset)]),
+                Err(IndexError::Place { tensor: 0 }),
+                "{offset}"
+            );
+        }
+        // Out of order, overlapping.
+        assert_eq!(
+            parse(&[ONE, &elsewhere]),
+            Err(IndexError::Place { tensor: 1 })
+        );
+        let long = elsewhere.replace("300", "600").replace("2400", "4800");
+        assert_eq!(parse(&[&long, ONE]), Err(IndexError::Place { tensor: 1 }));
+    }
+
+    #[test]
+    fn shapes_of_another_length_and_unknown_types_are_refused() {
+        let length = 2400;
+        for altered in [
+            ONE.replace("300", "301"),
+            ONE.replace("300", "18446744073709551615"),
+            ONE.replace("\"data_type\":1", "\"data_type\":8"),
+            ONE.replace("\"data_type\":1", "\"data_type\":0"),
+            ONE.replace("\"data_type\":1", "\"data_type\":99"),
+        ] {
+            assert_eq!(
+                parse(&[&altered]),
+                Err(IndexError::Shape { tensor: 0, length })
+            );
+        }
+    }
+
+    #[test]
+    fn a_repeated_initializer_is_refused_and_a_repeated_nested_name_is_not() {
+        let first = ONE.replace("4096", "0");
+        assert_eq!(
+            parse(&[&first, ONE]),
+            Err(IndexError::RepeatedName { tensor: 1 })
+        );
+        let nested = ONE.replace("initializer", "nested");
+        assert!(parse(&[&first, &nested]).is_ok());
+    }
+
+    #[test]
+    fn json_that_is_not_the_index_is_refused() {
+        for json in [
+            "",
+            "{}",
+            "[]",
+            r#"{"tensors":[]}"#,
+            r#"{"tensors":[],"metadata":{},"more":1}"#,
+            r#"{"tensors":[],"tensors":[],"metadata":{}}"#,
+            r#"{"tensors":[{}],"metadata":{}}"#,
+            r#"{"tensors":[],"metadata":{}} trailing"#,
+        ] {
+            assert!(
+                matches!(
+                    Index::parse(json.as_bytes(), 0),
+                    Err(IndexError::Malformed { .. })
+                ),
+                "{json}"
+            );
+        }
+        let signed = ONE.replace("4096", "-4096");
+        assert!(matches!(
+            parse(&[&signed]),
+            Err(IndexError::Malformed { .. })
+        ));
+        let unknown = ONE.replace("\"name\"", "\"nom\"");
+        assert!(matches!(
+            parse(&[&unknown]),
+            Err(IndexError::Malformed { .. })
+        ));
+    }
+}

@@ -146,6 +146,22 @@ impl Plaintext {
         })
     }
 
+    /// Contents that no model gives, to see them refused.
+    #[cfg(test)]
+    pub(crate) fn of_bytes(start: Vec<u8>) -> Self {
+        Self {
+            files: Files {
+                paths: Vec::new(),
+                numbers: HashMap::new(),
+                lengths: Mutex::default(),
+                opened: Mutex::default(),
+            },
+            length: start.len() as u64,
+            start,
+            segments: Vec::new(),
+        }
+    }
+
     /// Bytes up to the end of the last tensor.
     pub(crate) fn length(&self) -> u64 {
         self.length

@@ -20,6 +20,8 @@
 //! `docs/container-format.md` has the format.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod bad_contents;
 mod chunk;
 mod format;
 mod header;
@@ -32,6 +34,8 @@ mod parallel;
 mod read;
 mod seal;
 mod unseal;
+#[cfg(test)]
+mod vector;
 
 pub use format::{
     ALIGNMENT, ChunkSize, ChunkSizeError, HEADER_LENGTH, HIGHEST_OPSET, LOWEST_OPSET, MAX_CHUNKS,

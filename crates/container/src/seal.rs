@@ -193,6 +193,17 @@ pub(crate) fn seal_with_salt<W: Write + Seek>(
         return Err(SealError::VersionZero);
     }
     let plaintext = Plaintext::survey(model)?;
+    seal_plaintext(&plaintext, sink, key, options, salt, progress)
+}
+
+pub(crate) fn seal_plaintext<W: Write + Seek>(
+    plaintext: &Plaintext,
+    sink: &mut W,
+    key: &OwnerKey,
+    options: &SealOptions,
+    salt: &Salt,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Sealed, SealError> {
     let chunk_size = options.chunk_size;
     let chunks = plaintext.length().div_ceil(u64::from(chunk_size.bytes()));
     if chunks > MAX_CHUNKS {
@@ -209,7 +220,7 @@ pub(crate) fn seal_with_salt<W: Write + Seek>(
     let start = sink.stream_position().map_err(SealError::Write)?;
     sink.write_all(&[0; HEADER_LENGTH])
         .map_err(SealError::Write)?;
-    let digests = write_chunks(&plaintext, layout, &cipher, sink, progress)?;
+    let digests = write_chunks(plaintext, layout, &cipher, sink, progress)?;
     let header = draft.sign(key, &commitment, &chunk::root(&digests));
     let finish = |sink: &mut W| {
         sink.write_all(digests.as_flattened())?;

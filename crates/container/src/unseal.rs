@@ -251,3 +251,79 @@ impl<'a> Model<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use occlude_onnx::messages::{ModelProto, TensorProto};
+    use prost::Message;
+
+    use super::*;
+
+    fn vectors() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors")
+    }
+
+    fn owner() -> OwnerKey {
+        OwnerKey::from_secret(&std::array::from_fn(|index| index as u8))
+    }
+
+    fn unseal_outside(output: &Path) -> Result<(), UnsealError> {
+        let sealed = vectors().join("sealed.occ");
+        unseal_within(2000, &sealed, output, &owner(), &mut |_| ())
+    }
+
+    fn initializers(model: &Path) -> Vec<TensorProto> {
+        let bytes = std::fs::read(model).unwrap();
+        let graph = ModelProto::decode(bytes.as_slice()).unwrap().graph;
+        graph.unwrap().initializer
+    }
+
+    #[test]
+    fn a_model_too_large_for_a_protobuf_comes_back_with_external_data() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("back.onnx");
+        unseal_outside(&output).unwrap();
+        let data = std::fs::read(folder.path().join("back.onnx.data")).unwrap();
+        let inline = initializers(&vectors().join("plain.onnx"));
+        for (outside, inline) in initializers(&output).iter().zip(inline) {
+            let entry = |key: &str| {
+                let mut entries = outside.external_data.iter();
+                entries
+                    .find(|entry| entry.key == key)
+                    .unwrap()
+                    .value
+                    .clone()
+            };
+            assert_eq!(entry("location"), "back.onnx.data");
+            let offset: usize = entry("offset").parse().unwrap();
+            let length: usize = entry("length").parse().unwrap();
+            assert!(inline.raw_data.unwrap() == data[offset..offset + length]);
+        }
+    }
+
+    #[test]
+    fn neither_file_is_written_if_either_exists() {
+        for taken in ["back.onnx", "back.onnx.data"] {
+            let folder = tempfile::tempdir().unwrap();
+            let taken = folder.path().join(taken);
+            std::fs::write(&taken, "precious").unwrap();
+            let error = unseal_outside(&folder.path().join("back.onnx")).unwrap_err();
+            assert!(matches!(
+                error,
+                UnsealError::Output(OutputError::Exists { path }) if path == taken
+            ));
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+            assert_eq!(std::fs::read(&taken).unwrap(), b"precious");
+        }
+    }
+
+    #[test]
+    fn a_graph_too_large_for_a_protobuf_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("back.onnx");
+        let sealed = vectors().join("sealed.occ");
+        let error = unseal_within(100, &sealed, &output, &owner(), &mut |_| ()).unwrap_err();
+        assert!(matches!(error, UnsealError::TooLarge { limit: 100, .. }));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}

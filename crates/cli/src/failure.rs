@@ -80,14 +80,14 @@ impl Failure {
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The whole chain on one line: `while doing: what: why`. An error that
-        // already quotes its source is not repeated.
+        // already quotes what stands before it, or its source, is not repeated.
         let mut said = String::new();
         for cause in self.error.chain() {
             let text = cause.to_string();
-            if !said.contains(&text) {
-                if !said.is_empty() {
-                    said.push_str(": ");
-                }
+            if text.contains(&said) {
+                said = text;
+            } else if !said.contains(&text) {
+                said.push_str(": ");
                 said.push_str(&text);
             }
         }
@@ -107,5 +107,7 @@ mod tests {
         let repeated =
             Failure::failed(anyhow::anyhow!("disk full")).while_doing("writing: disk full");
         assert_eq!(repeated.to_string(), "writing: disk full");
+        let named = Failure::failed(anyhow::anyhow!("x.onnx: no such file")).while_doing("x.onnx");
+        assert_eq!(named.to_string(), "x.onnx: no such file");
     }
 }

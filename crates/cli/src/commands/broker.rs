@@ -77,11 +77,9 @@ async fn run_broker(arguments: BrokerRunArguments) -> Result<(), Failure> {
 
 async fn add_model(container: &Path, admin: &AdminArguments) -> Result<(), Failure> {
     let (key, broker) = connect(admin)?;
-    let name = container.display().to_string();
-    let refused = |error| Failure::refused(error).while_doing(&*name);
     let signed = Container::read(container)
         .and_then(|container| container.verify_owner(&key.public()))
-        .map_err(refused)?;
+        .map_err(|error| commands::container_failure(container, error))?;
     let header = signed.header();
     let record = ModelRecord {
         id: header.id().clone(),

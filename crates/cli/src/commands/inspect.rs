@@ -11,18 +11,18 @@ use crate::output;
 const SHOWN_TENSORS: usize = 20;
 
 pub(crate) fn run(arguments: &InspectArguments) -> Result<(), Failure> {
-    let container = Container::read(&arguments.container).map_err(Failure::failed)?;
+    let path = &arguments.container;
+    let refused = |error| commands::container_failure(path, error);
+    let container = Container::read(path).map_err(refused)?;
     let public = PublicView::of(container.header());
     let model = match &arguments.key {
         None => None,
-        Some(path) => {
-            let key = commands::owner_key(path)?;
-            let signed = container
-                .verify_owner(&key.public())
-                .map_err(Failure::refused)?;
+        Some(key) => {
+            let key = commands::owner_key(key)?;
+            let signed = container.verify_owner(&key.public()).map_err(refused)?;
             let model_key = occlude_container::model_key(&key, signed.header());
-            let open = signed.open(&model_key).map_err(Failure::refused)?;
-            Some(open.inspect().map_err(Failure::refused)?)
+            let model = signed.open(&model_key).and_then(|open| open.inspect());
+            Some(model.map_err(|error| commands::open_failure(path, error))?)
         }
     };
     if arguments.json {

@@ -18,6 +18,7 @@ use std::path::Path;
 
 use occlude_attest::{Policy, PolicyFile, PolicyFileError};
 use occlude_client::{ClientError, ErrorKind};
+use occlude_container::{ContainerError, OpenError};
 use occlude_keys::{OwnerKey, OwnerPublic};
 
 use crate::arguments::PolicySource;
@@ -67,6 +68,25 @@ fn client_failure(error: ClientError) -> Failure {
         ErrorKind::Unavailable => Failure::unavailable(error),
         ErrorKind::Failed => Failure::failed(error),
     }
+}
+
+/// What a container that is not believed ends in; one that cannot be read at all is
+/// a failure of another kind.
+fn container_failure(path: &Path, error: ContainerError) -> Failure {
+    let failure = match error {
+        ContainerError::Io { .. } => Failure::failed(error),
+        _ => Failure::refused(error),
+    };
+    failure.while_doing(path.display().to_string())
+}
+
+/// The same, for what lies under the encryption.
+fn open_failure(path: &Path, error: OpenError) -> Failure {
+    let failure = match error {
+        OpenError::Io { .. } => Failure::failed(error),
+        _ => Failure::refused(error),
+    };
+    failure.while_doing(path.display().to_string())
 }
 
 /// Writes a whole file by renaming, so that a reader sees the old one or the new one.

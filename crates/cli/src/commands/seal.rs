@@ -1,6 +1,6 @@
 //! `occlude seal`
 
-use occlude_container::{ChunkSize, SealOptions};
+use occlude_container::{ChunkSize, SealError, SealOptions};
 use occlude_keys::ModelId;
 
 use crate::arguments::SealArguments;
@@ -25,7 +25,13 @@ pub(crate) fn run(arguments: &SealArguments) -> Result<(), Failure> {
         &options,
         &mut |at| progress.at(at.done, at.total),
     )
-    .map_err(Failure::failed)?;
+    .map_err(|error| match error {
+        SealError::Output(_) => Failure::failed(error),
+        SealError::Write(_) => {
+            Failure::failed(error).while_doing(arguments.output.display().to_string())
+        }
+        _ => Failure::failed(error).while_doing(arguments.model.display().to_string()),
+    })?;
     drop(progress);
     let header = &sealed.header;
     if arguments.json {

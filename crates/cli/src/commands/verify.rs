@@ -21,18 +21,23 @@ pub(crate) fn run(arguments: &VerifyArguments) -> Result<(), Failure> {
         (None, Some(key)) => key.public(),
         (None, None) => return Err(Failure::usage("give --owner or --key")),
     };
-    let container = Container::read(&arguments.container).map_err(Failure::refused)?;
-    let signed = container.verify_owner(&owner).map_err(Failure::refused)?;
+    let path = &arguments.container;
+    let refused = |error| commands::container_failure(path, error);
+    let signed = Container::read(path)
+        .and_then(|container| container.verify_owner(&owner))
+        .map_err(refused)?;
+    let header = signed.header().clone();
     let progress = Progress::new("verifying");
     let mut report = |at: occlude_container::Progress| progress.at(at.done, at.total);
-    signed
-        .verify_ciphertext(&mut report)
-        .map_err(Failure::refused)?;
-    let header = signed.header().clone();
-    if let Some(key) = &key {
-        let model_key = occlude_container::model_key(key, &header);
-        let open = signed.open(&model_key).map_err(Failure::refused)?;
-        open.verify_all(&mut report).map_err(Failure::refused)?;
+    match &key {
+        None => signed.verify_ciphertext(&mut report).map_err(refused)?,
+        Some(key) => {
+            let model_key = occlude_container::model_key(key, &header);
+            signed
+                .open(&model_key)
+                .and_then(|open| open.verify_all(&mut report))
+                .map_err(|error| commands::open_failure(path, error))?;
+        }
     }
     drop(progress);
     let checked = if key.is_some() {

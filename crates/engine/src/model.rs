@@ -125,6 +125,10 @@ impl Model {
     ///
     /// # Errors
     /// [`RunError`]; the model can be used again.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a request's tensors end with it, wiped, whatever becomes of the answer"
+    )]
     pub fn run(&self, inputs: Vec<Tensor>, requested: &[String]) -> Result<Vec<Tensor>, RunError> {
         let dims = self.check_inputs(&inputs)?;
         let wanted = self.wanted_outputs(requested)?;

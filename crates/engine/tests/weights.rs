@@ -3,12 +3,16 @@
 
 mod support;
 
+use std::os::unix::fs::FileExt;
+
+use occlude_container::OpenError;
+use occlude_engine::{LoadError, Model};
 use occlude_inference_protocol::Tensor;
 use occlude_onnx::DataType;
 use occlude_onnx::messages::{FunctionProto, ModelProto, OperatorSetIdProto};
 use support::{
-    floats, graph, integers_attribute, load, model, node, pattern, plain_run, subgraph, tensor,
-    tensor_attribute, value, with,
+    floats, graph, integers_attribute, load, model, node, one_thread, opened_in, pattern,
+    plain_run, runtime, subgraph, tensor, tensor_attribute, value, with,
 };
 
 const WIDTH: i64 = 20;
@@ -307,4 +311,38 @@ fn convolution_batch_normalisation_and_residual_give_the_plain_models_outputs() 
             vector("variance", 2.0),
         ],
     )));
+}
+
+#[test]
+fn a_weight_that_the_host_changes_after_the_container_was_opened_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let container = opened_in(
+        folder.path(),
+        &model(graph(
+            vec![node("MatMul", &["x", "weight"], &["y"])],
+            vec![value("x", DataType::Float, &[1, WIDTH])],
+            vec![value("y", DataType::Float, &[1, WIDTH])],
+            vec![square("weight")],
+        )),
+    );
+    // The header's page, the chunk of index and skeleton, then the weight's chunk.
+    let at = 4096 + (4096 + 16) + 100;
+    let sealed = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(folder.path().join("model.occ"))
+        .unwrap();
+    let mut byte = [0];
+    sealed.read_exact_at(&mut byte, at).unwrap();
+    sealed.write_all_at(&[byte[0] ^ 1], at).unwrap();
+
+    let error = Model::load(runtime(), &container, &one_thread()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "a weight cannot be opened: chunk 1 is not authentic",
+    );
+    assert!(matches!(
+        error,
+        LoadError::Open(OpenError::Inauthentic { chunk: 1 })
+    ));
 }

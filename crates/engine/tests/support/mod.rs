@@ -38,13 +38,15 @@ pub(crate) fn one_thread() -> LoadOptions {
     }
 }
 
-/// Seals `model` and opens the result.
+/// Seals `model` and opens the result, whose file is gone from its folder then.
 pub(crate) fn opened(model: &ModelProto) -> OpenContainer {
     let folder = tempfile::tempdir().unwrap();
-    let (plain, sealed) = (
-        folder.path().join("model.onnx"),
-        folder.path().join("model.occ"),
-    );
+    opened_in(folder.path(), model)
+}
+
+/// Seals `model` into `model.occ` in `folder`, with the smallest chunks, and opens it.
+pub(crate) fn opened_in(folder: &Path, model: &ModelProto) -> OpenContainer {
+    let (plain, sealed) = (folder.join("model.onnx"), folder.join("model.occ"));
     std::fs::write(&plain, model.encode_to_vec()).unwrap();
     let key = OwnerKey::generate();
     let options = SealOptions {

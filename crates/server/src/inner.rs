@@ -139,9 +139,8 @@ async fn infer(
         .to_bytes();
 
     let session = Arc::clone(&served.sessions).acquire_owned();
-    let session = match tokio::time::timeout(inner.queue_time, session).await {
-        Ok(Ok(session)) => session,
-        Ok(Err(_)) | Err(_) => return Err(InferError::overloaded()),
+    let Ok(Ok(session)) = tokio::time::timeout(inner.queue_time, session).await else {
+        return Err(InferError::overloaded());
     };
     // What the work holds moves along with it: the client may go away meanwhile.
     let (result, _session, _reservation) = blocking(move || {

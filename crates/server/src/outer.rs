@@ -117,7 +117,7 @@ async fn channel(State(outer): State<Arc<Outer>>, request: Request) -> Response 
             .into_response(),
         Err(refusal) => {
             outer.metrics.encapsulation(refusal.result);
-            refusal.response
+            refusal.into_response()
         }
     }
 }
@@ -247,27 +247,17 @@ async fn whole(answer: Response) -> http::Response<Bytes> {
 /// section 5.3; it verifies again. A request that does not authenticate is among
 /// them: a restarted server may use the same key identifier.
 fn not_opened(error: &OpenError) -> Refusal {
-    let (result, status) = match error {
-        OpenError::UnknownKey { .. } => ("unknown-key", None),
-        OpenError::KeyExhausted => ("key-exhausted", None),
-        OpenError::Inauthentic => ("inauthentic", None),
-        OpenError::Replayed => ("replayed", Some(StatusCode::CONFLICT)),
-        OpenError::TooLarge { .. } => ("too-large", Some(StatusCode::PAYLOAD_TOO_LARGE)),
-        _ => ("malformed", Some(StatusCode::BAD_REQUEST)),
+    let (result, status, outdated) = match error {
+        OpenError::UnknownKey { .. } => ("unknown-key", StatusCode::BAD_REQUEST, true),
+        OpenError::KeyExhausted => ("key-exhausted", StatusCode::BAD_REQUEST, true),
+        OpenError::Inauthentic => ("inauthentic", StatusCode::BAD_REQUEST, true),
+        OpenError::Replayed => ("replayed", StatusCode::CONFLICT, false),
+        OpenError::TooLarge { .. } => ("too-large", StatusCode::PAYLOAD_TOO_LARGE, false),
+        _ => ("malformed", StatusCode::BAD_REQUEST, false),
     };
-    match status {
-        Some(status) => Refusal::new(result, status, error.to_string()),
-        None => {
-            let mut response = answer::json(
-                StatusCode::BAD_REQUEST,
-                &serde_json::json!({"type": KEY_PROBLEM_TYPE, "error": error.to_string()}),
-            );
-            response.headers_mut().insert(
-                CONTENT_TYPE,
-                HeaderValue::from_static("application/problem+json"),
-            );
-            Refusal { result, response }
-        }
+    Refusal {
+        outdated,
+        ..Refusal::new(result, status, error.to_string())
     }
 }
 
@@ -284,18 +274,39 @@ async fn seal(responder: Responder, answer: http::Response<Bytes>) -> Result<Vec
         })
 }
 
-/// A refusal outside the channel, and its name in the metrics.
+/// A refusal outside the channel.
 struct Refusal {
+    /// Its name in the metrics.
     result: &'static str,
-    response: Response,
+    status: StatusCode,
+    message: String,
+    /// Whether the client's key may be outdated, so that it should verify again.
+    outdated: bool,
 }
 
 impl Refusal {
     fn new(result: &'static str, status: StatusCode, message: impl Into<String>) -> Self {
         Self {
             result,
-            response: answer::error(status, message),
+            status,
+            message: message.into(),
+            outdated: false,
         }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        if !self.outdated {
+            return answer::error(self.status, self.message);
+        }
+        let problem = serde_json::json!({"type": KEY_PROBLEM_TYPE, "error": self.message});
+        let mut response = answer::json(self.status, &problem);
+        response.headers_mut().insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        response
     }
 }
 

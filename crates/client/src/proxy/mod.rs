@@ -25,7 +25,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use axum_server::Handle;
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, WWW_AUTHENTICATE,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use occlude_attest::{Policy, VerifiedService};
@@ -222,7 +224,7 @@ fn router(forwarder: Arc<Forwarder>) -> Router {
         .route("/v2", any(forward))
         .route("/v2/{*path}", any(forward))
         .fallback(async || {
-            error(
+            refused(
                 StatusCode::NOT_FOUND,
                 "only /v2 and what is below it is forwarded",
             )
@@ -230,18 +232,38 @@ fn router(forwarder: Arc<Forwarder>) -> Router {
         .with_state(forwarder)
 }
 
-async fn forward(State(forwarder): State<Arc<Forwarder>>, request: Request) -> Response {
-    match forwarder.forward(request).await {
-        Ok(answer) => answer,
-        Err(refusal) => refusal,
+async fn forward(
+    State(forwarder): State<Arc<Forwarder>>,
+    request: Request,
+) -> Result<Response, Refused> {
+    forwarder.forward(request).await
+}
+
+/// Why the proxy itself answers: a status and the protocol's error text.
+#[derive(Debug)]
+struct Refused {
+    status: StatusCode,
+    reason: String,
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let body = ErrorBody { error: self.reason };
+        let mut response = (self.status, axum::Json(body)).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            response
+                .headers_mut()
+                .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
     }
 }
 
 impl Forwarder {
-    async fn forward(&self, request: Request) -> Result<Response, Response> {
+    async fn forward(&self, request: Request) -> Result<Response, Refused> {
         self.check_sender(request.headers())?;
         let _place = self.places.try_acquire().map_err(|_| {
-            error(
+            refused(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "too many requests are in flight: try again",
             )
@@ -255,7 +277,7 @@ impl Forwarder {
             .client
             .request(&http::Request::from_parts(parts, body))
             .await
-            .map_err(|failure| self.failed(&failure))?;
+            .map_err(|failure| Self::failed(&failure))?;
         let mut returned = (answer.status(), answer.body().clone()).into_response();
         let length = returned.headers().get(CONTENT_LENGTH).cloned();
         *returned.headers_mut() = only(answer.headers(), &RETURNED);
@@ -267,22 +289,15 @@ impl Forwarder {
 
     /// Whoever has the token, or is a program on this machine rather than a web
     /// page that found a name for loopback (DNS rebinding).
-    fn check_sender(&self, headers: &HeaderMap) -> Result<(), Response> {
+    fn check_sender(&self, headers: &HeaderMap) -> Result<(), Refused> {
         match &self.token {
             Some(token) if token.is_in(headers.get(AUTHORIZATION)) => Ok(()),
-            Some(_) => {
-                let mut refusal = error(
-                    StatusCode::UNAUTHORIZED,
-                    "expected the proxy's token as Authorization: Bearer",
-                );
-                refusal.headers_mut().insert(
-                    http::header::WWW_AUTHENTICATE,
-                    HeaderValue::from_static("Bearer"),
-                );
-                Err(refusal)
-            }
+            Some(_) => Err(refused(
+                StatusCode::UNAUTHORIZED,
+                "expected the proxy's token as Authorization: Bearer",
+            )),
             None if names_loopback(headers.get(HOST)) => Ok(()),
-            None => Err(error(
+            None => Err(refused(
                 StatusCode::FORBIDDEN,
                 "expected localhost or a loopback address in Host",
             )),
@@ -290,7 +305,7 @@ impl Forwarder {
     }
 
     /// Nothing is read, and nothing forwarded, before the server is verified.
-    async fn check_server(&self) -> Result<(), Response> {
+    async fn check_server(&self) -> Result<(), Refused> {
         let last = self
             .failure
             .lock()
@@ -299,7 +314,7 @@ impl Forwarder {
         if let Some((when, reason)) = last
             && when.elapsed() < PAUSE
         {
-            return Err(error(StatusCode::SERVICE_UNAVAILABLE, &reason));
+            return Err(refused(StatusCode::SERVICE_UNAVAILABLE, reason));
         }
         match self.client.verified().await {
             Ok(_) => {
@@ -309,7 +324,7 @@ impl Forwarder {
             Err(failure) => {
                 let reason = failure.to_string();
                 self.remember(Some((Instant::now(), reason.clone())));
-                Err(error(StatusCode::SERVICE_UNAVAILABLE, &reason))
+                Err(refused(StatusCode::SERVICE_UNAVAILABLE, reason))
             }
         }
     }
@@ -318,30 +333,30 @@ impl Forwarder {
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
     }
 
-    async fn read(&self, body: axum::body::Body) -> Result<Bytes, Response> {
+    async fn read(&self, body: axum::body::Body) -> Result<Bytes, Refused> {
         let limit = usize::try_from(self.maximum_request).unwrap_or(usize::MAX);
         match tokio::time::timeout(BODY_TIME, Limited::new(body, limit).collect()).await {
             Ok(Ok(collected)) => Ok(collected.to_bytes()),
-            Ok(Err(failure)) if failure.is::<LengthLimitError>() => Err(error(
+            Ok(Err(failure)) if failure.is::<LengthLimitError>() => Err(refused(
                 StatusCode::PAYLOAD_TOO_LARGE,
-                &format!("the body is longer than {limit} bytes"),
+                format!("the body is longer than {limit} bytes"),
             )),
-            Ok(Err(_)) => Err(error(StatusCode::BAD_REQUEST, "the body ended early")),
-            Err(_) => Err(error(
+            Ok(Err(_)) => Err(refused(StatusCode::BAD_REQUEST, "the body ended early")),
+            Err(_) => Err(refused(
                 StatusCode::REQUEST_TIMEOUT,
                 "the body did not arrive in time",
             )),
         }
     }
 
-    fn failed(&self, failure: &ClientError) -> Response {
+    fn failed(failure: &ClientError) -> Refused {
         let status = match (failure.kind(), failure) {
             (ErrorKind::Refused | ErrorKind::Unavailable, _) => StatusCode::SERVICE_UNAVAILABLE,
             (_, ClientError::RequestTooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
             (_, ClientError::Request(_)) => StatusCode::BAD_REQUEST,
             _ => StatusCode::BAD_GATEWAY,
         };
-        error(status, &failure.to_string())
+        refused(status, failure.to_string())
     }
 }
 
@@ -368,12 +383,11 @@ fn names_loopback(host: Option<&HeaderValue>) -> bool {
     }
 }
 
-/// The protocol's error body.
-fn error(status: StatusCode, message: &str) -> Response {
-    let body = ErrorBody {
-        error: message.to_owned(),
-    };
-    (status, axum::Json(body)).into_response()
+fn refused(status: StatusCode, reason: impl Into<String>) -> Refused {
+    Refused {
+        status,
+        reason: reason.into(),
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,246 @@
+//! The inference server's side: evidence to the broker, a model key back.
+//!
+//! The broker and whoever stands between may be down, slow or lying. Nothing but
+//! 32 bytes sealed to the key that this call made, and that the evidence covers,
+//! is taken for a model key; whether it opens the container is for the container's
+//! key commitment to say.
+
+use kbs_types::{Attestation, Challenge, CompositeEvidence, Request, RuntimeData};
+use occlude_attest::{Attester, CollectError};
+use occlude_keys::{HeaderDigest, ModelKey, OwnerFingerprint};
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use crate::kbs::jwe::{Curve, Jwe, JweError, TeeKey};
+use crate::kbs::messages::{
+    AttestationAnswer, KBS_PREFIX, OCCLUDE_PREFIX, OccludeRequest, PROTOCOL_VERSION, kbs_tee,
+};
+use crate::kbs::report_data::{self, HashAlgorithmError, ReportHash, SUPPORTED_HASH_ALGORITHMS};
+use crate::model_key_path;
+use crate::transport::{Answer, CallError, ConnectError, ConnectOptions, Transport};
+
+/// A JWT of Trustee with its evidence is some tens of kilobytes; a JWE less than one.
+const LONGEST_ANSWER: usize = 256 * 1024;
+
+/// Longest nonce that is signed over. Trustee's is 44 characters, that of IBM
+/// Secure Execution a JSON document of a few kilobytes.
+const LONGEST_NONCE: usize = 64 * 1024;
+
+/// Asks one broker for model keys.
+#[derive(Debug, Clone)]
+pub struct BrokerClient {
+    transport: Transport,
+}
+
+/// One of the three steps of a key request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Step {
+    /// Asking for a challenge.
+    Challenge,
+    /// Sending evidence.
+    Attestation,
+    /// Asking for the key.
+    Resource,
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Challenge => "the challenge",
+            Self::Attestation => "the attestation",
+            Self::Resource => "the resource",
+        })
+    }
+}
+
+/// Why there is no model key.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// The broker said no. A server that held the key unloads the model.
+    #[error("the broker refuses the key: {reason}")]
+    Refused {
+        /// The broker's words.
+        reason: String,
+    },
+    /// The broker is down, slow or in trouble. Later may be better.
+    #[error("the broker is unavailable: {reason}")]
+    Unavailable {
+        /// What went wrong.
+        reason: String,
+    },
+    /// An answer longer than any honest one.
+    #[error("the broker's answer to {step} is longer than {limit} bytes")]
+    AnswerTooLong {
+        /// Which answer.
+        step: Step,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// An answer that is not of the protocol.
+    #[error("the broker's answer to {step} is malformed: {reason}")]
+    MalformedAnswer {
+        /// Which answer.
+        step: Step,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The broker wants evidence bound by a hash function that this crate refuses.
+    #[error("the broker selects another hash function: {0}")]
+    HashAlgorithm(#[from] HashAlgorithmError),
+    /// The key's envelope is not for us, altered or of another kind.
+    #[error("the broker's key message is refused: {0}")]
+    Envelope(#[from] JweError),
+    /// What the envelope holds is no model key.
+    #[error("the broker sent {found} bytes, expected a model key of 32")]
+    KeyLength {
+        /// How many bytes came.
+        found: usize,
+    },
+    /// The TEE gave no evidence.
+    #[error("no evidence could be collected: {0}")]
+    Collect(#[from] CollectError),
+}
+
+impl BrokerClient {
+    /// A client for the broker at `url`, `http://` or `https://`. Plain HTTP is safe
+    /// here: evidence is public, and the key is sealed to the attested key.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; nothing is sent yet.
+    pub fn new(url: &str, options: &ConnectOptions) -> Result<Self, ConnectError> {
+        Ok(Self {
+            transport: Transport::new(url, options)?,
+        })
+    }
+
+    /// Runs the whole exchange for one key: challenge, evidence over a key made for
+    /// this call, resource. A lease is renewed by calling this again.
+    ///
+    /// # Errors
+    /// [`FetchError`], which tells a refusal from an unavailable and from a lying
+    /// broker.
+    pub async fn fetch_model_key(
+        &self,
+        attester: &Attester,
+        owner: &OwnerFingerprint,
+        digest: &HeaderDigest,
+    ) -> Result<ModelKey, FetchError> {
+        let (prefix, request) = request(attester);
+        let answer = self
+            .transport
+            .post(&format!("{prefix}/auth"), None, request, LONGEST_ANSWER)
+            .await
+            .map_err(|error| failed(Step::Challenge, error))?;
+        let challenge: Challenge = parse(Step::Challenge, &answer)?;
+        let session = answer.session.ok_or(FetchError::MalformedAnswer {
+            step: Step::Challenge,
+            reason: "no session cookie".to_owned(),
+        })?;
+        if challenge.nonce.is_empty() || challenge.nonce.len() > LONGEST_NONCE {
+            return Err(FetchError::MalformedAnswer {
+                step: Step::Challenge,
+                reason: format!("a nonce of {} characters", challenge.nonce.len()),
+            });
+        }
+
+        let key = TeeKey::generate(Curve::P256);
+        let attestation = attestation(attester, &key, challenge)?;
+        let answer = self
+            .transport
+            .post(
+                &format!("{prefix}/attest"),
+                Some(&session),
+                attestation,
+                LONGEST_ANSWER,
+            )
+            .await
+            .map_err(|error| failed(Step::Attestation, error))?;
+        let _: AttestationAnswer = parse(Step::Attestation, &answer)?;
+
+        let path = format!("{KBS_PREFIX}/resource/{}", model_key_path(owner, digest));
+        let answer = self
+            .transport
+            .get(&path, Some(&session), LONGEST_ANSWER)
+            .await
+            .map_err(|error| failed(Step::Resource, error))?;
+        let envelope: Jwe = parse(Step::Resource, &answer)?;
+        let content = key.open(&envelope)?;
+        if content.len() != 32 {
+            return Err(FetchError::KeyLength {
+                found: content.len(),
+            });
+        }
+        let mut bytes = Zeroizing::new([0; 32]);
+        bytes.copy_from_slice(&content);
+        Ok(ModelKey::new(bytes))
+    }
+}
+
+/// The first message and where it goes: KBS where it has a name for the TEE, our
+/// own path where not.
+fn request(attester: &Attester) -> (&'static str, Vec<u8>) {
+    let version = PROTOCOL_VERSION.to_owned();
+    let extra_params = json!({ SUPPORTED_HASH_ALGORITHMS: ["sha256", "sha384", "sha512"] });
+    match kbs_tee(attester.kind()) {
+        Some(tee) => {
+            let request = Request {
+                version,
+                tee,
+                extra_params,
+            };
+            (KBS_PREFIX, to_json(&request))
+        }
+        None => {
+            let request = OccludeRequest {
+                version,
+                tee: attester.kind(),
+                extra_params,
+            };
+            (OCCLUDE_PREFIX, to_json(&request))
+        }
+    }
+}
+
+fn attestation(
+    attester: &Attester,
+    key: &TeeKey,
+    challenge: Challenge,
+) -> Result<Vec<u8>, FetchError> {
+    let hash = ReportHash::selected(&challenge.extra_params)?;
+    let runtime_data = RuntimeData {
+        nonce: challenge.nonce,
+        tee_pubkey: key.public(),
+    };
+    let additional_evidence = String::new();
+    let binding = report_data::primary(hash, &runtime_data, &additional_evidence);
+    let evidence = attester.collect(&binding)?;
+    Ok(to_json(&Attestation {
+        init_data: None,
+        runtime_data,
+        tee_evidence: CompositeEvidence {
+            primary_evidence: evidence.body().clone(),
+            additional_evidence,
+        },
+    }))
+}
+
+fn to_json(message: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(message).expect("a message of strings always makes JSON")
+}
+
+fn parse<T: serde::de::DeserializeOwned>(step: Step, answer: &Answer) -> Result<T, FetchError> {
+    serde_json::from_slice(&answer.body).map_err(|error| FetchError::MalformedAnswer {
+        step,
+        reason: error.to_string(),
+    })
+}
+
+fn failed(step: Step, error: CallError) -> FetchError {
+    match error {
+        CallError::Refused { reason } => FetchError::Refused { reason },
+        CallError::Unavailable { reason } => FetchError::Unavailable { reason },
+        CallError::TooLong { limit } => FetchError::AnswerTooLong { step, limit },
+    }
+}

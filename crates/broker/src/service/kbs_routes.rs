@@ -1,0 +1,324 @@
+//! Request, challenge, attestation, resource (KBS, and the same for the kinds of
+//! TEE that KBS has no name for).
+//!
+//! A nonce answers one attestation, whatever comes of it. Evidence is believed
+//! only if it carries the report data of this nonce and this key; the owner's
+//! policy is asked anew for every key, with what it says at that moment.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::header::{AUTHORIZATION, COOKIE, SET_COOKIE};
+use axum::http::{HeaderMap, HeaderName};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use kbs_types::{Attestation, Challenge, Request};
+use occlude_attest::{Claims, Evidence, PolicyFile, TeeKind, UnixTime};
+use occlude_keys::{HeaderDigest, ModelKey, OwnerFingerprint};
+use serde::de::DeserializeOwned;
+
+use super::problem::Problem;
+use super::{Attested, Broker, Challenged, lock};
+use crate::audit::AuditEvent;
+use crate::kbs::jwe::{Jwe, RecipientKey};
+use crate::kbs::messages::{
+    AttestationAnswer, KBS_PREFIX, MODEL_KEY_TYPE, OCCLUDE_PREFIX, OccludeRequest,
+    PROTOCOL_VERSION, SESSION_COOKIE, kbs_tee, tee_kind,
+};
+use crate::kbs::report_data::{self, ReportHash};
+use crate::random;
+use crate::store::{Store, StoredModel};
+
+type Answered<T> = Result<T, Problem>;
+type CookieAndChallenge = ([(HeaderName, String); 1], Json<Challenge>);
+
+pub(super) async fn kbs_auth(
+    State(broker): State<Arc<Broker>>,
+    body: Bytes,
+) -> Answered<CookieAndChallenge> {
+    let request: Request = parse(&body)?;
+    let tee = tee_kind(request.tee).ok_or_else(|| {
+        Problem::unauthorized(format!(
+            "the TEE {} proves nothing that this broker can verify",
+            request.tee
+        ))
+    });
+    let challenge = check_version(&request.version)
+        .and(tee)
+        .and_then(|tee| broker.challenge(KBS_PREFIX, tee, &request.extra_params));
+    broker
+        .record_refusal(challenge, Some(request.tee.to_string()))
+        .await
+}
+
+pub(super) async fn own_auth(
+    State(broker): State<Arc<Broker>>,
+    body: Bytes,
+) -> Answered<CookieAndChallenge> {
+    let request: OccludeRequest = parse(&body)?;
+    if kbs_tee(request.tee).is_some() {
+        return Err(Problem::malformed(format!(
+            "KBS has a name for the TEE {}: use {KBS_PREFIX}/auth",
+            request.tee
+        )));
+    }
+    let challenge = check_version(&request.version)
+        .and_then(|()| broker.challenge(OCCLUDE_PREFIX, request.tee, &request.extra_params));
+    broker
+        .record_refusal(challenge, Some(request.tee.to_string()))
+        .await
+}
+
+pub(super) async fn kbs_attest(
+    state: State<Arc<Broker>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answered<Json<AttestationAnswer>> {
+    attest(KBS_PREFIX, state, headers, body).await
+}
+
+pub(super) async fn own_attest(
+    state: State<Arc<Broker>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answered<Json<AttestationAnswer>> {
+    attest(OCCLUDE_PREFIX, state, headers, body).await
+}
+
+async fn attest(
+    prefix: &'static str,
+    State(broker): State<Arc<Broker>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answered<Json<AttestationAnswer>> {
+    let cookie = cookie(&headers)
+        .ok_or_else(|| Problem::unauthorized("no session cookie: ask for a challenge first"))?;
+    // Taken before anything else is looked at: one challenge, one attestation.
+    let challenged = lock(&broker.challenges)
+        .take(cookie, Instant::now())
+        .filter(|challenged| challenged.prefix == prefix)
+        .ok_or_else(|| {
+            Problem::unauthorized("the challenge is unknown, used or expired: ask for another")
+        });
+    let challenged = broker.record_refusal(challenged, None).await?;
+    let tee = challenged.tee;
+    match judge_evidence(&challenged, &body) {
+        Ok(attested) => {
+            let event = AuditEvent::EvidenceAccepted {
+                tee,
+                measurement: attested.claims.measurement().clone(),
+                configuration: attested.claims.configuration().copied(),
+            };
+            broker.store.record(&event).await?;
+            let (attested, now) = (Arc::new(attested), Instant::now());
+            let mut sessions = lock(&broker.sessions);
+            sessions.insert_under(cookie, Arc::clone(&attested), now);
+            let token = sessions.insert(attested, now);
+            Ok(Json(AttestationAnswer { token }))
+        }
+        Err(problem) => {
+            let reason = problem.reason();
+            let event = AuditEvent::EvidenceRefused { tee, reason };
+            broker.store.record(&event).await?;
+            Err(problem)
+        }
+    }
+}
+
+/// Verifies an attestation against the challenge that it answers.
+fn judge_evidence(challenged: &Challenged, body: &[u8]) -> Answered<Attested> {
+    let attestation: Attestation = parse(body)?;
+    let runtime_data = &attestation.runtime_data;
+    if runtime_data.nonce != challenged.nonce {
+        return Err(Problem::unauthorized(
+            "the nonce is not the one of this session's challenge",
+        ));
+    }
+    let composite = attestation.tee_evidence;
+    if !composite.additional_evidence.is_empty() {
+        return Err(Problem::unauthorized(
+            "evidence of additional devices cannot be verified by this version",
+        ));
+    }
+    let recipient = RecipientKey::try_from(&runtime_data.tee_pubkey)
+        .map_err(|error| Problem::malformed(error.to_string()))?;
+    let binding = report_data::primary(
+        challenged.hash,
+        runtime_data,
+        &composite.additional_evidence,
+    );
+    let evidence = Evidence::new(challenged.tee, composite.primary_evidence);
+    let claims = occlude_attest::verify(&evidence, &binding, UnixTime::now())
+        .map_err(|error| Problem::unauthorized(error.to_string()))?;
+    Ok(Attested { claims, recipient })
+}
+
+pub(super) async fn resource(
+    State(broker): State<Arc<Broker>>,
+    Path((repository, kind, tag)): Path<(String, String, String)>,
+    headers: HeaderMap,
+) -> Answered<Json<Jwe>> {
+    let resource: String = format!("{repository}/{kind}/{tag}")
+        .chars()
+        .take(200)
+        .collect();
+    let attested = session(&broker, &headers);
+    let parsed = (kind == MODEL_KEY_TYPE)
+        .then(|| repository.parse().ok().zip(tag.parse().ok()))
+        .flatten();
+    let refused = |owner, problem: &Problem| AuditEvent::KeyRefused {
+        owner,
+        resource: resource.clone(),
+        tee: attested.as_ref().map(|attested| attested.claims.tee()),
+        measurement: attested
+            .as_ref()
+            .map(|attested| attested.claims.measurement().clone()),
+        reason: problem.reason(),
+    };
+    let (attested, (owner, digest)): (&Attested, (OwnerFingerprint, HeaderDigest)) =
+        match (&attested, parsed) {
+            (Some(attested), Some(parsed)) => (attested, parsed),
+            (attested, parsed) => {
+                let problem = if attested.is_none() {
+                    Problem::unauthorized("no attested session, or it expired: show evidence first")
+                } else {
+                    unknown_resource()
+                };
+                let event = refused(parsed.map(|(owner, _)| owner), &problem);
+                broker.store.record(&event).await?;
+                return Err(problem);
+            }
+        };
+    let store = &broker.store;
+    let decision = store
+        .decide(&owner, &digest, |model| {
+            match judge_release(store, model, &attested.claims) {
+                Ok((model, key)) => {
+                    let event = AuditEvent::KeyGranted {
+                        owner,
+                        header_digest: digest,
+                        model: model.record.id.clone(),
+                        version: model.record.version,
+                        tee: attested.claims.tee(),
+                        measurement: attested.claims.measurement().clone(),
+                    };
+                    (Ok(key), event)
+                }
+                Err(problem) => {
+                    let event = refused(Some(owner), &problem);
+                    (Err(problem), event)
+                }
+            }
+        })
+        .await?;
+    Ok(Json(attested.recipient.seal(decision?.expose())))
+}
+
+/// Decides whether these claims get this key.
+fn judge_release<'a>(
+    store: &Store,
+    model: Option<&'a StoredModel>,
+    claims: &Claims,
+) -> Answered<(&'a StoredModel, ModelKey)> {
+    let model = model.ok_or_else(unknown_resource)?;
+    let record = &model.record;
+    if record.version < model.below_version {
+        return Err(Problem::forbidden(format!(
+            "version {} of {} is withdrawn: the lowest that still gets its key is {}",
+            record.version, record.id, model.below_version
+        )));
+    }
+    let text = model.policy.as_deref().ok_or_else(|| {
+        Problem::forbidden(format!("the owner has set no policy for {}", record.id))
+    })?;
+    // Checked when it was set; a later program may still read it differently.
+    let policy = PolicyFile::parse(text, None)
+        .map_err(|error| Problem::forbidden(format!("the owner's policy is unusable: {error}")))?
+        .into_policy();
+    policy
+        .judge_claims(claims)
+        .map_err(|refusal| Problem::forbidden(refusal.to_string()))?;
+    Ok((model, store.open_key(model)?))
+}
+
+fn unknown_resource() -> Problem {
+    Problem::not_found("the broker has no such key")
+}
+
+impl Broker {
+    /// Writes a refusal without evidence to the audit log before it is told.
+    async fn record_refusal<T>(&self, answer: Answered<T>, tee: Option<String>) -> Answered<T> {
+        if let Err(problem) = &answer {
+            let reason = problem.reason();
+            let event = AuditEvent::RequestRefused { tee, reason };
+            self.store.record(&event).await?;
+        }
+        answer
+    }
+
+    fn challenge(
+        &self,
+        prefix: &'static str,
+        tee: TeeKind,
+        extra_params: &serde_json::Value,
+    ) -> Answered<CookieAndChallenge> {
+        let hash = ReportHash::choose(tee, extra_params)
+            .map_err(|error| Problem::malformed(error.to_string()))?;
+        let nonce = STANDARD.encode(random::<32>());
+        let challenged = Challenged {
+            prefix,
+            tee,
+            hash,
+            nonce: nonce.clone(),
+        };
+        let session = lock(&self.challenges).insert(challenged, Instant::now());
+        let cookie = format!("{SESSION_COOKIE}={session}; Path=/; HttpOnly; SameSite=Strict");
+        let challenge = Challenge {
+            nonce,
+            extra_params: hash.extra_params(),
+        };
+        Ok(([(SET_COOKIE, cookie)], Json(challenge)))
+    }
+}
+
+fn check_version(found: &str) -> Answered<()> {
+    if found == PROTOCOL_VERSION {
+        return Ok(());
+    }
+    let found: String = found.chars().take(40).collect();
+    Err(Problem::unauthorized(format!(
+        "the protocol version is {found:?}, expected {PROTOCOL_VERSION:?}"
+    )))
+}
+
+/// The attested session that the cookie or the bearer token stands for.
+fn session(broker: &Broker, headers: &HeaderMap) -> Option<Arc<Attested>> {
+    let bearer = headers
+        .get(AUTHORIZATION)
+        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let sessions = lock(&broker.sessions);
+    let now = Instant::now();
+    bearer
+        .into_iter()
+        .chain(cookie(headers))
+        .find_map(|secret| sessions.get(secret, now).cloned())
+}
+
+fn cookie(headers: &HeaderMap) -> Option<&str> {
+    headers
+        .get_all(COOKIE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find(|(name, _)| *name == SESSION_COOKIE)
+        .map(|(_, value)| value)
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Answered<T> {
+    serde_json::from_slice(body)
+        .map_err(|error| Problem::malformed(format!("the message is malformed: {error}")))
+}

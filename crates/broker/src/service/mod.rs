@@ -1,0 +1,106 @@
+//! What a broker answers over HTTP.
+//!
+//! Everyone who reaches it may send anything. Bodies are limited before they are
+//! read, every request has a deadline, and each refusal says why, in the words
+//! that also go to the audit log. No key leaves before its entry is written.
+
+mod admin_routes;
+mod kbs_routes;
+mod problem;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use occlude_attest::{Claims, TeeKind};
+use tower_http::timeout::TimeoutLayer;
+
+use crate::kbs::jwe::RecipientKey;
+use crate::kbs::messages::{KBS_PREFIX, OCCLUDE_PREFIX};
+use crate::kbs::report_data::ReportHash;
+use crate::sessions::{CHALLENGE_LIFETIME, Expiring, SESSION_LIFETIME};
+use crate::store::Store;
+
+/// The longest body: evidence with its certificates is some tens of kilobytes, a
+/// policy less.
+const LONGEST_BODY: usize = 512 * 1024;
+
+/// For one request, its body's arrival included.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What all requests share.
+#[derive(Debug)]
+pub(crate) struct Broker {
+    store: Store,
+    challenges: Mutex<Expiring<Challenged>>,
+    sessions: Mutex<Expiring<Arc<Attested>>>,
+    orders: Mutex<Expiring<()>>,
+}
+
+/// A session that has its challenge.
+#[derive(Debug)]
+struct Challenged {
+    /// Which of the two prefixes it began under; it goes on there.
+    prefix: &'static str,
+    tee: TeeKind,
+    hash: ReportHash,
+    nonce: String,
+}
+
+/// A session whose evidence was accepted.
+#[derive(Debug)]
+struct Attested {
+    claims: Claims,
+    recipient: RecipientKey,
+}
+
+impl Broker {
+    pub(crate) fn new(store: Store) -> Self {
+        Self::with_lifetimes(store, CHALLENGE_LIFETIME, SESSION_LIFETIME)
+    }
+
+    fn with_lifetimes(store: Store, challenge: Duration, session: Duration) -> Self {
+        Self {
+            store,
+            challenges: Mutex::new(Expiring::new(challenge)),
+            sessions: Mutex::new(Expiring::new(session)),
+            orders: Mutex::new(Expiring::new(challenge)),
+        }
+    }
+
+    /// The broker's routes.
+    pub(crate) fn router(self) -> Router {
+        let kbs = |path: &str| format!("{KBS_PREFIX}{path}");
+        let own = |path: &str| format!("{OCCLUDE_PREFIX}{path}");
+        Router::new()
+            .route(&kbs("/auth"), post(kbs_routes::kbs_auth))
+            .route(&kbs("/attest"), post(kbs_routes::kbs_attest))
+            .route(
+                &kbs("/resource/{repository}/{type}/{tag}"),
+                get(kbs_routes::resource),
+            )
+            .route(&own("/auth"), post(kbs_routes::own_auth))
+            .route(&own("/attest"), post(kbs_routes::own_attest))
+            .route(&own("/admin/challenge"), post(admin_routes::challenge))
+            .route(&own("/admin"), post(admin_routes::order))
+            .fallback(problem::no_such_path)
+            .method_not_allowed_fallback(problem::no_such_method)
+            .layer(DefaultBodyLimit::max(LONGEST_BODY))
+            .layer(TimeoutLayer::with_status_code(
+                StatusCode::REQUEST_TIMEOUT,
+                REQUEST_TIMEOUT,
+            ))
+            .with_state(Arc::new(self))
+    }
+}
+
+/// A lock that outlives a panic elsewhere: what it guards is whole after each step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(all(test, feature = "simulated"))]
+mod tests;

@@ -1,0 +1,338 @@
+//! The broker's database: `SQLite`, or `PostgreSQL` where one broker is outgrown.
+//!
+//! Keys, policies and withdrawals are sealed under the master key with their place
+//! as associated data, so that whoever can write to the database cannot read a key
+//! nor put one owner's policy or another version's key where it does not belong.
+//! Deleting rows stays possible: a deleted key or policy refuses, a deleted
+//! withdrawal shows only in the audit log. Every change is written together with
+//! its audit entry, or not at all.
+
+mod audit_rows;
+mod open;
+
+use occlude_keys::{HeaderDigest, ModelId, ModelKey, ModelVersion, OwnerFingerprint};
+use sha2::{Digest, Sha256};
+use sqlx::{Any, AnyConnection, AnyPool, Row, Transaction};
+use zeroize::Zeroizing;
+
+pub use open::StoreError;
+
+use crate::admin::{ModelRecord, Withdrawal};
+use crate::audit::AuditEvent;
+use crate::master_key::MasterKey;
+use crate::model_key_path;
+
+/// A database and the master key that its rows are sealed under.
+#[derive(Debug)]
+pub(crate) struct Store {
+    pool: AnyPool,
+    key: MasterKey,
+}
+
+/// What the store knows about one path.
+#[derive(Debug)]
+pub(crate) struct StoredModel {
+    pub(crate) record: ModelRecord,
+    /// Versions below this one are withdrawn.
+    pub(crate) below_version: ModelVersion,
+    /// The model's policy, or else its owner's.
+    pub(crate) policy: Option<String>,
+    owner: OwnerFingerprint,
+    sealed_key: String,
+}
+
+impl Store {
+    /// Records the key of one version; it replaces one already there.
+    pub(crate) async fn add_model(
+        &self,
+        owner: &OwnerFingerprint,
+        record: &ModelRecord,
+        key: &ModelKey,
+    ) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        sqlx::query(
+            "INSERT INTO models (owner, header_digest, model, version, sealed_key) \
+             VALUES ($1, $2, $3, $4, $5) ON CONFLICT (owner, header_digest) DO UPDATE SET \
+             model = excluded.model, version = excluded.version, sealed_key = excluded.sealed_key",
+        )
+        .bind(owner.to_string())
+        .bind(record.header_digest.to_string())
+        .bind(record.id.as_str())
+        .bind(record.version.to_string())
+        .bind(self.key.seal(&key_place(owner, record), key.expose()))
+        .execute(&mut *transaction)
+        .await?;
+        let event = AuditEvent::ModelAdded {
+            owner: *owner,
+            header_digest: record.header_digest,
+            model: record.id.clone(),
+            version: record.version,
+        };
+        commit(transaction, &event).await
+    }
+
+    /// Sets the policy of one model, or of all the owner's others.
+    pub(crate) async fn set_policy(
+        &self,
+        owner: &OwnerFingerprint,
+        model: Option<&ModelId>,
+        policy: &str,
+    ) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        sqlx::query(
+            "INSERT INTO policies (owner, model, sealed) VALUES ($1, $2, $3) \
+             ON CONFLICT (owner, model) DO UPDATE SET sealed = excluded.sealed",
+        )
+        .bind(owner.to_string())
+        .bind(model_column(model))
+        .bind(
+            self.key
+                .seal(&policy_place(owner, model), policy.as_bytes()),
+        )
+        .execute(&mut *transaction)
+        .await?;
+        let event = AuditEvent::PolicySet {
+            owner: *owner,
+            model: model.cloned(),
+            policy_digest: hex::encode(Sha256::digest(policy)),
+        };
+        commit(transaction, &event).await
+    }
+
+    /// Withdraws the versions below one; never fewer than are withdrawn already.
+    pub(crate) async fn withdraw(
+        &self,
+        owner: &OwnerFingerprint,
+        model: &ModelId,
+        below_version: ModelVersion,
+    ) -> Result<Withdrawal, StoreError> {
+        let mut transaction = self.begin().await?;
+        let before = self.below_version(&mut transaction, owner, model).await?;
+        let below_version = below_version.max(before);
+        sqlx::query(
+            "INSERT INTO withdrawals (owner, model, sealed) VALUES ($1, $2, $3) \
+             ON CONFLICT (owner, model) DO UPDATE SET sealed = excluded.sealed",
+        )
+        .bind(owner.to_string())
+        .bind(model.as_str())
+        .bind(self.key.seal(
+            &withdrawal_place(owner, model),
+            below_version.to_string().as_bytes(),
+        ))
+        .execute(&mut *transaction)
+        .await?;
+        let rows = sqlx::query("SELECT version FROM models WHERE owner = $1 AND model = $2")
+            .bind(owner.to_string())
+            .bind(model.as_str())
+            .fetch_all(&mut *transaction)
+            .await?;
+        let event = AuditEvent::Withdrawn {
+            owner: *owner,
+            model: model.clone(),
+            below_version,
+        };
+        commit(transaction, &event).await?;
+        let mut withdrawn = Vec::new();
+        for row in rows {
+            let version: ModelVersion = parse_column(&row, "models", "version")?;
+            if version < below_version {
+                withdrawn.push(version);
+            }
+        }
+        withdrawn.sort_unstable();
+        Ok(Withdrawal {
+            below_version,
+            withdrawn,
+        })
+    }
+
+    /// Decides about one path: `judge` sees what is recorded there and gives its
+    /// answer and the audit entry. The answer comes back only once the entry is
+    /// written, and no order of the owner comes between.
+    pub(crate) async fn decide<T>(
+        &self,
+        owner: &OwnerFingerprint,
+        digest: &HeaderDigest,
+        judge: impl FnOnce(Option<&StoredModel>) -> (T, AuditEvent),
+    ) -> Result<T, StoreError> {
+        let mut transaction = self.begin().await?;
+        let model = self.model(&mut transaction, owner, digest).await?;
+        let (answer, event) = judge(model.as_ref());
+        commit(transaction, &event).await?;
+        Ok(answer)
+    }
+
+    /// Writes an entry about a decision that needs no record.
+    pub(crate) async fn record(&self, event: &AuditEvent) -> Result<(), StoreError> {
+        commit(self.begin().await?, event).await
+    }
+
+    /// Starts a change. Writers take turns, those of other brokers on the same
+    /// database too: each first takes the lock on one row.
+    async fn begin(&self) -> Result<Transaction<'static, Any>, StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        sqlx::query("UPDATE meta SET value = value WHERE name = 'format'")
+            .execute(&mut *transaction)
+            .await?;
+        Ok(transaction)
+    }
+
+    /// The lowest version of a model that still gets its key: 0 if none was withdrawn.
+    async fn below_version(
+        &self,
+        connection: &mut AnyConnection,
+        owner: &OwnerFingerprint,
+        model: &ModelId,
+    ) -> Result<ModelVersion, StoreError> {
+        let row = sqlx::query("SELECT sealed FROM withdrawals WHERE owner = $1 AND model = $2")
+            .bind(owner.to_string())
+            .bind(model.as_str())
+            .fetch_optional(connection)
+            .await?;
+        let Some(row) = row else { return Ok(0) };
+        let text = self.open_text(
+            "withdrawals",
+            &withdrawal_place(owner, model),
+            row.try_get("sealed")?,
+        )?;
+        text.parse().map_err(|_| StoreError::Malformed {
+            table: "withdrawals",
+            column: "sealed",
+        })
+    }
+
+    /// What is known about one path, its key still sealed.
+    async fn model(
+        &self,
+        connection: &mut AnyConnection,
+        owner: &OwnerFingerprint,
+        digest: &HeaderDigest,
+    ) -> Result<Option<StoredModel>, StoreError> {
+        let row = sqlx::query(
+            "SELECT model, version, sealed_key FROM models WHERE owner = $1 AND header_digest = $2",
+        )
+        .bind(owner.to_string())
+        .bind(digest.to_string())
+        .fetch_optional(&mut *connection)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let record = ModelRecord {
+            id: parse_column(&row, "models", "model")?,
+            version: parse_column(&row, "models", "version")?,
+            header_digest: *digest,
+        };
+        let mut policy = self.policy(connection, owner, Some(&record.id)).await?;
+        if policy.is_none() {
+            policy = self.policy(connection, owner, None).await?;
+        }
+        Ok(Some(StoredModel {
+            below_version: self.below_version(connection, owner, &record.id).await?,
+            record,
+            policy,
+            owner: *owner,
+            sealed_key: row.try_get("sealed_key")?,
+        }))
+    }
+
+    /// Unwraps the key, only if it was sealed for this path, model and version.
+    pub(crate) fn open_key(&self, model: &StoredModel) -> Result<ModelKey, StoreError> {
+        let place = key_place(&model.owner, &model.record);
+        let opened = self
+            .key
+            .open(&place, &model.sealed_key)
+            .map_err(|_| StoreError::Inauthentic { table: "models" })?;
+        let mut key = Zeroizing::new([0; 32]);
+        if opened.len() != key.len() {
+            return Err(StoreError::Malformed {
+                table: "models",
+                column: "sealed_key",
+            });
+        }
+        key.copy_from_slice(&opened);
+        Ok(ModelKey::new(key))
+    }
+
+    async fn policy(
+        &self,
+        connection: &mut AnyConnection,
+        owner: &OwnerFingerprint,
+        model: Option<&ModelId>,
+    ) -> Result<Option<String>, StoreError> {
+        let row = sqlx::query("SELECT sealed FROM policies WHERE owner = $1 AND model = $2")
+            .bind(owner.to_string())
+            .bind(model_column(model))
+            .fetch_optional(connection)
+            .await?;
+        row.map(|row| {
+            self.open_text(
+                "policies",
+                &policy_place(owner, model),
+                row.try_get("sealed")?,
+            )
+        })
+        .transpose()
+    }
+
+    fn open_text(
+        &self,
+        table: &'static str,
+        place: &str,
+        sealed: &str,
+    ) -> Result<String, StoreError> {
+        let opened = self
+            .key
+            .open(place, sealed)
+            .map_err(|_| StoreError::Inauthentic { table })?;
+        String::from_utf8(opened.to_vec()).map_err(|_| StoreError::Malformed {
+            table,
+            column: "sealed",
+        })
+    }
+}
+
+/// Ends a change with its audit entry: both are written, or neither.
+async fn commit(
+    mut transaction: Transaction<'_, Any>,
+    event: &AuditEvent,
+) -> Result<(), StoreError> {
+    audit_rows::append(&mut transaction, event).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// The path, and the id and version, so that a row cannot pass for a version that
+/// is not withdrawn. None of the parts can contain a zero byte.
+fn key_place(owner: &OwnerFingerprint, record: &ModelRecord) -> String {
+    format!(
+        "{}\0{}\0{}",
+        model_key_path(owner, &record.header_digest),
+        record.id,
+        record.version
+    )
+}
+
+fn policy_place(owner: &OwnerFingerprint, model: Option<&ModelId>) -> String {
+    format!("{owner}/policy/{}", model_column(model))
+}
+
+fn withdrawal_place(owner: &OwnerFingerprint, model: &ModelId) -> String {
+    format!("{owner}/withdrawal/{model}")
+}
+
+/// No model's id is empty.
+fn model_column(model: Option<&ModelId>) -> String {
+    model.map_or_else(String::new, |model| model.as_str().to_owned())
+}
+
+fn parse_column<T: std::str::FromStr>(
+    row: &sqlx::any::AnyRow,
+    table: &'static str,
+    column: &'static str,
+) -> Result<T, StoreError> {
+    row.try_get::<&str, _>(column)?
+        .parse()
+        .map_err(|_| StoreError::Malformed { table, column })
+}
+
+#[cfg(test)]
+mod tests;

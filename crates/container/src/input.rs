@@ -68,11 +68,11 @@ impl Plaintext {
         let mut extracted: Vec<Extracted> = Vec::new();
         let mut small = HashMap::new();
         let draft = splice::<SealError>(&*model, &mut |tensor| {
-            let Some(found) = locate(tensor, &*model, &folder, &mut files)? else {
+            let Some(found) = locate(tensor, &model, &folder, &mut files)? else {
                 return Ok(Replacement::Keep);
             };
             if found.entry.length < SMALLEST_EXTRACTED {
-                let bytes = read_small(&found, &files, &*model)?;
+                let bytes = read_small(&found, &files, &model)?;
                 small.insert(tensor.ordinal, bytes.clone());
                 return Ok(Replacement::Inline(bytes));
             }

@@ -19,14 +19,23 @@ const BUFFERS: usize = 2;
 
 type Buffer = Zeroizing<Vec<u8>>;
 
+/// Fills one block, by its number.
+pub(crate) type Fill<'a, T, E> = dyn Fn(u64, &mut [u8]) -> Result<T, E> + Sync + 'a;
+
+/// Takes one block, by its number, and what filling it returned.
+pub(crate) type Drain<'a, T, E> = dyn FnMut(u64, &[u8], T) -> Result<(), E> + 'a;
+
+/// A buffer, and what filling it returned.
+type Filled<T, E> = (Buffer, Result<T, E>);
+
 /// Calls `fill` for the blocks 0 to `count - 1` on several threads, each with a
 /// buffer of `length` bytes (contents arbitrary), and `drain` on this thread in
 /// order. Stops at the first error in that order.
 pub(crate) fn in_order<T: Send, E: Send>(
     count: u64,
     length: usize,
-    fill: &(dyn Fn(u64, &mut [u8]) -> Result<T, E> + Sync),
-    drain: &mut dyn FnMut(u64, &[u8], T) -> Result<(), E>,
+    fill: &Fill<'_, T, E>,
+    drain: &mut Drain<'_, T, E>,
 ) -> Result<(), E> {
     let threads = threads(count, length);
     thread::scope(|scope| {
@@ -60,7 +69,7 @@ pub(crate) fn in_order<T: Send, E: Send>(
 }
 
 struct Lane<T, E> {
-    done: Receiver<(Buffer, Result<T, E>)>,
+    done: Receiver<Filled<T, E>>,
     give_back: Sender<Buffer>,
 }
 
@@ -79,8 +88,8 @@ fn threads(count: u64, length: usize) -> usize {
 fn work<T, E>(
     blocks: impl Iterator<Item = u64>,
     free: &Receiver<Buffer>,
-    hand_over: &SyncSender<(Buffer, Result<T, E>)>,
-    fill: &(dyn Fn(u64, &mut [u8]) -> Result<T, E> + Sync),
+    hand_over: &SyncSender<Filled<T, E>>,
+    fill: &Fill<'_, T, E>,
 ) {
     for block in blocks {
         let Ok(mut buffer) = free.recv() else {

@@ -242,7 +242,7 @@ fn progress_reaches_its_total_and_never_falls() {
     let mut seen: Vec<Progress> = Vec::new();
     let mut sink = std::io::Cursor::new(Vec::new());
     seal(&model, &mut sink, &key(), &options(), &mut |progress| {
-        seen.push(progress)
+        seen.push(progress);
     })
     .unwrap();
     assert!(seen.is_sorted_by_key(|progress| progress.done));

@@ -11,7 +11,7 @@ pub const SKELETON: u64 = 512 << 20;
 /// Tensors in one model: a hundred times what the largest published models hold.
 pub const TENSORS: u64 = 1 << 20;
 
-/// Extents of one tensor: ONNX Runtime and NumPy stop at 64 or below.
+/// Extents of one tensor: ONNX Runtime and `NumPy` stop at 64 or below.
 pub const RANK: usize = 64;
 
 /// Bytes of a tensor's name or of an external path (Linux's `PATH_MAX`).

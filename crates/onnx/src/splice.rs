@@ -280,7 +280,7 @@ impl<E: From<OnnxError>> Walk<'_, E> {
                 nodes += 1;
             }
             let inner = self.message(child, field.delimited()?, below)?;
-            append(&mut out, field.number, inner)?;
+            append(&mut out, field.number, &inner)?;
         }
         Ok(out)
     }
@@ -308,7 +308,7 @@ impl<E: From<OnnxError>> Walk<'_, E> {
             if !PAYLOAD_FIELDS.contains(&field.number) {
                 self.reader.copy(field.whole, &mut out.bytes)?;
             } else if let Some(replacement) = replacement.take() {
-                put(replacement, ordinal, &mut out);
+                put(&replacement, ordinal, &mut out);
             }
         }
         Ok(out)
@@ -507,7 +507,7 @@ fn external_record(entries: Vec<(String, String)>) -> Result<ExternalRecord, Ten
 }
 
 /// Appends `inner` as a field of `out`.
-fn append(out: &mut Spliced, number: u32, inner: Spliced) -> Result<(), OnnxError> {
+fn append(out: &mut Spliced, number: u32, inner: &Spliced) -> Result<(), OnnxError> {
     let limit = limits::SKELETON;
     let length = inner.length().ok_or(OnnxError::TooLarge { limit })?;
     put_delimited(number, length, &mut out.bytes);
@@ -524,19 +524,19 @@ fn append(out: &mut Spliced, number: u32, inner: Spliced) -> Result<(), OnnxErro
 }
 
 /// Appends what takes a payload's place.
-fn put(replacement: Replacement, ordinal: u64, out: &mut Spliced) {
+fn put(replacement: &Replacement, ordinal: u64, out: &mut Spliced) {
     match replacement {
         Replacement::Keep => {}
         Replacement::Inline(bytes) => {
             put_delimited(9, bytes.len() as u64, &mut out.bytes);
-            out.bytes.extend_from_slice(&bytes);
+            out.bytes.extend_from_slice(bytes);
         }
         Replacement::Hole { length } => {
-            put_delimited(9, length, &mut out.bytes);
+            put_delimited(9, *length, &mut out.bytes);
             out.holes.push(Hole {
                 ordinal,
                 at: out.bytes.len(),
-                length,
+                length: *length,
             });
         }
         Replacement::External(record) => {

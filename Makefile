@@ -51,6 +51,8 @@ production: onnxruntime
 	$(CARGO) build --release --locked --package occlude-cli
 	@install -d $(PRODUCTION)
 	@install -m 0755 $(DEVELOPMENT)/occlude $(PRODUCTION)/occlude
+	@! grep --quiet --text occlude/v1/simulated-evidence $(PRODUCTION)/occlude || \
+	    { rm $(PRODUCTION)/occlude; echo "error: the production build holds the simulated TEE" >&2; exit 1; }
 	@install -m 0755 $(ONNXRUNTIME) $(PRODUCTION)/
 
 .PHONY: onnxruntime

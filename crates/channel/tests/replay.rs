@@ -157,6 +157,24 @@ fn a_clock_that_is_set_back_neither_revives_a_key_nor_forgets_a_request() {
 }
 
 #[test]
+fn a_key_that_is_replaced_while_the_clock_is_set_back_keeps_its_overlap() {
+    let gateway = Gateway::new(
+        Kem::X25519,
+        Limits {
+            requests_per_key: 1,
+            ..Limits::default()
+        },
+    )
+    .unwrap();
+    assert!(gateway.rotate_if_due(25 * HOUR).unwrap());
+    let (wire, _) = sender(&gateway).seal(&request()).unwrap();
+    assert_eq!(refusal(gateway.open(&wire)), "opened");
+    assert!(gateway.rotate_if_due(Duration::ZERO).unwrap());
+    assert!(!gateway.rotate_if_due(25 * HOUR + 9 * MINUTE).unwrap());
+    assert_eq!(refusal(gateway.open(&wire)), "key exhausted");
+}
+
+#[test]
 fn a_clock_that_stands_still_forgets_nothing() {
     let gateway = gateway(Kem::X25519);
     let (wire, _) = sender(&gateway).seal(&request()).unwrap();

@@ -300,7 +300,7 @@ fn check_byte_strings(shape: &[u64], expected: usize, data: &[u8]) -> Result<(),
 fn split_element(data: &[u8]) -> Result<(&[u8], &[u8]), usize> {
     let (prefix, rest) = data
         .split_first_chunk::<LENGTH_PREFIX>()
-        .ok_or(LENGTH_PREFIX - data.len())?;
+        .ok_or_else(|| LENGTH_PREFIX - data.len())?;
     let length = usize::try_from(u32::from_le_bytes(*prefix)).map_err(|_| usize::MAX)?;
     rest.split_at_checked(length)
         .ok_or_else(|| length - rest.len())

@@ -1,10 +1,12 @@
 //! Leases: what a withdrawn model and an unreachable broker lead to.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
 
+use crate::middle::LyingBroker;
 use crate::service::metrics;
 use crate::world::{
     Serving, World, assert_close, eventually, expected, id, inner_refusal, request, serve,
@@ -124,4 +126,27 @@ async fn a_file_replaced_meanwhile_is_not_loaded_in_the_others_place() {
         error.to_string(),
         "503 Service Unavailable: model \"digits\" version 1 is unloaded until its broker answers again"
     );
+}
+
+#[tokio::test]
+async fn a_grant_with_another_key_prolongs_no_lease() {
+    let world = World::new().await;
+    let model = world.publish("digits", 1, 1.0).await;
+    let (lying, address) = LyingBroker::start(world.broker_address).await;
+    let mut options = world.options(&[&model]);
+    options.lease = PERIOD;
+    options.broker = format!("http://{address}").parse().unwrap();
+    let serving = serve(options).await.unwrap();
+    eventually("renewed", async || counted(&serving, "renewed").await).await;
+
+    world
+        .admin
+        .withdraw(&world.owner, &id("digits"), 2)
+        .await
+        .unwrap();
+    lying.lies.store(true, Ordering::SeqCst);
+    eventually("lapsed", async || counted(&serving, "lapsed").await).await;
+    let text = metrics(&serving).await;
+    assert!(text.contains("occlude_models_loaded 0"), "{text}");
+    assert!(counted(&serving, "unavailable").await);
 }

@@ -1,7 +1,8 @@
 //! Who stands between client and server: a recorder, a load balancer that ends
-//! TLS, and a man in the middle.
+//! TLS, and a man in the middle; and one between a server and its broker.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::{HeaderName, HeaderValue};
 use occlude_attest::{AttestationResponse, ServiceStatement};
+use occlude_broker::kbs::jwe::RecipientKey;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use url::Url;
@@ -121,6 +123,61 @@ pub(crate) async fn tls(target: &Url) -> Url {
     format!("https://localhost:{}/", address.port())
         .parse()
         .unwrap()
+}
+
+/// Between a server and its broker: forwards faithfully until it starts to lie, and
+/// then grants every request with a key of its own, sealed as the protocol wants.
+#[derive(Clone)]
+pub(crate) struct LyingBroker {
+    broker: Url,
+    pub(crate) lies: Arc<AtomicBool>,
+    /// The key that the last attestation covered: public, and so enough to lie with.
+    recipient: Arc<Mutex<Option<RecipientKey>>>,
+}
+
+impl LyingBroker {
+    pub(crate) async fn start(broker: SocketAddr) -> (Self, SocketAddr) {
+        let lying = Self {
+            broker: format!("http://{broker}/").parse().unwrap(),
+            lies: Arc::default(),
+            recipient: Arc::default(),
+        };
+        let router = Router::new()
+            .fallback(answer_as_broker)
+            .with_state(lying.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        (lying, address)
+    }
+}
+
+async fn answer_as_broker(State(lying): State<LyingBroker>, request: Request) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+    let path = parts.uri.path().to_owned();
+    if path.ends_with("/attest") {
+        let attestation: kbs_types::Attestation = serde_json::from_slice(&body).unwrap();
+        let key = RecipientKey::try_from(&attestation.runtime_data.tee_pubkey).unwrap();
+        *lying.recipient.lock().unwrap() = Some(key);
+    }
+    if path.contains("/resource/") && lying.lies.load(Ordering::SeqCst) {
+        let recipient = lying.recipient.lock().unwrap().take().unwrap();
+        return axum::Json(recipient.seal(&[7; 32])).into_response();
+    }
+    for name in [HOST, CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING] {
+        parts.headers.remove(name);
+    }
+    let answer = http()
+        .request(parts.method, lying.broker.join(&path).unwrap())
+        .headers(parts.headers)
+        .body(body)
+        .send()
+        .await
+        .unwrap();
+    let (status, mut headers) = (answer.status(), answer.headers().clone());
+    headers.remove(TRANSFER_ENCODING);
+    (status, headers, answer.bytes().await.unwrap()).into_response()
 }
 
 fn router(target: &Url, tamper: Tamper) -> (Router, Encapsulated) {

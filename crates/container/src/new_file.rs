@@ -10,7 +10,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags};
+use rustix::io::Errno;
 
 /// Everybody may read a sealed file.
 const MODE: u32 = 0o644;
@@ -69,10 +70,18 @@ pub(crate) fn create<T, E: From<OutputError>>(
             name_it(&file, path)?;
             Ok(value)
         }
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR | rustix::io::Errno::INVAL) => {
-            create_named(path, folder, write)
-        }
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => create_named(path, folder, write),
         Err(errno) => Err(error(errno.into()).into()),
+    }
+}
+
+/// Takes the disk space for a file before it is written: a disk that is too full says
+/// so at once, and writing is faster. File systems and devices that cannot are left
+/// to say so when they are written to.
+pub(crate) fn reserve(file: &File, length: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, length) {
+        Err(full @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(full.into()),
+        _ => Ok(()),
     }
 }
 
@@ -98,7 +107,7 @@ fn name_it(file: &File, path: &Path) -> Result<(), OutputError> {
     let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
     match rustix::fs::linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW) {
         Ok(()) => Ok(()),
-        Err(rustix::io::Errno::EXIST) => Err(exists(path)),
+        Err(Errno::EXIST) => Err(exists(path)),
         Err(errno) => Err(OutputError::io(path)(errno.into())),
     }
 }

@@ -176,7 +176,12 @@ pub fn seal_file(
     options: &SealOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Sealed, SealError> {
-    new_file::create(output, |file| seal(model, file, key, options, progress))
+    new_file::create(output, |file| {
+        let plaintext = survey(model, options)?;
+        let layout = layout(&plaintext, options)?;
+        new_file::reserve(file, layout.file_length()).map_err(SealError::Write)?;
+        seal_plaintext(&plaintext, file, key, options, &Salt::generate(), progress)
+    })
 }
 
 /// [`seal`] with a salt that the caller chooses. Sealing two models with one salt,
@@ -189,11 +194,28 @@ pub(crate) fn seal_with_salt<W: Write + Seek>(
     salt: &Salt,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Sealed, SealError> {
+    let plaintext = survey(model, options)?;
+    seal_plaintext(&plaintext, sink, key, options, salt, progress)
+}
+
+fn survey(model: &Path, options: &SealOptions) -> Result<Plaintext, SealError> {
     if options.version == 0 {
         return Err(SealError::VersionZero);
     }
-    let plaintext = Plaintext::survey(model)?;
-    seal_plaintext(&plaintext, sink, key, options, salt, progress)
+    Plaintext::survey(model)
+}
+
+fn layout(plaintext: &Plaintext, options: &SealOptions) -> Result<Layout, SealError> {
+    let chunk_size = options.chunk_size;
+    let chunks = plaintext.length().div_ceil(u64::from(chunk_size.bytes()));
+    if chunks > MAX_CHUNKS {
+        let limit = MAX_CHUNKS;
+        return Err(SealError::TooManyChunks { chunks, limit });
+    }
+    Ok(Layout {
+        chunk_size,
+        chunk_count: chunks,
+    })
 }
 
 pub(crate) fn seal_plaintext<W: Write + Seek>(
@@ -204,16 +226,7 @@ pub(crate) fn seal_plaintext<W: Write + Seek>(
     salt: &Salt,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Sealed, SealError> {
-    let chunk_size = options.chunk_size;
-    let chunks = plaintext.length().div_ceil(u64::from(chunk_size.bytes()));
-    if chunks > MAX_CHUNKS {
-        let limit = MAX_CHUNKS;
-        return Err(SealError::TooManyChunks { chunks, limit });
-    }
-    let layout = Layout {
-        chunk_size,
-        chunk_count: chunks,
-    };
+    let layout = layout(plaintext, options)?;
     let draft = Draft::new(layout, &options.id, options.version, &key.public(), salt);
     let model_key = key.model_key(salt, &options.id, options.version);
     let (cipher, commitment) = ChunkCipher::new(&model_key, draft.context());

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use occlude_keys::OwnerKey;
 use occlude_onnx::{ExternalRecord, Replacement, Spliced};
 
-use crate::new_file::{create, folder_of};
+use crate::new_file::{create, folder_of, reserve};
 use crate::{
     Container, ContainerError, OpenContainer, OpenError, OutputError, Progress, TensorPlace,
     model_key, parallel,
@@ -208,6 +208,7 @@ impl<'a> Model<'a> {
     }
 
     fn write(&self, file: &mut File, progress: &mut dyn FnMut(u64)) -> Result<(), UnsealError> {
+        reserve(file, self.length).map_err(UnsealError::Write)?;
         // A large chunk is opened as often as blocks touch it.
         let chunk = self.opened.header().chunk_size().bytes() as usize;
         let block = BLOCK.max(chunk);

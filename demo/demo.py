@@ -8,6 +8,7 @@ Nothing is left behind but `demo-output/`.
 """
 
 import hashlib
+import os
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ import wire
 from stage import DemoError, Stage, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
-BINARY = ROOT / "target" / "release" / "occlude"
+BINARY = Path(os.environ.get("OCCLUDE_BINARY", ROOT / "target" / "release" / "occlude"))
 LIBRARY = "libonnxruntime.so.1.32.0"
 OUTPUT = ROOT / "demo-output"
 

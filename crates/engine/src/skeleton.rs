@@ -326,6 +326,12 @@ fn sealed_tensor(
     tensors: &HashMap<u64, SealedTensor>,
 ) -> Result<Option<SealedTensor>, LoadError> {
     if !is_sealed(tensor) {
+        // ONNX Runtime would read whatever file of the host's is named there.
+        if tensor.data_location != DataLocation::Default as i32 {
+            return Err(LoadError::Skeleton(
+                "it refers to a file outside the container".to_owned(),
+            ));
+        }
         return Ok(None);
     }
     let number = |key| entry(tensor, key).and_then(|value| value.parse::<u64>().ok());

@@ -422,7 +422,9 @@ impl Parts {
                 };
                 self.record.push(entry);
             }
-            14 => self.external = field.varint()? == 1,
+            // Truncated as protobuf's own readers truncate an enumeration, so that no
+            // reader after this one sees another location.
+            14 => self.external = field.varint()? as i32 == 1,
             _ => {}
         }
         Ok(Ok(()))

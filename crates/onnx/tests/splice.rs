@@ -341,3 +341,32 @@ fn sizes_that_no_number_holds_are_refused() {
         })
     ));
 }
+
+/// Protobuf's readers keep the low 32 bits of an enumeration; a walker that compared
+/// all 64 would take the tensor for one without a payload and let its record pass.
+#[test]
+fn a_location_written_with_excess_bits_is_external_here_as_for_every_other_reader() {
+    let record = external_tensor(
+        "weight",
+        &[("location", "../../etc/passwd"), ("offset", "0")],
+    );
+    let plain = record.encode_to_vec();
+    // data_location is field 14, a varint: the tag 0x70, then 1.
+    let place = plain
+        .windows(2)
+        .rposition(|pair| pair == [0x70, 1])
+        .unwrap();
+    let excessive = [
+        &plain[..=place],
+        &varint((1 << 32) | 1),
+        &plain[place + 2..],
+    ]
+    .concat();
+    let read = TensorProto::decode(excessive.as_slice()).unwrap();
+    assert_eq!(read.data_location, 1);
+    let found = walk(&tensor_in_model(&excessive)).unwrap();
+    let Payload::External(found) = &found[0].payload else {
+        panic!("{:?}", found[0].payload);
+    };
+    assert_eq!(found.location, "../../etc/passwd");
+}

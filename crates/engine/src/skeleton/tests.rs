@@ -1,6 +1,6 @@
 //! Rewriting skeletons that are malformed, disagree or keep weights in odd places.
 
-use occlude_onnx::messages::TrainingInfoProto;
+use occlude_onnx::messages::{AttributeProto, TrainingInfoProto};
 
 use super::*;
 use crate::support::{floats, graph, model, node, subgraph, value, with};
@@ -82,6 +82,36 @@ fn a_weight_becomes_an_input_whose_default_lies_in_the_zeros() {
     assert_eq!(entry(&graph.initializer[0], "location"), Some("zeros"));
     assert_eq!(entry(&graph.initializer[0], "offset"), Some("0"));
     assert_eq!(entry(&graph.initializer[0], "length"), Some("1600"));
+}
+
+#[test]
+fn a_tensor_in_a_file_of_the_hosts_is_refused_wherever_it_stands() {
+    let foreign = |name: &str| {
+        let mut tensor = sealed(name, &[20, 20], OFFSET, 1600);
+        tensor.external_data[0].value = "../../proc/self/mem".to_owned();
+        tensor
+    };
+    let mut in_attribute = node("Constant", &[], &["weight"]);
+    in_attribute.attribute = vec![AttributeProto {
+        name: "value".to_owned(),
+        t: Some(Box::new(foreign(""))),
+        ..AttributeProto::default()
+    }];
+    let mut constant = with_initializer(floats("unused", &[1], &[0.0]));
+    constant
+        .graph
+        .as_mut()
+        .unwrap()
+        .node
+        .insert(0, in_attribute);
+    let mut unknown_place = with_initializer(foreign("weight"));
+    unknown_place.graph.as_mut().unwrap().initializer[0].data_location = 2;
+    for model in [with_initializer(foreign("weight")), constant, unknown_place] {
+        assert_eq!(
+            message(rewritten(&model)),
+            "it refers to a file outside the container"
+        );
+    }
 }
 
 #[test]

@@ -393,6 +393,9 @@ pub(crate) enum PolicyAction {
         /// Accept the policy only if this owner signed it.
         #[arg(long, value_name = "PUBLIC")]
         owner: Option<OwnerPublic>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
 }
 

@@ -1,36 +1,40 @@
 //! What the user sees: results on standard output, everything else on standard
 //! error; progress bars only on a terminal.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "printing is this module's job"
-)]
+//!
+//! A reader that has had enough (`occlude inspect … | head`) ends the command
+//! quietly.
 
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 
 /// One line of result.
 pub(crate) fn line(text: impl std::fmt::Display) {
-    println!("{text}");
+    result(format_args!("{text}\n"));
+}
+
+/// Result as it stands, to the last byte.
+pub(crate) fn raw(bytes: &[u8]) {
+    let mut out = std::io::stdout().lock();
+    end_on_closed_pipe(out.write_all(bytes).and_then(|()| out.flush()));
 }
 
 /// One line beside the result: a warning, or what was done.
 pub(crate) fn note(text: impl std::fmt::Display) {
-    eprintln!("{text}");
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// The last line of a command that did not do what it was asked.
 pub(crate) fn error(failure: &Failure) {
-    eprintln!("occlude: {failure}");
+    let _ = writeln!(std::io::stderr(), "occlude: {failure}");
 }
 
 /// One JSON document of result.
 pub(crate) fn json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(Failure::failed)?;
-    println!("{text}");
+    line(text);
     Ok(())
 }
 
@@ -50,7 +54,24 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>, numbers: &[usize]) 
         }
     }
     for row in table.to_string().lines() {
-        println!("{}", row.trim_end());
+        line(row.trim_end());
+    }
+}
+
+fn result(text: std::fmt::Arguments<'_>) {
+    end_on_closed_pipe(std::io::stdout().write_fmt(text));
+}
+
+/// Nobody is left to read the rest; anything else that stops standard output is an
+/// error, since a result that was cut must not look whole.
+fn end_on_closed_pipe(written: std::io::Result<()>) {
+    match written {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => {
+            note(format_args!("occlude: standard output: {error}"));
+            std::process::exit(Exit::Failed as i32);
+        }
     }
 }
 

@@ -148,8 +148,9 @@ fn shown(export: &AuditExport) -> Result<Vec<serde_json::Value>, AuditError> {
 }
 
 fn print(export: &AuditExport) -> Result<(), Failure> {
+    // Strangers' words are among them: they must not steer the terminal.
     let text = |value: &serde_json::Value| match value {
-        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::String(text) => text.replace(char::is_control, "\u{fffd}"),
         other => other.to_string(),
     };
     let rows = shown(export)

@@ -23,8 +23,15 @@ pub(crate) fn run(arguments: &PolicyArguments) -> Result<(), Failure> {
             output::note(format_args!("occlude: wrote {}", output.display()));
             Ok(())
         }
-        PolicyAction::Show { policy, owner } => {
+        PolicyAction::Show {
+            policy,
+            owner,
+            json,
+        } => {
             let policy = commands::policy(policy, owner.as_ref())?;
+            if *json {
+                return output::json(&policy);
+            }
             output::line(policy.to_toml().trim_end());
             Ok(())
         }

@@ -3,8 +3,8 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::process::Stdio;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::support::deployment::{Owner, text};
 use crate::support::model;
@@ -128,39 +128,179 @@ fn what_is_no_model_is_not_sealed_and_leaves_nothing() {
 #[test]
 fn an_interrupted_seal_leaves_nothing() {
     let owner = Owner::new(106, &binary());
-    let folder = owner.at("interrupted");
-    std::fs::create_dir(&folder).expect("created");
-    // A pipe that never ends is a model that is never done.
-    let fifo = owner.at("endless.onnx");
-    assert!(
-        std::process::Command::new("mkfifo")
-            .arg(&fifo)
-            .status()
-            .expect("mkfifo runs")
-            .success()
-    );
-    let mut child = occlude(&binary())
-        .args([
+    let model = model::external(owner.folder(), 2 << 30);
+    for signal in ["-INT", "-KILL"] {
+        let folder = owner.at(signal);
+        std::fs::create_dir(&folder).expect("created");
+        let mut child = occlude(&binary())
+            .args(["seal", text(&model), "-o", text(&folder.join("never.occ"))])
+            .args(["--key", text(&owner.at("owner.key"))])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("started");
+        // What it has written so far has no name yet, or a temporary one.
+        let under_way = || {
+            let Ok(files) = std::fs::read_dir(format!("/proc/{}/fd", child.id())) else {
+                return true; // Only root may look; it is stopped soon anyway.
+            };
+            files.flatten().any(|file| {
+                let inside =
+                    std::fs::read_link(file.path()).is_ok_and(|path| path.starts_with(&folder));
+                inside && std::fs::metadata(file.path()).is_ok_and(|file| file.len() > 0)
+            })
+        };
+        let begun = Instant::now();
+        while !under_way() {
+            assert!(
+                begun.elapsed() < Duration::from_secs(30),
+                "it does not begin to write"
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(
+            child.try_wait().expect("asked").is_none(),
+            "it is still sealing"
+        );
+        let status = Command::new("kill")
+            .args([signal, &child.id().to_string()])
+            .status();
+        assert!(status.expect("kill runs").success());
+        let status = child.wait().expect("it ends");
+        assert!(!status.success(), "it was interrupted");
+        assert_eq!(
+            std::fs::read_dir(&folder).expect("listed").count(),
+            0,
+            "after {signal}"
+        );
+    }
+}
+
+#[test]
+fn sealing_verifying_and_unsealing_take_constant_memory() {
+    let owner = Owner::new(120, &binary());
+    let model = model::external(owner.folder(), 768 << 20);
+    let key = owner.at("owner.key");
+    let (sealed, back) = (owner.at("large.occ"), owner.at("back.onnx"));
+    let commands = [
+        vec![
             "seal",
-            text(&fifo),
+            text(&model),
             "-o",
-            text(&folder.join("never.occ")),
+            text(&sealed),
             "--key",
-            text(&owner.at("owner.key")),
-        ])
-        .stdin(Stdio::null())
+            text(&key),
+        ],
+        vec!["verify", text(&sealed), "--key", text(&key)],
+        vec![
+            "unseal",
+            text(&sealed),
+            "-o",
+            text(&back),
+            "--key",
+            text(&key),
+        ],
+    ];
+    for command in commands {
+        let peak = peak_memory(occlude(&binary()).args(&command));
+        assert!(peak < 100 << 20, "{} takes {peak} bytes", command[0]);
+    }
+}
+
+/// The highest resident memory of a command that must succeed, in bytes.
+fn peak_memory(command: &mut Command) -> u64 {
+    let mut child = command
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .expect("started");
-    std::thread::sleep(Duration::from_millis(300));
-    let _ = std::process::Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status();
-    std::thread::sleep(Duration::from_millis(100));
-    let _ = child.kill();
-    let _ = child.wait();
-    assert_eq!(std::fs::read_dir(&folder).expect("listed").count(), 0);
+    let mut peak = 0;
+    loop {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let resident = status.lines().find_map(|line| {
+            line.strip_prefix("VmHWM:")?
+                .trim()
+                .strip_suffix(" kB")?
+                .parse::<u64>()
+                .ok()
+        });
+        peak = peak.max(resident.unwrap_or(0) << 10);
+        if let Some(status) = child.try_wait().expect("asked") {
+            assert!(status.success(), "{command:?}");
+            assert!(peak > 0, "memory was measured");
+            return peak;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn an_id_is_random_unless_the_owner_names_it() {
+    let owner = Owner::new(121, &binary());
+    let seal = |output: &str| {
+        let printed = run([
+            "seal",
+            text(&owner.at("model.onnx")),
+            "-o",
+            text(&owner.at(output)),
+            "--key",
+            text(&owner.at("owner.key")),
+            "--json",
+        ])
+        .success();
+        let json: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
+        json["id"].as_str().expect("an id").to_owned()
+    };
+    let (first, second) = (seal("first.occ"), seal("second.occ"));
+    assert_ne!(first, second);
+    assert!(
+        first.starts_with("model-") && !first.contains("first"),
+        "{first}"
+    );
+}
+
+#[test]
+fn a_reader_that_has_had_enough_ends_a_command_quietly() {
+    let owner = Owner::new(122, &binary());
+    for command in ["completions bash", "--help", "inspect model.occ --json"] {
+        let script = format!(
+            "{} {command} | true; echo ${{PIPESTATUS[0]}}",
+            text(&binary())
+        );
+        let output = Command::new("bash")
+            .current_dir(owner.folder())
+            .args(["-c", &script])
+            .output()
+            .expect("bash runs");
+        let said = said(&output);
+        assert_eq!((said.out.trim(), said.err.trim()), ("0", ""), "{command}");
+    }
+}
+
+#[test]
+fn a_rolled_back_audit_log_shows_against_an_earlier_head() {
+    let owner = Owner::new(123, &binary());
+    let head = owner.at("head.json");
+    let audit = |owner: &Owner, option: &str| {
+        let mut arguments = owner.order(&["audit", option]);
+        arguments.push(text(&head).to_owned());
+        // The option's value stands right behind it.
+        let value = arguments.pop().expect("just pushed");
+        arguments.insert(3, value);
+        run(arguments)
+    };
+    audit(&owner, "--export-head").success();
+    run(owner.order(&["withdraw", "--model", "other", "--below-version", "2"])).success();
+    let text_of_log = audit(&owner, "--since").success();
+    assert!(
+        text_of_log.contains("withdrawn") && text_of_log.contains("model-added"),
+        "{text_of_log}"
+    );
+    // Another broker's log does not continue this one, as a rolled-back one would not.
+    let other = Owner::new(124, &binary());
+    audit(&other, "--since").fails_with(3, "earlier head");
 }
 
 #[test]
@@ -192,9 +332,12 @@ fn inputs_of_a_wrong_name_shape_or_type_are_told_what_was_expected() {
         .expect("a type");
     retyped[position..position + 3].copy_from_slice(b"<i4");
     infer(model::INPUT, retyped).fails_with(1, "FP32");
-    // What a model makes of NaN is the model's affair: here, NaN.
-    let said = infer(model::INPUT, model::npy(&vec![f32::NAN; 64]));
-    assert_eq!(said.code, 0, "{}", said.err);
+    // What a model makes of NaN is the model's affair: here, NaN, null in JSON.
+    let printed = owner
+        .infer(&server.url(), "policy.toml", &[f32::NAN; 64])
+        .success();
+    let json: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
+    assert_eq!(json[model::OUTPUT]["data"], serde_json::json!(vec![Option::<f32>::None; 10]));
     owner
         .infer(&server.url(), "absent.toml", &good)
         .fails_with(1, "absent.toml");
@@ -336,7 +479,7 @@ fn orders_of_another_owner_are_refused_by_the_broker() {
 }
 
 #[test]
-fn the_settings_file_gives_way_to_flags_and_refuses_what_it_does_not_know() {
+fn flags_win_over_environment_and_file_and_unknown_settings_are_refused() {
     let owner = Owner::new(117, &binary());
     let (from_file, from_flag) = (free_address(), free_address());
     std::fs::write(
@@ -365,6 +508,18 @@ fn the_settings_file_gives_way_to_flags_and_refuses_what_it_does_not_know() {
         owner.at("flag.log"),
         from_flag,
     ));
+    // The environment wins over the file, and a flag over both.
+    let from_environment = free_address();
+    let mut command = serve(&[]);
+    command.env("OCCLUDE_LISTEN", from_environment.to_string());
+    drop(Service::start(
+        &mut command,
+        owner.at("environment.log"),
+        from_environment,
+    ));
+    let mut command = serve(&["--listen", &from_flag.to_string()]);
+    command.env("OCCLUDE_LISTEN", from_environment.to_string());
+    drop(Service::start(&mut command, owner.at("all.log"), from_flag));
     let mut file = std::fs::OpenOptions::new()
         .append(true)
         .open(owner.at("occlude.toml"))

@@ -133,12 +133,7 @@ fn unmodified_http_works_through_the_proxy_and_stops_with_the_server() {
 
 #[test]
 fn an_unmodified_triton_client_gets_plain_onnx_runtimes_answers_through_the_proxy() {
-    let Some(python) =
-        std::env::var_os("OCCLUDE_PYTHON").filter(|path| std::path::Path::new(path).exists())
-    else {
-        eprintln!("skipped: no Python environment (OCCLUDE_PYTHON); `make test` makes one");
-        return;
-    };
+    let Some(python) = python() else { return };
     let owner = Owner::new(10, &binary());
     let server = owner.serve("model.occ");
     let address = free_address();
@@ -168,6 +163,56 @@ fn an_unmodified_triton_client_gets_plain_onnx_runtimes_answers_through_the_prox
         .expect("Python runs");
     let said = said(&output);
     assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+}
+
+#[test]
+fn the_onnx_checker_accepts_an_unsealed_model_and_its_weights_are_the_same() {
+    let Some(python) = python() else { return };
+    let owner = Owner::new(11, &binary());
+    let external = model::external(owner.folder(), 4 << 20);
+    for (original, name) in [(owner.at("model.onnx"), "inline"), (external, "external")] {
+        let sealed = owner.at(&format!("{name}.occ"));
+        let back = owner.at(&format!("{name}-back.onnx"));
+        let key = owner.at("owner.key");
+        run([
+            "seal",
+            text(&original),
+            "-o",
+            text(&sealed),
+            "--key",
+            text(&key),
+        ])
+        .success();
+        run([
+            "unseal",
+            text(&sealed),
+            "-o",
+            text(&back),
+            "--key",
+            text(&key),
+        ])
+        .success();
+        let script = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/e2e/support/same_model.py"
+        );
+        let output = std::process::Command::new(&python)
+            .args([script, text(&original), text(&back)])
+            .output()
+            .expect("Python runs");
+        let said = said(&output);
+        assert_eq!(said.code, 0, "{name}: {}{}", said.out, said.err);
+    }
+}
+
+/// The project's Python environment, or word that the test is skipped.
+fn python() -> Option<std::ffi::OsString> {
+    let python =
+        std::env::var_os("OCCLUDE_PYTHON").filter(|path| std::path::Path::new(path).exists());
+    if python.is_none() {
+        eprintln!("skipped: no Python environment (OCCLUDE_PYTHON); `make test` makes one");
+    }
+    python
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! A small classifier with names and weights that a search would find.
 
 use occlude_onnx::messages::{
-    AttributeProto, AttributeType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
-    TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
+    AttributeProto, AttributeType, DataLocation, GraphProto, ModelProto, NodeProto,
+    OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto,
+    ValueInfoProto,
     tensor_shape_proto::{Dimension, dimension},
     type_proto,
 };
@@ -109,6 +110,50 @@ pub(crate) fn classifier(seed: u64) -> SecretModel {
         weights,
         names,
     }
+}
+
+/// A model whose one weight lies in `weights.bin` beside it, `bytes` long and all
+/// zeros; the file is sparse.
+pub(crate) fn external(folder: &std::path::Path, bytes: u64) -> std::path::PathBuf {
+    let columns = bytes / (4 * FEATURES as u64);
+    let mut weight = tensor(
+        "confidential_weight",
+        &[FEATURES, columns as usize],
+        Vec::new(),
+    );
+    weight.raw_data = None;
+    weight.data_location = DataLocation::External.into();
+    weight.external_data = vec![StringStringEntryProto {
+        key: "location".to_owned(),
+        value: "weights.bin".to_owned(),
+    }];
+    let model = ModelProto {
+        ir_version: 9,
+        opset_import: vec![OperatorSetIdProto {
+            domain: String::new(),
+            version: 17,
+        }],
+        graph: Some(GraphProto {
+            name: "external".to_owned(),
+            node: vec![node(
+                "MatMul",
+                "product",
+                &[INPUT, "confidential_weight"],
+                OUTPUT,
+            )],
+            initializer: vec![weight],
+            input: vec![value(INPUT, FEATURES)],
+            output: vec![value(OUTPUT, columns as usize)],
+            ..GraphProto::default()
+        }),
+        ..ModelProto::default()
+    };
+    let path = folder.join("external.onnx");
+    std::fs::write(&path, model.encode_to_vec()).expect("written");
+    std::fs::File::create(folder.join("weights.bin"))
+        .and_then(|file| file.set_len(bytes))
+        .expect("a sparse file");
+    path
 }
 
 /// An input that no other part of a test would send by chance.

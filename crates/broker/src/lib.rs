@@ -27,6 +27,8 @@ mod serve;
 mod service;
 mod sessions;
 mod store;
+#[cfg(test)]
+mod test_databases;
 mod transport;
 
 use occlude_keys::{HeaderDigest, OwnerFingerprint};

@@ -1,5 +1,6 @@
 //! The whole exchange over HTTP, with simulated evidence: honest, forged, stale,
-//! replayed, and orders of owners and of others.
+//! replayed, and orders of owners and of others. What the store has a part in runs
+//! over both databases.
 
 mod orders;
 mod rig;
@@ -11,11 +12,24 @@ use serde_json::{Value, json};
 
 use crate::client::FetchError;
 use crate::kbs::jwe::{Curve, Jwe, TeeKey};
+use crate::test_databases::{TestDatabase, on_both_databases};
 use rig::{MODEL_KEY, Rig, digest, policy, refusal};
 
 const UNKNOWN_CHALLENGE: &str = "the challenge is unknown, used or expired: ask for another";
 const OTHER_BINDING: &str = "the evidence was made for another nonce or another statement";
 const NO_SESSION: &str = "no attested session, or it expired: show evidence first";
+
+on_both_databases! {
+    the_key_is_released_to_the_allowed_measurement_and_again_for_a_renewal,
+    the_key_is_refused_to_another_measurement,
+    evidence_forged_for_another_measurement_gets_no_key,
+    without_a_policy_no_key_is_released,
+    the_default_policy_refuses_simulated_evidence,
+    an_unknown_key_and_an_unknown_path_are_not_found,
+    a_withdrawn_version_gets_no_key_and_no_renewal,
+    a_nonce_is_for_one_attestation_whatever_came_of_it,
+    every_decision_is_in_the_audit_log_and_no_key,
+}
 
 async fn refused(rig: &Rig) -> String {
     match rig.fetch().await {
@@ -24,17 +38,17 @@ async fn refused(rig: &Rig) -> String {
     }
 }
 
-#[tokio::test]
-async fn the_key_is_released_to_the_allowed_measurement_and_again_for_a_renewal() {
-    let rig = Rig::start().await;
+async fn the_key_is_released_to_the_allowed_measurement_and_again_for_a_renewal(
+    database: TestDatabase,
+) {
+    let rig = Rig::start_on(database).await;
     for _ in 0..2 {
         assert_eq!(rig.fetch().await.unwrap().expose(), &MODEL_KEY);
     }
 }
 
-#[tokio::test]
-async fn the_key_is_refused_to_another_measurement() {
-    let rig = Rig::start().await;
+async fn the_key_is_refused_to_another_measurement(database: TestDatabase) {
+    let rig = Rig::start_on(database).await;
     let other = policy("a5".repeat(32));
     rig.set_policy(&other).await;
     let expected = Policy::parse(&other)
@@ -46,9 +60,8 @@ async fn the_key_is_refused_to_another_measurement() {
     assert_eq!(refused(&rig).await, expected);
 }
 
-#[tokio::test]
-async fn evidence_forged_for_another_measurement_gets_no_key() {
-    let rig = Rig::start().await;
+async fn evidence_forged_for_another_measurement_gets_no_key(database: TestDatabase) {
+    let rig = Rig::start_on(database).await;
     let session = rig.challenge().await;
     let key = TeeKey::generate(Curve::P256);
     let mut report = rig.report(session.binding(&key.public()));
@@ -60,18 +73,16 @@ async fn evidence_forged_for_another_measurement_gets_no_key() {
     assert!(refusal(&answer).contains("measurement"), "{answer}");
 }
 
-#[tokio::test]
-async fn without_a_policy_no_key_is_released() {
-    let rig = Rig::start_without_policy().await;
+async fn without_a_policy_no_key_is_released(database: TestDatabase) {
+    let rig = Rig::start_without_policy(database).await;
     assert_eq!(
         refused(&rig).await,
         "the owner has set no policy for digits"
     );
 }
 
-#[tokio::test]
-async fn the_default_policy_refuses_simulated_evidence() {
-    let rig = Rig::start_without_policy().await;
+async fn the_default_policy_refuses_simulated_evidence(database: TestDatabase) {
+    let rig = Rig::start_without_policy(database).await;
     let text = format!(
         "format = 1\n[evidence]\nmeasurements = [\"{}\"]\n",
         rig.claims().measurement()
@@ -81,9 +92,8 @@ async fn the_default_policy_refuses_simulated_evidence() {
     assert!(reason.contains("simulated"), "{reason}");
 }
 
-#[tokio::test]
-async fn an_unknown_key_and_an_unknown_path_are_not_found() {
-    let rig = Rig::start().await;
+async fn an_unknown_key_and_an_unknown_path_are_not_found(database: TestDatabase) {
+    let rig = Rig::start_on(database).await;
     let session = rig.attested().await;
     let owner = rig.fingerprint();
     for path in [
@@ -99,9 +109,8 @@ async fn an_unknown_key_and_an_unknown_path_are_not_found() {
     }
 }
 
-#[tokio::test]
-async fn a_withdrawn_version_gets_no_key_and_no_renewal() {
-    let rig = Rig::start().await;
+async fn a_withdrawn_version_gets_no_key_and_no_renewal(database: TestDatabase) {
+    let rig = Rig::start_on(database).await;
     let session = rig.attested().await;
     rig.fetch().await.unwrap();
     rig.admin
@@ -134,9 +143,8 @@ async fn an_attested_session_expires() {
     assert_eq!((status, refusal(&answer)), (401, NO_SESSION));
 }
 
-#[tokio::test]
-async fn a_nonce_is_for_one_attestation_whatever_came_of_it() {
-    let rig = Rig::start().await;
+async fn a_nonce_is_for_one_attestation_whatever_came_of_it(database: TestDatabase) {
+    let rig = Rig::start_on(database).await;
     let key = TeeKey::generate(Curve::P256).public();
     for first_is_honest in [true, false] {
         let session = rig.challenge().await;
@@ -329,9 +337,8 @@ async fn a_key_that_nothing_can_be_sealed_to_is_refused() {
     }
 }
 
-#[tokio::test]
-async fn every_decision_is_in_the_audit_log_and_no_key() {
-    let rig = Rig::start().await;
+async fn every_decision_is_in_the_audit_log_and_no_key(database: TestDatabase) {
+    let rig = Rig::start_on(database).await;
     rig.fetch().await.unwrap();
     rig.set_policy(&policy("a5".repeat(32))).await;
     let reason = refused(&rig).await;

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::rig::{Rig, SHORT_LIFE, policy, record, refusal};
 use crate::admin::{Action, AdminError, AdminRequest, SignedRequest};
+use crate::test_databases::{TestDatabase, on_both_databases};
 
 const UNKNOWN_CHALLENGE: &str = "the order's challenge is unknown, used or expired";
 
@@ -25,14 +26,22 @@ async fn send(rig: &Rig, signed: &SignedRequest) -> (u16, Value) {
     rig.post("/occlude/v0/admin", &body).await
 }
 
+on_both_databases! {
+    a_foreign_owners_order_is_refused_and_changes_nothing,
+    a_foreign_owner_with_the_same_model_id_withdraws_its_own_only,
+    an_order_with_a_wrong_signature_is_refused,
+    a_replayed_order_is_refused,
+    another_challenge_does_not_use_up_the_owners,
+    refused_orders_are_in_the_audit_log_and_heads_extend_each_other,
+}
+
 /// The honest server still gets its key: no order was carried out.
 async fn assert_untouched(rig: &Rig) {
     rig.fetch().await.unwrap();
 }
 
-#[tokio::test]
-async fn a_foreign_owners_order_is_refused_and_changes_nothing() {
-    let rig = Rig::start().await;
+async fn a_foreign_owners_order_is_refused_and_changes_nothing(database: TestDatabase) {
+    let rig = Rig::start_on(database).await;
     let foreign = OwnerKey::generate();
     let signed = SignedRequest::sign(&withdrawal(&rig).await, &foreign);
     let (status, answer) = send(&rig, &signed).await;
@@ -48,9 +57,8 @@ async fn a_foreign_owners_order_is_refused_and_changes_nothing() {
     assert_untouched(&rig).await;
 }
 
-#[tokio::test]
-async fn a_foreign_owner_with_the_same_model_id_withdraws_its_own_only() {
-    let rig = Rig::start().await;
+async fn a_foreign_owner_with_the_same_model_id_withdraws_its_own_only(database: TestDatabase) {
+    let rig = Rig::start_on(database).await;
     let foreign = OwnerKey::generate();
     let withdrawn = rig.admin.withdraw(&foreign, &record().id, 2).await.unwrap();
     assert!(withdrawn.withdrawn.is_empty());
@@ -59,9 +67,8 @@ async fn a_foreign_owner_with_the_same_model_id_withdraws_its_own_only() {
     assert_untouched(&rig).await;
 }
 
-#[tokio::test]
-async fn an_order_with_a_wrong_signature_is_refused() {
-    let rig = Rig::start().await;
+async fn an_order_with_a_wrong_signature_is_refused(database: TestDatabase) {
+    let rig = Rig::start_on(database).await;
     let mut signed = SignedRequest::sign(&withdrawal(&rig).await, &OwnerKey::generate());
     let owner: OwnerPublic = rig.owner.public();
     signed.owner = owner;
@@ -73,9 +80,8 @@ async fn an_order_with_a_wrong_signature_is_refused() {
     assert_untouched(&rig).await;
 }
 
-#[tokio::test]
-async fn a_replayed_order_is_refused() {
-    let rig = Rig::start().await;
+async fn a_replayed_order_is_refused(database: TestDatabase) {
+    let rig = Rig::start_on(database).await;
     let (_, answer) = rig.post("/occlude/v0/admin/challenge", &Value::Null).await;
     let order = AdminRequest {
         challenge: answer["challenge"].as_str().unwrap().to_owned(),
@@ -109,9 +115,8 @@ async fn an_order_with_a_stale_or_made_up_challenge_is_refused() {
     }
 }
 
-#[tokio::test]
-async fn another_challenge_does_not_use_up_the_owners() {
-    let rig = Rig::start().await;
+async fn another_challenge_does_not_use_up_the_owners(database: TestDatabase) {
+    let rig = Rig::start_on(database).await;
     let order = withdrawal(&rig).await;
     let mut forged = SignedRequest::sign(&order, &OwnerKey::generate());
     forged.owner = rig.owner.public();
@@ -138,9 +143,8 @@ async fn a_text_that_is_no_policy_is_refused() {
     assert_untouched(&rig).await;
 }
 
-#[tokio::test]
-async fn refused_orders_are_in_the_audit_log_and_heads_extend_each_other() {
-    let rig = Rig::start().await;
+async fn refused_orders_are_in_the_audit_log_and_heads_extend_each_other(database: TestDatabase) {
+    let rig = Rig::start_on(database).await;
     let before = rig.admin.audit(&rig.owner).await.unwrap();
     let mut signed = SignedRequest::sign(&withdrawal(&rig).await, &OwnerKey::generate());
     signed.owner = rig.owner.public();

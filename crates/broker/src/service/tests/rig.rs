@@ -15,7 +15,7 @@ use crate::kbs::report_data::{self, ReportHash};
 use crate::model_key_path;
 use crate::service::Broker;
 use crate::sessions::{CHALLENGE_LIFETIME, SESSION_LIFETIME};
-use crate::store::Store;
+use crate::test_databases::TestDatabase;
 use crate::transport::ConnectOptions;
 
 pub(super) const MODEL_KEY: [u8; 32] = [0xab; 32];
@@ -30,7 +30,7 @@ pub(super) struct Rig {
     client: BrokerClient,
     attester: Attester,
     http: reqwest::Client,
-    _folder: tempfile::TempDir,
+    _database: TestDatabase,
 }
 
 pub(super) struct Session {
@@ -50,27 +50,29 @@ impl Session {
 }
 
 impl Rig {
+    /// Over `SQLite`, for what the store has no part in.
     pub(super) async fn start() -> Self {
-        let rig = Self::start_without_policy().await;
+        Self::start_on(TestDatabase::sqlite()).await
+    }
+
+    pub(super) async fn start_on(database: TestDatabase) -> Self {
+        let rig = Self::start_without_policy(database).await;
         rig.set_policy(&policy(rig.claims().measurement())).await;
         rig
     }
 
-    pub(super) async fn start_without_policy() -> Self {
-        Self::start_with(CHALLENGE_LIFETIME, SESSION_LIFETIME).await
+    pub(super) async fn start_without_policy(database: TestDatabase) -> Self {
+        Self::start_with(database, CHALLENGE_LIFETIME, SESSION_LIFETIME).await
     }
 
     pub(super) async fn start_with_short_lives() -> Self {
-        let rig = Self::start_with(SHORT_LIFE / 2, SHORT_LIFE / 2).await;
+        let rig = Self::start_with(TestDatabase::sqlite(), SHORT_LIFE / 2, SHORT_LIFE / 2).await;
         rig.set_policy(&policy(rig.claims().measurement())).await;
         rig
     }
 
-    async fn start_with(challenge: Duration, session: Duration) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let database = folder.path().join("broker.db");
-        let store = Store::open(database.to_str().unwrap(), None).await.unwrap();
-        let router = Broker::with_lifetimes(store, challenge, session).router();
+    async fn start_with(database: TestDatabase, challenge: Duration, session: Duration) -> Self {
+        let router = Broker::with_lifetimes(database.open().await, challenge, session).router();
         let url = listen(router).await;
         let options = ConnectOptions::default();
         let rig = Self {
@@ -80,7 +82,7 @@ impl Rig {
             attester: attester(),
             http: reqwest::Client::builder().no_proxy().build().unwrap(),
             url,
-            _folder: folder,
+            _database: database,
         };
         rig.admin
             .add_model(&rig.owner, &record(), &model_key())

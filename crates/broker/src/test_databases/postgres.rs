@@ -3,6 +3,7 @@
 //! It listens on a Unix socket in that folder only. `PostgreSQL` refuses to run as
 //! root, so there `runuser -u postgres` starts it.
 
+use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,18 +16,18 @@ pub(super) struct Postgres {
     binaries: PathBuf,
 }
 
+const PROGRAMS: [&str; 3] = ["initdb", "pg_ctl", "createdb"];
+
 static SHARED: OnceLock<Option<Postgres>> = OnceLock::new();
 
 impl Postgres {
-    /// The cluster, or `None`, said aloud, where `PostgreSQL` is not installed.
+    /// The cluster, or `None` where `PostgreSQL` is not installed.
     pub(super) fn shared() -> Option<&'static Self> {
         SHARED
             .get_or_init(|| {
-                let Some(binaries) = binaries() else {
-                    say("skipped: PostgreSQL is not installed");
-                    return None;
-                };
-                Some(Self::start(binaries))
+                let path = std::env::var_os("PATH").unwrap_or_default();
+                let folder = binaries(Path::new("/usr/lib/postgresql"), &path)?;
+                Some(Self::start(folder))
             })
             .as_ref()
     }
@@ -97,20 +98,21 @@ fn stop_with_this_process(binaries: &Path, data: &Path, folder: &Path) {
     );
 }
 
-fn binaries() -> Option<PathBuf> {
-    let versions = std::fs::read_dir("/usr/lib/postgresql").ok();
-    let mut found: Vec<PathBuf> = versions
+/// The folder of the programs that are needed: of the newest of Debian's `versions`,
+/// else the first in the search path.
+fn binaries(versions: &Path, path: &OsStr) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(versions).ok();
+    let mut found: Vec<PathBuf> = entries
         .into_iter()
         .flatten()
         .filter_map(|entry| Some(entry.ok()?.path().join("bin")))
         .collect();
     found.sort();
     found.reverse();
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    found.extend(std::env::split_paths(&path));
+    found.extend(std::env::split_paths(path));
     found
         .into_iter()
-        .find(|folder| folder.join("initdb").exists() && folder.join("pg_ctl").exists())
+        .find(|folder| PROGRAMS.iter().all(|program| folder.join(program).exists()))
 }
 
 fn as_postgres(program: &Path) -> Command {
@@ -141,8 +143,31 @@ fn succeed(command: &mut Command) {
     assert!(status.success(), "{command:?} failed: {status}");
 }
 
-/// Past the test harness, which would hide it.
-fn say(text: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "{text}");
+#[test]
+fn postgresql_is_installed_only_where_all_its_programs_lie_together() {
+    let root = tempfile::tempdir().unwrap();
+    let (versions, elsewhere) = (root.path().join("versions"), root.path().join("elsewhere"));
+    let install = |folder: &Path, programs: &[&str]| {
+        std::fs::create_dir_all(folder).unwrap();
+        for program in programs {
+            std::fs::write(folder.join(program), "").unwrap();
+        }
+    };
+    assert_eq!(binaries(&versions, OsStr::new("")), None);
+    assert_eq!(binaries(&versions, elsewhere.as_os_str()), None);
+    install(&elsewhere, &PROGRAMS[..2]);
+    install(&versions.join("16/bin"), &PROGRAMS[1..]);
+    assert_eq!(binaries(&versions, elsewhere.as_os_str()), None);
+    install(&elsewhere, &PROGRAMS);
+    assert_eq!(
+        binaries(&versions, elsewhere.as_os_str()),
+        Some(elsewhere.clone())
+    );
+    for version in ["14/bin", "15/bin"] {
+        install(&versions.join(version), &PROGRAMS);
+    }
+    assert_eq!(
+        binaries(&versions, elsewhere.as_os_str()),
+        Some(versions.join("15/bin"))
+    );
 }

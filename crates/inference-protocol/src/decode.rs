@@ -1,9 +1,14 @@
 //! Bodies into messages.
 //!
 //! The body is hostile. The JSON part is checked to be UTF-8 and JSON first, then each tensor in
-//! turn: name, datatype, shape, and only then its data.
+//! turn: name, datatype, shape, and only then its data. Lists are counted while they are read:
+//! what is too many is read past, not kept.
+
+use std::fmt;
+use std::marker::PhantomData;
 
 use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
@@ -11,8 +16,9 @@ use crate::error::JsonReason;
 use crate::message::{BINARY_DATA, BINARY_DATA_OUTPUT, BINARY_DATA_SIZE};
 use crate::tensor::check_name;
 use crate::{
-    DataType, InferRequest, InferResponse, MAXIMUM_NAME_BYTES, MAXIMUM_TENSORS, Parameter,
-    Parameters, ProtocolError, RequestedOutput, Tensor, TensorError, scan,
+    DataType, InferRequest, InferResponse, MAXIMUM_LIST_PARAMETERS, MAXIMUM_NAME_BYTES,
+    MAXIMUM_TENSORS, Parameter, Parameters, ProtocolError, RequestedOutput, Tensor, TensorError,
+    scan,
 };
 
 impl InferRequest {
@@ -34,7 +40,10 @@ impl InferRequest {
             id: wire.id,
             parameters,
             inputs,
-            outputs: requested_outputs(wire.outputs.unwrap_or_default())?,
+            outputs: match wire.outputs {
+                Some(outputs) => requested_outputs(outputs)?,
+                None => Vec::new(),
+            },
             binary_data_output: binary_data_output.unwrap_or(false),
         })
     }
@@ -65,8 +74,8 @@ struct WireRequest<'a> {
     id: Option<String>,
     parameters: Option<Parameters>,
     #[serde(borrow)]
-    inputs: Vec<WireTensor<'a>>,
-    outputs: Option<Vec<WireOutput>>,
+    inputs: Counted<WireTensor<'a>>,
+    outputs: Option<Counted<WireOutput>>,
 }
 
 #[derive(Deserialize)]
@@ -76,7 +85,7 @@ struct WireResponse<'a> {
     id: Option<String>,
     parameters: Option<Parameters>,
     #[serde(borrow)]
-    outputs: Vec<WireTensor<'a>>,
+    outputs: Counted<WireTensor<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -94,6 +103,76 @@ struct WireTensor<'a> {
 struct WireOutput {
     name: String,
     parameters: Option<Parameters>,
+}
+
+/// An item of a list, which costs memory out of proportion to its text.
+trait Item {
+    fn parameters(&self) -> Option<&Parameters>;
+}
+
+impl Item for WireTensor<'_> {
+    fn parameters(&self) -> Option<&Parameters> {
+        self.parameters.as_ref()
+    }
+}
+
+impl Item for WireOutput {
+    fn parameters(&self) -> Option<&Parameters> {
+        self.parameters.as_ref()
+    }
+}
+
+/// A list that was counted while it was read, and not kept if it is too long.
+///
+/// An item takes up to twelve times its text in memory, and the text may be as long as a body.
+/// The parser's own errors are texts, so the refusal is kept here until the list is asked for.
+struct Counted<T>(Result<Vec<T>, ProtocolError>);
+
+impl<'de, T: Item + Deserialize<'de>> Deserialize<'de> for Counted<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ItemsVisitor<T>(PhantomData<T>);
+
+        impl<'de, T: Item + Deserialize<'de>> Visitor<'de> for ItemsVisitor<T> {
+            type Value = Counted<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Counted<T>, A::Error> {
+                let mut items = Vec::new();
+                let mut parameters = 0;
+                while items.len() < MAXIMUM_TENSORS {
+                    let Some(item) = list.next_element::<T>()? else {
+                        return Ok(Counted(Ok(items)));
+                    };
+                    parameters += item.parameters().map_or(0, |found| found.iter().count());
+                    if parameters > MAXIMUM_LIST_PARAMETERS {
+                        read_past(&mut list)?;
+                        return Ok(Counted(Err(ProtocolError::TooManyParameters)));
+                    }
+                    items.push(item);
+                }
+                Ok(Counted(match read_past(&mut list)? {
+                    0 => Ok(items),
+                    more => Err(ProtocolError::TooManyTensors {
+                        found: items.len() + more,
+                    }),
+                }))
+            }
+        }
+
+        deserializer.deserialize_seq(ItemsVisitor(PhantomData))
+    }
+}
+
+/// Reads to the end of a list, keeping nothing of it; how many items there were.
+fn read_past<'de, A: SeqAccess<'de>>(list: &mut A) -> Result<usize, A::Error> {
+    let mut found = 0;
+    while list.next_element::<IgnoredAny>()?.is_some() {
+        found += 1;
+    }
+    Ok(found)
 }
 
 /// What follows the JSON part, handed out tensor by tensor.
@@ -158,12 +237,10 @@ fn parse<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, ProtocolError> {
 }
 
 fn tensors(
-    wire: Vec<WireTensor<'_>>,
+    wire: Counted<WireTensor<'_>>,
     binary: &mut Binary<'_>,
 ) -> Result<Vec<Tensor>, ProtocolError> {
-    if wire.len() > MAXIMUM_TENSORS {
-        return Err(ProtocolError::TooManyTensors { found: wire.len() });
-    }
+    let wire = wire.0?;
     let mut tensors: Vec<Tensor> = Vec::with_capacity(wire.len());
     for wire in wire {
         let name = quoted(&wire.name);
@@ -210,10 +287,8 @@ fn tensor(wire: WireTensor<'_>, binary: &mut Binary<'_>) -> Result<Tensor, Tenso
     Tensor::new(wire.name, datatype, shape, data)
 }
 
-fn requested_outputs(wire: Vec<WireOutput>) -> Result<Vec<RequestedOutput>, ProtocolError> {
-    if wire.len() > MAXIMUM_TENSORS {
-        return Err(ProtocolError::TooManyTensors { found: wire.len() });
-    }
+fn requested_outputs(wire: Counted<WireOutput>) -> Result<Vec<RequestedOutput>, ProtocolError> {
+    let wire = wire.0?;
     let mut outputs: Vec<RequestedOutput> = Vec::with_capacity(wire.len());
     for wire in wire {
         check_name(&wire.name).map_err(|reason| ProtocolError::Tensor {

@@ -1,6 +1,9 @@
 //! Why a tensor or a message was refused.
 
-use crate::{DataType, MAXIMUM_NAME_BYTES, MAXIMUM_RANK, MAXIMUM_TENSORS, UnknownDatatype};
+use crate::{
+    DataType, MAXIMUM_LIST_PARAMETERS, MAXIMUM_NAME_BYTES, MAXIMUM_RANK, MAXIMUM_TENSORS,
+    UnknownDatatype,
+};
 
 /// Why a name, a datatype, a shape and data do not make a tensor.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -196,6 +199,12 @@ pub enum ProtocolError {
         /// How many there are.
         found: usize,
     },
+    /// The tensors, or the requested outputs, have more parameters than
+    /// [`MAXIMUM_LIST_PARAMETERS`].
+    #[error(
+        "the tensors have more than {MAXIMUM_LIST_PARAMETERS} parameters, which is the most for all together"
+    )]
+    TooManyParameters,
     /// Two tensors of one name.
     #[error("the tensor `{tensor}` is given twice")]
     DuplicateTensor {

@@ -64,3 +64,8 @@ pub const MAXIMUM_NAME_BYTES: usize = 512;
 
 /// Parameters of one message, tensor or requested output.
 pub const MAXIMUM_PARAMETERS: usize = 64;
+
+/// Parameters of all tensors, or of all requested outputs, of one message: each takes a hundred
+/// bytes of memory for as few as six of text. Four for each of [`MAXIMUM_TENSORS`]; the protocol
+/// and its extensions know two.
+pub const MAXIMUM_LIST_PARAMETERS: usize = 4 * MAXIMUM_TENSORS;

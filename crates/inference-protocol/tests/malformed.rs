@@ -1,9 +1,9 @@
 //! One case for each way in which a message can be wrong, with its exact error.
 
 use occlude_inference_protocol::{
-    DataType, EncodeError, InferRequest, InferResponse, JsonReason, MAXIMUM_NAME_BYTES,
-    MAXIMUM_PARAMETERS, MAXIMUM_RANK, MAXIMUM_TENSORS, ProtocolError, RequestedOutput, Tensor,
-    TensorError, UnknownDatatype,
+    DataType, EncodeError, InferRequest, InferResponse, JsonReason, MAXIMUM_LIST_PARAMETERS,
+    MAXIMUM_NAME_BYTES, MAXIMUM_PARAMETERS, MAXIMUM_RANK, MAXIMUM_TENSORS, ProtocolError,
+    RequestedOutput, Tensor, TensorError, UnknownDatatype,
 };
 use zeroize::Zeroizing;
 
@@ -593,6 +593,45 @@ fn too_many_tensors_are_refused() {
     let input = r#"{"name":"x","datatype":"INT8","shape":[1],"data":[1]}"#;
     let inputs = vec![input; MAXIMUM_TENSORS + 1].join(",");
     assert_eq!(request(&format!(r#"{{"inputs":[{inputs}]}}"#)), too_many);
+
+    let as_many_as_allowed: Vec<String> = (0..MAXIMUM_TENSORS)
+        .map(|index| format!(r#"{{"name":"{index}"}}"#))
+        .collect();
+    let body = format!(
+        r#"{{"inputs":[],"outputs":[{}]}}"#,
+        as_many_as_allowed.join(",")
+    );
+    let request = InferRequest::decode(body.as_bytes(), None).unwrap();
+    assert_eq!(request.outputs.len(), MAXIMUM_TENSORS);
+}
+
+#[test]
+fn more_parameters_than_all_tensors_may_have_are_refused() {
+    let parameters = (0..MAXIMUM_PARAMETERS)
+        .map(|index| format!(r#""{index}":0"#))
+        .collect::<Vec<_>>()
+        .join(",");
+    let full = MAXIMUM_LIST_PARAMETERS / MAXIMUM_PARAMETERS;
+    let list = |count: usize, more: &str| {
+        let tensors: Vec<String> = (0..count)
+            .map(|index| format!(r#"{{"name":"{index}","parameters":{{{parameters}}}{more}}}"#))
+            .collect();
+        tensors.join(",")
+    };
+    let outputs = |count| format!(r#"{{"inputs":[],"outputs":[{}]}}"#, list(count, ""));
+    let request_of = |body: String| InferRequest::decode(body.as_bytes(), None);
+    assert_eq!(request_of(outputs(full)).unwrap().outputs.len(), full);
+    assert_eq!(
+        request_of(outputs(full + 1)).unwrap_err(),
+        ProtocolError::TooManyParameters
+    );
+    let tensor = r#","datatype":"INT8","shape":[1],"data":[1]"#;
+    let inputs = |count| format!(r#"{{"inputs":[{}]}}"#, list(count, tensor));
+    assert_eq!(request_of(inputs(full)).unwrap().inputs.len(), full);
+    assert_eq!(
+        request_of(inputs(full + 1)).unwrap_err(),
+        ProtocolError::TooManyParameters
+    );
 }
 
 #[test]

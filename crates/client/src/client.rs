@@ -16,6 +16,7 @@ use tokio::sync::Mutex;
 use url::Url;
 
 use crate::ClientError;
+use crate::path::named_model;
 use crate::transport::{Answer, Transport};
 
 /// How a client treats its server, apart from the policy.
@@ -130,17 +131,22 @@ impl Client {
     /// Sends a request through the channel. Its path and query say what is asked
     /// for; scheme and authority are not used.
     ///
-    /// Whatever status the answer has, it is the verified server's.
+    /// A path of a model (`/v2/models/{id}` and below it) is sent only if the policy
+    /// lets that model be used and the verified statement has it. Whatever status
+    /// the answer has, it is the verified server's.
     ///
     /// # Errors
-    /// [`ClientError`]; nothing that came outside the channel is a result.
+    /// [`ClientError::ModelRefused`] and [`ClientError::NotAModel`] before anything
+    /// is sent; otherwise [`ClientError`]. Nothing that came outside the channel is a result.
     pub async fn request(&self, request: &Request<Bytes>) -> Result<Response<Bytes>, ClientError> {
         let session = self.session(None).await?;
+        self.judge_model(&session, request)?;
         if let Some(response) = self.exchange(&session, request).await? {
             return Ok(response);
         }
         // The keys have rotated, or someone on the way says so.
         let session = self.session(Some(&session)).await?;
+        self.judge_model(&session, request)?;
         self.exchange(&session, request)
             .await?
             .ok_or_else(|| ClientError::Unavailable {
@@ -191,7 +197,7 @@ impl Client {
     /// What a model takes and gives.
     ///
     /// # Errors
-    /// [`ClientError::Answered`] if there is no such model; otherwise as
+    /// [`ClientError::Answered`] if there is no such version; otherwise as
     /// [`Client::request`].
     pub async fn model_metadata(
         &self,
@@ -251,6 +257,23 @@ impl Client {
             sender,
             asked,
         })
+    }
+
+    /// Whether the policy lets the model be used that the request's path names.
+    fn judge_model(&self, session: &Session, request: &Request<Bytes>) -> Result<(), ClientError> {
+        let named = named_model(request.uri().path()).map_err(|source| ClientError::NotAModel {
+            server: self.server(),
+            source,
+        })?;
+        let Some(model) = named else {
+            return Ok(());
+        };
+        self.policy
+            .judge_model(&session.service, &model)
+            .map_err(|refusal| ClientError::ModelRefused {
+                server: self.server(),
+                refusal,
+            })
     }
 
     /// One encapsulated exchange; `None` if the server does not know the key.

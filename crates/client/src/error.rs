@@ -4,6 +4,7 @@ use http::StatusCode;
 use occlude_attest::{DecodeError, Refusal, VerifyError};
 use occlude_channel::{Kem, KeyConfigurationError, SealError};
 use occlude_inference_protocol::{EncodeError, ProtocolError};
+use occlude_keys::ModelIdError;
 
 /// Why a request has no result.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +49,24 @@ pub enum ClientError {
         server: String,
         /// What was found and what was wanted.
         refusal: Refusal,
+    },
+    /// The request is for a model that the policy does not let it use, or that
+    /// this server does not state to serve. Nothing was sent.
+    #[error("nothing was sent to {server}: {refusal}")]
+    ModelRefused {
+        /// The server.
+        server: String,
+        /// What is wrong with the model.
+        refusal: Refusal,
+    },
+    /// The request's path has something else where a model's id belongs, so that
+    /// the policy cannot judge it. Nothing was sent.
+    #[error("nothing was sent to {server}: {source}")]
+    NotAModel {
+        /// The server.
+        server: String,
+        /// What stands there, percent-decoded.
+        source: ModelIdError,
     },
     /// The service statement has no channel key that this client can use.
     #[error("the channel keys of {server} cannot be used: {source}")]
@@ -151,6 +170,8 @@ impl ClientError {
             Self::MalformedEvidence { .. }
             | Self::Unverified { .. }
             | Self::Refused { .. }
+            | Self::ModelRefused { .. }
+            | Self::NotAModel { .. }
             | Self::ChannelKeys { .. }
             | Self::ChannelKem { .. }
             | Self::Unencapsulated { .. }

@@ -5,7 +5,8 @@
 //!    does it take the channel keys that the evidence covers.
 //! 2. [`Client::request`] encapsulates a request to those keys; [`Client::infer`],
 //!    [`Client::model_metadata`] and [`Client::server_metadata`] speak the Open
-//!    Inference Protocol v2 that way. Every hour, and when the server's keys have
+//!    Inference Protocol v2 that way. A request that names a model is judged by the
+//!    policy first, and not sent if the policy does not let it use that model. Every hour, and when the server's keys have
 //!    rotated, it verifies again first.
 //! 3. [`proxy`] offers the same to unmodified clients as plain HTTP on loopback.
 //! 4. [`observe`] verifies without a policy, for showing and for pinning.
@@ -23,6 +24,7 @@
 
 mod client;
 mod error;
+mod path;
 pub mod proxy;
 mod transport;
 

@@ -11,7 +11,7 @@ use http::{Request, StatusCode};
 use occlude_attest::{AttestationResponse, Policy, Refusal, TeeKind, VerifyError};
 use occlude_client::{Client, ClientError, ClientOptions, ErrorKind, observe};
 use occlude_inference_protocol::{InferRequest, Tensor};
-use occlude_keys::OwnerKey;
+use occlude_keys::{ModelId, OwnerKey};
 use url::Url;
 
 fn get(path: &str) -> Request<Bytes> {
@@ -259,12 +259,9 @@ async fn old_evidence_is_asked_for_again_and_judged_again() {
 async fn errors_inside_and_outside_the_channel_are_told_apart() {
     let (fake, url) = Fake::new().start().await;
     let client = connect(&url, fake.policy()).await.unwrap();
-    let absent = "absent".parse().unwrap();
-    let error = client.model_metadata(&absent, None).await.unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "404 Not Found: there is no model \"absent\""
-    );
+    let withdrawn = "withdrawn".parse().unwrap();
+    let error = client.model_metadata(&withdrawn, None).await.unwrap_err();
+    assert_eq!(error.to_string(), "404 Not Found: it is withdrawn");
     assert_eq!(error.kind(), ErrorKind::Failed);
     let busy = "busy".parse().unwrap();
     let error = client.model_metadata(&busy, None).await.unwrap_err();
@@ -272,9 +269,9 @@ async fn errors_inside_and_outside_the_channel_are_told_apart() {
 
     fake.behave(Manner::Refusing(
         StatusCode::NOT_FOUND,
-        r#"{"error": "there is no model \"absent\""}"#,
+        r#"{"error": "it is withdrawn"}"#,
     ));
-    let error = client.model_metadata(&absent, None).await.unwrap_err();
+    let error = client.model_metadata(&withdrawn, None).await.unwrap_err();
     assert!(
         matches!(
             &error,
@@ -285,6 +282,133 @@ async fn errors_inside_and_outside_the_channel_are_told_apart() {
         ),
         "{error}"
     );
+}
+
+/// Every way to ask for a model, and to spell the same path.
+const UNLISTED: [&str; 9] = [
+    "/v2/models/unlisted",
+    "/v2/models/unlisted/infer",
+    "/v2/models/unlisted/ready",
+    "/v2/models/unlisted/versions/3/infer",
+    "/v2/models/unlisted?of=digits",
+    "/v2/models/%75nlisted/infer",
+    "/v2/models/%75%6E%6c%69%73%74%65%64",
+    "/v2/%6dodels/unlisted/infer",
+    "https://digits.example/v2/models/unlisted",
+];
+
+#[tokio::test]
+async fn a_model_that_the_policy_does_not_list_is_refused_before_anything_is_sent() {
+    let (fake, url) = Fake::new().start().await;
+    let policy = fake.policy();
+    fake.serve_also("unlisted");
+    let client = connect(&url, policy).await.unwrap();
+    let unlisted: ModelId = "unlisted".parse().unwrap();
+    let refused = |error: ClientError| {
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert_eq!(
+            error.to_string(),
+            format!("nothing was sent to {url}: model unlisted is not in the policy")
+        );
+        let ClientError::ModelRefused { refusal, .. } = error else {
+            panic!("{error}");
+        };
+        let id = unlisted.clone();
+        assert_eq!(refusal, Refusal::ModelNotNamed { id });
+    };
+    for path in UNLISTED {
+        refused(client.request(&get(path)).await.unwrap_err());
+    }
+    let request = InferRequest::default();
+    refused(client.infer(&unlisted, None, &request).await.unwrap_err());
+    refused(client.model_metadata(&unlisted, Some(3)).await.unwrap_err());
+    assert!(fake.received.lock().unwrap().is_empty());
+    assert_eq!(*fake.asked.lock().unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_model_that_the_verified_statement_lacks_is_refused_before_anything_is_sent() {
+    let (fake, url) = Fake::new().start().await;
+    let mut policy = fake.policy().to_toml();
+    // Such a policy takes any model of the owner, so only the statement can say no.
+    let models = policy.find("[[service.models]]").unwrap();
+    let configuration = policy.find("[service.configuration]").unwrap();
+    policy.replace_range(models..configuration, "");
+    let client = connect(&url, Policy::parse(&policy).unwrap())
+        .await
+        .unwrap();
+    let error = client.request(&get("/v2/models/absent")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    let ClientError::ModelRefused { refusal, .. } = error else {
+        panic!("{error}");
+    };
+    let id = "absent".parse().unwrap();
+    assert_eq!(refusal, Refusal::ModelNotServed { id });
+    assert!(fake.received.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_no_models_id_is_refused_before_anything_is_sent() {
+    let (fake, url) = Fake::new().start().await;
+    let client = connect(&url, fake.policy()).await.unwrap();
+    for (path, named) in [
+        ("/v2/models/", ""),
+        ("/v2/models//infer", ""),
+        ("/v2/models/../models/digits", ".."),
+        ("/v2/models/%2e%2e/digits", ".."),
+        ("/v2/models/digits%2finfer", "digits/infer"),
+        ("/v2/models/digits%00", "digits\0"),
+        ("/v2/models/%ff", "\u{fffd}"),
+        ("/v2/models/%2564igits", "%64igits"),
+        ("/v2/models/digits+", "digits+"),
+        ("/v2/models/%zz", "%zz"),
+    ] {
+        let error = client.request(&get(path)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        let ClientError::NotAModel { source, .. } = error else {
+            panic!("{path}: {error}");
+        };
+        assert_eq!(source.found, named, "{path}");
+    }
+    assert!(fake.received.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn listed_models_in_any_spelling_and_paths_that_name_none_pass() {
+    let (fake, url) = Fake::new().start().await;
+    let client = connect(&url, fake.policy()).await.unwrap();
+    for path in [
+        "/v2/models/digits",
+        "/v2/models/%64igits/versions/3/ready",
+        "/v2/models/digits?of=unlisted",
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models",
+    ] {
+        let answer = client.request(&get(path)).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK, "{path}");
+    }
+    assert_eq!(fake.opened.lock().unwrap().len(), 7);
+}
+
+#[tokio::test]
+async fn after_another_verification_the_model_is_judged_again() {
+    let (fake, url) = Fake::new().start().await;
+    let client = connect(&url, fake.policy()).await.unwrap();
+    client.request(&get("/v2/models/digits")).await.unwrap();
+    fake.opened.lock().unwrap().clear();
+    // A restart with other models: its keys are new, and so is its statement.
+    fake.models.lock().unwrap().retain(|id| *id != "digits");
+    *fake.gateway.lock().unwrap() = std::sync::Arc::new(gateway());
+    let error = client.request(&get("/v2/models/digits")).await.unwrap_err();
+    let ClientError::ModelRefused { refusal, .. } = error else {
+        panic!("{error}");
+    };
+    let id = "digits".parse().unwrap();
+    assert_eq!(refusal, Refusal::ModelNotServed { id });
+    assert_eq!(*fake.asked.lock().unwrap(), 2);
+    assert!(fake.opened.lock().unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -82,15 +82,74 @@ async fn method_path_query_body_and_the_protocols_fields_go_through_and_nothing_
 async fn the_servers_own_errors_come_back_as_they_are() {
     let (_fake, address) = verified().await;
     let answer = http()
-        .get(format!("http://{address}/v2/models/absent"))
+        .get(format!("http://{address}/v2/models/withdrawn"))
         .send()
         .await
         .unwrap();
     assert_eq!(answer.status(), 404);
-    assert_eq!(
-        error(&answer.text().await.unwrap()),
-        "there is no model \"absent\""
-    );
+    assert_eq!(error(&answer.text().await.unwrap()), "it is withdrawn");
+}
+
+#[tokio::test]
+async fn a_model_that_the_policy_does_not_list_is_not_asked_for() {
+    let (fake, url) = Fake::new().start().await;
+    let address = start(options(&url, fake.policy()));
+    fake.serve_also("unlisted");
+    for (path, id) in [
+        ("unlisted/infer", "unlisted"),
+        ("%75nlisted/infer", "unlisted"),
+        ("absent/infer", "absent"),
+    ] {
+        let answer = http()
+            .post(format!("http://{address}/v2/models/{path}"))
+            .body("input")
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.status(), 403, "{path}");
+        assert_eq!(answer.headers()["content-type"], "application/json");
+        assert_eq!(
+            error(&answer.text().await.unwrap()),
+            format!("nothing was sent to {url}: model {id} is not in the policy")
+        );
+    }
+    assert!(fake.received.lock().unwrap().is_empty());
+
+    // The server is not refused, so the models that are listed go on answering.
+    let answer = http()
+        .post(format!("http://{address}/v2/models/digits/infer"))
+        .body("input")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(*fake.asked.lock().unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_model_that_does_not_exist_is_not_found_without_asking_the_server() {
+    let (fake, url) = Fake::new().start().await;
+    let policy = fake.policy();
+    fake.models.lock().unwrap().retain(|id| *id != "digits");
+    let address = start(options(&url, policy));
+    for (path, reason) in [
+        ("digits", "the service does not serve model digits"),
+        (
+            "digits%2Finfer",
+            "\"digits/infer\" is not a model id: expected ",
+        ),
+    ] {
+        let answer = http()
+            .get(format!("http://{address}/v2/models/{path}"))
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.status(), 404, "{path}");
+        let found = error(&answer.text().await.unwrap());
+        let expected = format!("nothing was sent to {url}: {reason}");
+        assert!(found.starts_with(&expected), "{found}");
+    }
+    assert!(fake.received.lock().unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -6,7 +6,10 @@
 //!    channel, and gives back what came through it.
 //!
 //! While the server cannot be verified, it forwards nothing and answers 503 with
-//! the reason; there is no way around the channel.
+//! the reason; there is no way around the channel. A request for a model that the
+//! policy does not list is not forwarded either: it gets 403 with the reason, and
+//! 404 if the verified statement has no such model. Both are answers about one
+//! model, so the others go on answering, and a client has no cause to try again.
 //!
 //! Hostile: the server and the network, as for the client; other programs on this
 //! machine and web pages in its browser, as far as a token or loopback and the
@@ -30,7 +33,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use occlude_attest::{Policy, VerifiedService};
+use occlude_attest::{Policy, Refusal, VerifiedService};
 use occlude_inference_protocol::{ErrorBody, INFERENCE_HEADER_CONTENT_LENGTH};
 use tokio::sync::Semaphore;
 use url::Url;
@@ -351,6 +354,16 @@ impl Forwarder {
 
     fn failed(failure: &ClientError) -> Refused {
         let status = match (failure.kind(), failure) {
+            // The server itself would say the same of a model that is not there.
+            (
+                _,
+                ClientError::ModelRefused {
+                    refusal: Refusal::ModelNotServed { .. },
+                    ..
+                }
+                | ClientError::NotAModel { .. },
+            ) => StatusCode::NOT_FOUND,
+            (_, ClientError::ModelRefused { .. }) => StatusCode::FORBIDDEN,
             (ErrorKind::Refused | ErrorKind::Unavailable, _) => StatusCode::SERVICE_UNAVAILABLE,
             (_, ClientError::RequestTooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
             (_, ClientError::Request(_)) => StatusCode::BAD_REQUEST,

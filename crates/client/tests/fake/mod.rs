@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::{Request, StatusCode};
 use occlude_attest::{
     AttestationResponse, Attester, Binding, Nonce, PROTOCOL_VERSION, Policy, SecurityConfiguration,
-    ServiceStatement, TeeKind,
+    ServedModel, ServiceStatement, TeeKind,
 };
 use occlude_channel::{
     Gateway, KEY_PROBLEM_TYPE, Kem, Limits, OpenError, PADDING, RESPONSE_MEDIA_TYPE,
@@ -47,6 +47,8 @@ pub(crate) struct Fake {
     pub(crate) gateway: Mutex<Arc<Gateway>>,
     pub(crate) manner: Mutex<Manner>,
     pub(crate) owner: Mutex<OwnerPublic>,
+    /// The ids of the models that it states to serve, in version 3.
+    pub(crate) models: Mutex<Vec<&'static str>>,
     pub(crate) configuration: SecurityConfiguration,
     attester: Attester,
     /// Every question for evidence.
@@ -82,6 +84,7 @@ impl Fake {
             gateway: Mutex::new(Arc::new(gateway())),
             manner: Mutex::default(),
             owner: Mutex::new(OwnerKey::generate().public()),
+            models: Mutex::new(vec!["digits", "busy", "large", "withdrawn"]),
             attester: Attester::open(TeeKind::Simulated, configuration.digest()).unwrap(),
             configuration,
             asked: Mutex::default(),
@@ -91,12 +94,22 @@ impl Fake {
     }
 
     pub(crate) fn statement(&self) -> ServiceStatement {
+        let owner = *self.owner.lock().unwrap();
+        let models = self.models.lock().unwrap();
         ServiceStatement {
             protocol: PROTOCOL_VERSION,
             tee: TeeKind::Simulated,
             channel_keys: self.gateway.lock().unwrap().key_configurations(),
-            owners: vec![*self.owner.lock().unwrap()],
-            models: Vec::new(),
+            owners: vec![owner],
+            models: models
+                .iter()
+                .map(|id| ServedModel {
+                    id: id.parse().unwrap(),
+                    version: 3,
+                    header_digest: [0xd1; 32].into(),
+                    owner,
+                })
+                .collect(),
             configuration: self.configuration.clone(),
         }
     }
@@ -105,7 +118,12 @@ impl Fake {
         *self.manner.lock().unwrap() = manner;
     }
 
-    /// The policy that accepts exactly this server.
+    /// Serves one more model, as an operator can without anybody's consent.
+    pub(crate) fn serve_also(&self, id: &'static str) {
+        self.models.lock().unwrap().push(id);
+    }
+
+    /// The policy that accepts exactly this server and lists the models of now.
     pub(crate) fn policy(&self) -> Policy {
         let nonce = Nonce::generate();
         let response =
@@ -193,7 +211,7 @@ async fn channel(State(fake): State<Arc<Fake>>, body: Bytes) -> Response {
 /// Tells what was asked for; a few paths have answers of their own.
 fn inner(request: &Request<Bytes>) -> http::Response<Bytes> {
     let (status, body) = match request.uri().path() {
-        "/v2/models/absent" => (404, r#"{"error": "there is no model \"absent\""}"#.to_owned()),
+        "/v2/models/withdrawn" => (404, r#"{"error": "it is withdrawn"}"#.to_owned()),
         "/v2/models/busy" => (503, r#"{"error": "every session is busy: try again"}"#.to_owned()),
         "/v2/models/large" => (200, "x".repeat(2 << 20)),
         "/v2" => (

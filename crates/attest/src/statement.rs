@@ -5,6 +5,8 @@
 //! statement says all of it, so that a policy can refuse it. Nothing in it is
 //! secret: the operator reads it too.
 
+use std::collections::{HashMap, HashSet};
+
 use occlude_keys::{HeaderDigest, ModelId, ModelVersion, OwnerPublic};
 use sha2::{Digest, Sha256};
 
@@ -23,7 +25,7 @@ pub struct ServiceStatement {
     pub channel_keys: Vec<u8>,
     /// The owners whose models it serves.
     pub owners: Vec<OwnerPublic>,
-    /// The models it serves.
+    /// The models it serves. All versions of one id are of one owner.
     pub models: Vec<ServedModel>,
     /// The configuration in effect.
     pub configuration: SecurityConfiguration,
@@ -97,6 +99,12 @@ pub enum StatementError {
         /// The version.
         version: ModelVersion,
     },
+    /// Two models of one name: requests name no owner, so they would mix them up.
+    #[error("model {id} is listed with two owners")]
+    TwoOwners {
+        /// The name.
+        id: ModelId,
+    },
     /// No model has this version.
     #[error("model {id} has version {version}, expected 1 to 2^63 - 1")]
     VersionOutOfRange {
@@ -135,7 +143,8 @@ impl ServiceStatement {
                 found: self.protocol,
             });
         }
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
+        let mut owners = HashMap::new();
         for model in &self.models {
             let (id, version) = (model.id.clone(), model.version);
             if version == 0 || i64::try_from(version).is_err() {
@@ -143,6 +152,9 @@ impl ServiceStatement {
             }
             if !self.owners.contains(&model.owner) {
                 return Err(StatementError::UnlistedOwner { id });
+            }
+            if *owners.entry(&model.id).or_insert(model.owner) != model.owner {
+                return Err(StatementError::TwoOwners { id });
             }
             if !seen.insert((&model.id, version)) {
                 return Err(StatementError::RepeatedModel { id, version });
@@ -270,6 +282,40 @@ mod tests {
                 version: 3
             }
         );
+    }
+
+    #[test]
+    fn a_model_of_two_owners_is_refused() {
+        let other = OwnerKey::from_secret(&[2; 64]).public();
+        for version in [3, 4, i64::MAX as u64] {
+            let namesake = |statement: &mut ServiceStatement| {
+                let mut namesake = statement.models[0].clone();
+                namesake.owner = other;
+                namesake.version = version;
+                statement.owners.push(other);
+                statement.models.push(namesake);
+            };
+            assert_eq!(
+                refusal(namesake),
+                StatementError::TwoOwners {
+                    id: "digits".parse().unwrap()
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn versions_of_one_owner_and_models_of_two_are_a_statement() {
+        let other = OwnerKey::from_secret(&[2; 64]).public();
+        let mut statement = statement();
+        let mut newer = statement.models[0].clone();
+        newer.version = 4;
+        let mut letters = newer.clone();
+        letters.id = "letters".parse().unwrap();
+        letters.owner = other;
+        statement.owners.push(other);
+        statement.models.extend([newer, letters]);
+        assert_eq!(ServiceStatement::decode(&statement.encode()), Ok(statement));
     }
 
     #[test]

@@ -36,14 +36,13 @@ fn configuration() -> impl Strategy<Value = SecurityConfiguration> {
 
 fn model() -> impl Strategy<Value = ServedModel> {
     let id = "[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}";
-    (id, 1..=i64::MAX as u64, any::<[u8; 32]>(), 0_u8..3).prop_map(
-        |(id, version, digest, number)| ServedModel {
-            id: id.parse::<ModelId>().unwrap(),
-            version,
-            header_digest: HeaderDigest::from(digest),
-            owner: owner(number),
-        },
-    )
+    (id, 1..=i64::MAX as u64, any::<[u8; 32]>()).prop_map(|(id, version, digest)| ServedModel {
+        // One owner for one id: a statement never has two.
+        owner: owner(id.len() as u8 % 3),
+        id: id.parse::<ModelId>().unwrap(),
+        version,
+        header_digest: HeaderDigest::from(digest),
+    })
 }
 
 fn statement() -> impl Strategy<Value = ServiceStatement> {
@@ -91,25 +90,27 @@ fn policy_text() -> impl Strategy<Value = String> {
         digests.map(|digest| digest.to_string()).collect()
     });
     let owners = prop::collection::vec(0_u8..3, 0..3)
-        .prop_map(|numbers| numbers.into_iter().map(|n| owner(n).to_string()).collect());
+        .prop_map(|numbers| numbers.into_iter().map(owner).collect::<Vec<_>>());
     let guards = prop::collection::vec("[a-z]{0,8}", 0..3);
     (
         any::<bool>(),
         tees.prop_map(quoted),
         measurements.prop_map(quoted),
         0..=i64::MAX,
-        owners.prop_map(quoted),
+        owners,
         model(),
         guards.prop_map(quoted),
     )
         .prop_map(
-            |(reviewed, tees, measurements, tcb, owners, model, guards)| {
+            |(reviewed, tees, measurements, tcb, mut owners, model, guards)| {
+                owners.push(model.owner);
+                let owners: Vec<_> = owners.iter().map(ToString::to_string).collect();
                 format!(
                     "format = 1\nreviewed = {reviewed}\n[evidence]\ntee = {tees}\n\
                  measurements = {measurements}\nminimum-tcb = {tcb}\n[service]\n\
-                 owners = {owners}\nmodels = [{{ id = \"{}\", minimum-version = {}, \
+                 owners = {owners:?}\nmodels = [{{ id = \"{}\", owner = \"{}\", minimum-version = {}, \
                  digests = [\"{}\"] }}]\n[service.configuration]\nguard = {guards}\n",
-                    model.id, model.version, model.header_digest
+                    model.id, model.owner, model.version, model.header_digest
                 )
             },
         )

@@ -156,6 +156,16 @@ impl Policy {
 
 impl ModelPolicy {
     fn judge(&self, model: &ServedModel) -> Result<(), Refusal> {
+        // Without it the policy has one owner, who is the model's too.
+        if let Some(expected) = self.owner
+            && model.owner != expected
+        {
+            return Err(Refusal::ModelOwner {
+                id: model.id.clone(),
+                found: Box::new(model.owner),
+                expected: Box::new(expected),
+            });
+        }
         if model.version < self.minimum_version {
             return Err(Refusal::ModelVersion {
                 id: model.id.clone(),

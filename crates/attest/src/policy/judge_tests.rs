@@ -358,6 +358,60 @@ fn another_container_of_a_named_model_is_refused() {
     );
 }
 
+/// A policy of owners 1 and 2 that lists `digits` of owner 1.
+fn of_two_owners() -> Policy {
+    let text = format!(
+        "format = 1\n[evidence]\nmeasurements = [\"{}\"]\n[service]\n\
+         owners = [\"{}\", \"{}\"]\n\
+         models = [{{ id = \"digits\", owner = \"{}\", minimum-version = 3 }}]\n",
+        Measurement::from([0xa5; 48]),
+        owner(1),
+        owner(2),
+        owner(1)
+    );
+    Policy::parse(&text).unwrap()
+}
+
+#[test]
+fn a_namesake_of_another_accepted_owner_is_refused() {
+    assert_eq!(of_two_owners().judge_service(&service()), Ok(()));
+    assert_eq!(
+        refusal_of_statement(&of_two_owners(), |statement| {
+            statement.owners = vec![owner(2)];
+            statement.models[0].owner = owner(2);
+            statement.models[0].version = i64::MAX as u64;
+        }),
+        Refusal::ModelOwner {
+            id: "digits".parse().unwrap(),
+            found: Box::new(owner(2)),
+            expected: Box::new(owner(1))
+        }
+    );
+}
+
+#[test]
+fn a_pinned_policy_refuses_a_namesake_of_the_other_owner_that_it_saw() {
+    let mut both = statement();
+    let mut letters = both.models[0].clone();
+    letters.id = "letters".parse().unwrap();
+    letters.owner = owner(2);
+    both.owners.push(owner(2));
+    both.models.push(letters);
+    let pinned = Policy::pin(&VerifiedService::for_test(claims(), both.clone()));
+    assert_eq!(Policy::parse(&pinned.to_toml()).as_ref(), Ok(&pinned));
+    assert_eq!(
+        refusal_of_statement(&pinned, |statement| {
+            *statement = both;
+            statement.models[0].owner = owner(2);
+        }),
+        Refusal::ModelOwner {
+            id: "digits".parse().unwrap(),
+            found: Box::new(owner(2)),
+            expected: Box::new(owner(1))
+        }
+    );
+}
+
 #[test]
 fn a_model_is_used_only_if_it_is_served_and_if_a_list_names_it() {
     let digits = "digits".parse().unwrap();

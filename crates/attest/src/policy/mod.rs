@@ -89,6 +89,8 @@ struct ServicePolicy {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct ModelPolicy {
     id: ModelId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owner: Option<OwnerPublic>,
     #[serde(default)]
     minimum_version: ModelVersion,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -148,6 +150,21 @@ pub enum PolicyError {
         /// The version that came.
         found: i64,
     },
+    /// A listed model that could be of any of several owners: each of them could
+    /// serve another one under its name.
+    #[error("model {id} names no owner, which it must where `owners` has more than one")]
+    ModelWithoutOwner {
+        /// The model.
+        id: ModelId,
+    },
+    /// A listed model of an owner that the policy does not accept.
+    #[error("model {id} names owner {owner}, who is not in `owners`")]
+    ModelOfForeignOwner {
+        /// The model.
+        id: ModelId,
+        /// The owner that it names.
+        owner: Box<OwnerPublic>,
+    },
 }
 
 impl Default for Policy {
@@ -168,7 +185,8 @@ impl Policy {
     /// Reads a policy from TOML. docs/policy.md describes each field.
     ///
     /// # Errors
-    /// [`PolicyError`]: too long, another format, or not exactly a policy.
+    /// [`PolicyError`]: too long, another format, not exactly a policy, or a
+    /// listed model whose owner is not clear or not accepted.
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
         if text.len() as u64 > Self::MAX_BYTES {
             return Err(PolicyError::TooLarge {
@@ -181,7 +199,9 @@ impl Policy {
         if format != i64::from(FORMAT) {
             return Err(PolicyError::ForeignFormat { found: format });
         }
-        from_toml(text)
+        let policy: Self = from_toml(text)?;
+        policy.service.check_owners()?;
+        Ok(policy)
     }
 
     /// Reads a policy from a file, signed or not; see [`PolicyFile`].
@@ -223,6 +243,30 @@ impl Policy {
     pub fn names_simulated(&self) -> bool {
         self.evidence.tee.contains(&TeeKind::Simulated)
             || self.evidence.trust.contains(&Trust::Simulated)
+    }
+}
+
+impl ServicePolicy {
+    /// Each listed model must be of one owner, and of one that is accepted.
+    fn check_owners(&self) -> Result<(), PolicyError> {
+        let several = self.owners.windows(2).any(|pair| pair[0] != pair[1]);
+        for model in self.models.iter().flatten() {
+            match &model.owner {
+                None if several => {
+                    return Err(PolicyError::ModelWithoutOwner {
+                        id: model.id.clone(),
+                    });
+                }
+                Some(owner) if !self.owners.contains(owner) => {
+                    return Err(PolicyError::ModelOfForeignOwner {
+                        id: model.id.clone(),
+                        owner: Box::new(*owner),
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 }
 

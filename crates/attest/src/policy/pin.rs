@@ -1,5 +1,9 @@
 //! Trust on first use: a policy that accepts exactly what one server showed.
 
+use std::collections::BTreeMap;
+
+use occlude_keys::ModelId;
+
 use super::{ConfigurationPolicy, EvidencePolicy, FORMAT, ModelPolicy, Policy, ServicePolicy};
 use crate::VerifiedService;
 
@@ -37,19 +41,18 @@ impl Policy {
     }
 }
 
-/// One entry for each model id, with the lowest version served.
+/// One entry for each model id, with its owner, who in a statement is one, and the
+/// lowest version served.
 fn pinned_models(service: &VerifiedService) -> Vec<ModelPolicy> {
-    let mut versions = std::collections::BTreeMap::new();
+    let mut models: BTreeMap<&ModelId, ModelPolicy> = BTreeMap::new();
     for model in &service.statement().models {
-        let lowest = versions.entry(&model.id).or_insert(model.version);
-        *lowest = model.version.min(*lowest);
-    }
-    versions
-        .into_iter()
-        .map(|(id, minimum_version)| ModelPolicy {
-            id: id.clone(),
-            minimum_version,
+        let entry = models.entry(&model.id).or_insert_with(|| ModelPolicy {
+            id: model.id.clone(),
+            owner: Some(model.owner),
+            minimum_version: model.version,
             digests: None,
-        })
-        .collect()
+        });
+        entry.minimum_version = entry.minimum_version.min(model.version);
+    }
+    models.into_values().collect()
 }

@@ -102,6 +102,16 @@ pub enum Refusal {
         /// The owners that the policy names.
         accepted: Vec<OwnerPublic>,
     },
+    /// A model of another owner than the policy names for it: a namesake.
+    #[error("model {id} is of owner {found}, the policy wants it of {expected}")]
+    ModelOwner {
+        /// The model.
+        id: ModelId,
+        /// The owner of what is served.
+        found: Box<OwnerPublic>,
+        /// The owner that the policy names for it.
+        expected: Box<OwnerPublic>,
+    },
     /// An older version than the policy accepts: a rollback.
     #[error("model {id} is served in version {found}, the policy wants {minimum} or more")]
     ModelVersion {

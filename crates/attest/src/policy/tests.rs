@@ -40,8 +40,52 @@ fn an_unknown_field_of_a_model_is_refused() {
         malformed("format = 1\n[service]\nmodels = [{ id = \"digits\", version = 3 }]\n");
     assert_eq!(
         reason,
-        "unknown field `version`, expected one of `id`, `minimum-version`, `digests`"
+        "unknown field `version`, expected one of `id`, `owner`, `minimum-version`, `digests`"
     );
+}
+
+/// A policy of these owners that lists one model, of one of them if given.
+fn naming(owners: &[u8], of: Option<u8>) -> Result<Policy, PolicyError> {
+    let owners: Vec<_> = owners.iter().map(|n| owner(*n).to_string()).collect();
+    let of = of.map_or(String::new(), |n| format!(", owner = \"{}\"", owner(n)));
+    Policy::parse(&format!(
+        "format = 1\n[service]\nowners = {owners:?}\nmodels = [{{ id = \"digits\"{of} }}]\n"
+    ))
+}
+
+#[test]
+fn with_several_owners_a_model_that_names_none_is_refused() {
+    let id = "digits".parse().unwrap();
+    let refusal = naming(&[1, 2], None).unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "model digits names no owner, which it must where `owners` has more than one"
+    );
+    assert_eq!(refusal, PolicyError::ModelWithoutOwner { id });
+    for (owners, of) in [
+        (&[1, 2][..], Some(1)),
+        (&[1, 2], Some(2)),
+        (&[1], Some(1)),
+        (&[1], None),
+        (&[1, 1], None),
+        (&[], None),
+    ] {
+        let policy = naming(owners, of).unwrap();
+        assert_eq!(Policy::parse(&policy.to_toml()).unwrap(), policy);
+    }
+}
+
+#[test]
+fn a_model_of_an_owner_that_the_policy_does_not_accept_is_refused() {
+    for owners in [&[1, 2][..], &[1], &[]] {
+        assert_eq!(
+            naming(owners, Some(3)),
+            Err(PolicyError::ModelOfForeignOwner {
+                id: "digits".parse().unwrap(),
+                owner: Box::new(owner(3))
+            })
+        );
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use occlude_attest::CollectError;
 use occlude_channel::KeyGenerationError;
 use occlude_container::{ContainerError, OpenError};
 use occlude_engine::{LoadError, LoadLibraryError};
-use occlude_keys::{ModelId, ModelVersion};
+use occlude_keys::{ModelId, ModelVersion, OwnerPublic};
 
 /// Why a server does not start.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,23 @@ pub enum StartError {
         path: PathBuf,
         /// What is wrong with it.
         source: ContainerError,
+    },
+    /// Two files have two owners. ONNX Runtime runs in one process for all models,
+    /// and one owner's graph may exploit it; no other owner's weights lie there.
+    #[error(
+        "a server serves the models of one owner: {} is of {first_owner}, {} of {second_owner}",
+        first.display(),
+        second.display()
+    )]
+    SeveralOwners {
+        /// The first file.
+        first: PathBuf,
+        /// Who signed it.
+        first_owner: Box<OwnerPublic>,
+        /// The first file of another owner.
+        second: PathBuf,
+        /// Who signed that one.
+        second_owner: Box<OwnerPublic>,
     },
     /// Two files are one version of one model.
     #[error("two files are version {version} of model {id}")]
@@ -140,6 +157,7 @@ impl StartError {
                 ..
             } => StartErrorKind::Failed,
             Self::KeyRefused { .. }
+            | Self::SeveralOwners { .. }
             | Self::Container { .. }
             | Self::Open { .. }
             | Self::Replaced { .. }

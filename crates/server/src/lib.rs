@@ -2,8 +2,9 @@
 //!
 //! 1. [`Settings`] come from flags, environment and file; [`Settings::resolve`]
 //!    checks them.
-//! 2. [`Server::bind`] takes the port, opens the TEE, checks the owner's signature
-//!    on each sealed model, gets its key from the broker for evidence, and loads it.
+//! 2. [`Server::bind`] takes the port, opens the TEE, and checks the owner's signature
+//!    on each sealed model; all have one owner, since one owner's graph may break into
+//!    the process. Then it gets each key from the broker for evidence, and loads.
 //! 3. [`Server::run`] answers until it is told to stop. Outside the channel there
 //!    are evidence, health and metrics; the Open Inference Protocol v2 is answered
 //!    only through the channel, errors included.

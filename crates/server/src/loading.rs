@@ -66,6 +66,48 @@ pub(crate) fn read(path: &Path) -> Result<SignedContainer, StartError> {
     container.verify_owner(&owner).map_err(refused)
 }
 
+/// A sealed file whose owner's signature holds.
+pub(crate) struct Sealed {
+    pub(crate) path: PathBuf,
+    pub(crate) container: SignedContainer,
+}
+
+/// Reads all files that are to be served together: of one owner, and no version
+/// twice.
+///
+/// The owner who releases a key judges this server's evidence, which does not say
+/// whose graphs will run in one process with its weights. So that is decided here,
+/// in code that the evidence measures, before there is any key.
+pub(crate) fn read_all(paths: &[PathBuf]) -> Result<Vec<Sealed>, StartError> {
+    let mut files: Vec<Sealed> = Vec::with_capacity(paths.len());
+    for path in paths {
+        let file = Sealed {
+            path: path.clone(),
+            container: read(path)?,
+        };
+        let header = file.container.header();
+        for other in &files {
+            let others = other.container.header();
+            if others.owner() != header.owner() {
+                return Err(StartError::SeveralOwners {
+                    first: other.path.clone(),
+                    first_owner: Box::new(*others.owner()),
+                    second: file.path,
+                    second_owner: Box::new(*header.owner()),
+                });
+            }
+            if others.id() == header.id() && others.version() == header.version() {
+                return Err(StartError::Duplicate {
+                    id: header.id().clone(),
+                    version: header.version(),
+                });
+            }
+        }
+        files.push(file);
+    }
+    Ok(files)
+}
+
 impl Loader {
     /// Asks the broker for the key of one sealed version, with fresh evidence.
     pub(crate) async fn fetch_key(

@@ -15,7 +15,8 @@ use tokio::sync::Semaphore;
 
 use crate::loading::KeyDigest;
 
-/// All models of one server, in the order of their files.
+/// All models of one server, in the order of their files: of one owner, and no
+/// version twice ([`crate::loading::read_all`]).
 pub(crate) struct Models(Vec<Arc<ServedModel>>);
 
 /// One sealed version of one model: what its signed header says, and its state.
@@ -48,26 +49,9 @@ pub(crate) enum Unready {
     Lapsed,
 }
 
-/// Why two files cannot be served together: both are this version of this model.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Duplicate {
-    pub(crate) id: ModelId,
-    pub(crate) version: ModelVersion,
-}
-
 impl Models {
-    /// Takes over the models, if no two have one id and version.
-    pub(crate) fn new(models: Vec<ServedModel>) -> Result<Self, Duplicate> {
-        for (index, model) in models.iter().enumerate() {
-            let same = |other: &ServedModel| other.id == model.id && other.version == model.version;
-            if models[..index].iter().any(same) {
-                return Err(Duplicate {
-                    id: model.id.clone(),
-                    version: model.version,
-                });
-            }
-        }
-        Ok(Self(models.into_iter().map(Arc::new).collect()))
+    pub(crate) fn new(models: Vec<ServedModel>) -> Self {
+        Self(models.into_iter().map(Arc::new).collect())
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<ServedModel>> {

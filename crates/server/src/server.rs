@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,6 @@ use axum_server::Handle;
 use occlude_attest::{Attester, SecurityConfiguration, ServiceStatement};
 use occlude_broker::{BrokerClient, ConnectOptions};
 use occlude_channel::{Gateway, Limits, PADDING};
-use occlude_container::SignedContainer;
 use occlude_engine::{LoadOptions, Runtime, memory};
 
 use crate::admission::Admission;
@@ -18,7 +16,7 @@ use crate::attestation::Attestation;
 use crate::error::StartError;
 use crate::inner::{self, Inner};
 use crate::lease::{self, Lease};
-use crate::loading::{self, FetchKeyError, KeyDigest, Loader, blocking};
+use crate::loading::{self, FetchKeyError, KeyDigest, Loader, Sealed, blocking};
 use crate::metrics::Metrics;
 use crate::models::{Models, ServedModel};
 use crate::outer::{self, Outer};
@@ -27,8 +25,9 @@ use crate::settings::ServerOptions;
 /// Requests in flight when the server is asked to stop may take this long.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// Request heads that are longer are refused (hyper answers 431). The protocol's
-/// own heads have some hundred bytes; load balancers add a few more.
+/// Request heads that are longer are refused (hyper answers 431); it looks between
+/// two reads, so up to as much again can pass. The protocol's own heads have some
+/// hundred bytes; load balancers add a few more.
 const LONGEST_HEAD: usize = 64 * 1024;
 
 /// A connection must send its head within this time.
@@ -86,16 +85,12 @@ impl Server {
             },
         });
 
+        let paths = options.models.clone();
         let mut models = Vec::new();
-        for path in &options.models {
-            models.push(start_model(&options, &loader, path.clone()).await?);
+        for file in blocking(move || loading::read_all(&paths)).await? {
+            models.push(start_model(&options, &loader, file).await?);
         }
-        let models = Arc::new(
-            Models::new(models).map_err(|duplicate| StartError::Duplicate {
-                id: duplicate.id,
-                version: duplicate.version,
-            })?,
-        );
+        let models = Arc::new(Models::new(models));
         let gateway = Arc::new(gateway(&options)?);
         let attestation = Arc::new(Attestation::new(
             attester,
@@ -216,14 +211,13 @@ fn configuration(options: &ServerOptions) -> SecurityConfiguration {
     }
 }
 
-/// From a file to a model with a lease.
+/// From a signed file to a model with a lease.
 async fn start_model(
     options: &ServerOptions,
     loader: &Arc<Loader>,
-    path: PathBuf,
+    file: Sealed,
 ) -> Result<ServedModel, StartError> {
-    let from = path.clone();
-    let container: SignedContainer = blocking(move || loading::read(&from)).await?;
+    let Sealed { path, container } = file;
     let header = container.header().clone();
     let (id, version, digest) = (header.id().clone(), header.version(), header.digest());
     tracing::info!(model = %id, version, digest = %digest, "asking the broker for the key");

@@ -145,11 +145,44 @@ async fn a_key_that_is_not_the_models_does_not_open_it() {
 }
 
 #[tokio::test]
-async fn two_files_of_one_version_are_refused() {
-    let world = World::new().await;
+async fn models_of_two_owners_are_refused_before_any_key_is_asked_for() {
+    let mut world = World::new().await;
+    let other = World::new().await;
+    let ours = world.publish("digits", 1, 1.0).await;
+    let more = world.publish("digits", 2, 1.0).await;
+    let theirs = other.publish("letters", 1, 2.0).await;
+    // Whoever asked for a key would report that nobody answers.
+    world.stop_broker().await;
+    let error = serve(world.options(&[&ours, &more, &theirs]))
+        .await
+        .err()
+        .unwrap();
+    assert!(
+        matches!(&error, StartError::SeveralOwners { first, first_owner, second, second_owner }
+            if *first == ours && **first_owner == world.owner.public()
+                && *second == theirs && **second_owner == other.owner.public()),
+        "{error}"
+    );
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "a server serves the models of one owner: {} is of {}, {} of {}",
+            ours.display(),
+            world.owner.public(),
+            theirs.display(),
+            other.owner.public()
+        )
+    );
+    assert_eq!(error.kind(), StartErrorKind::Refused);
+}
+
+#[tokio::test]
+async fn two_files_of_one_version_are_refused_before_any_key_is_asked_for() {
+    let mut world = World::new().await;
     let first = world.publish("digits", 1, 1.0).await;
     let second = first.with_file_name("copy.occ");
     std::fs::copy(&first, &second).unwrap();
+    world.stop_broker().await;
     let error = serve(world.options(&[&first, &second]))
         .await
         .err()

@@ -43,6 +43,14 @@ const DEFAULT_QUEUE_SECONDS: u64 = 30;
 /// How often leases are renewed unless told otherwise.
 const DEFAULT_LEASE_SECONDS: u64 = 3600;
 
+/// Leases are renewed at least this often. The operator chooses, and a withdrawn
+/// model is served for twice as long where nobody can reach the broker: two hours,
+/// as the threat model promises.
+const LONGEST_LEASE_SECONDS: u64 = 3600;
+
+/// Other times are the operator's own affair; a longer one is a mistake.
+const LONGEST_SECONDS: u64 = 86_400;
+
 /// A configuration file that is longer is not one.
 const LONGEST_FILE: u64 = 64 * 1024;
 
@@ -81,11 +89,12 @@ pub struct Settings {
     pub body_seconds: Option<u64>,
     /// Seconds that a request waits for a free session.
     pub queue_seconds: Option<u64>,
-    /// Seconds between two renewals of a lease.
+    /// Seconds between two renewals of a lease, an hour at most.
     pub lease_seconds: Option<u64>,
 }
 
-/// The whole configuration file. Other sections belong to other commands.
+/// The whole configuration file: this one table. Any other is refused, since a
+/// setting that has no effect misleads.
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct File {
@@ -256,9 +265,21 @@ impl Settings {
             maximum_request: maximum_request.as_u64(),
             requests_in_flight: self.requests_in_flight.unwrap_or(DEFAULT_REQUESTS).get(),
             request_memory: request_memory.as_u64(),
-            body_time: seconds("body-seconds", self.body_seconds, DEFAULT_BODY_SECONDS)?,
-            queue_time: seconds("queue-seconds", self.queue_seconds, DEFAULT_QUEUE_SECONDS)?,
-            lease: seconds("lease-seconds", self.lease_seconds, DEFAULT_LEASE_SECONDS)?,
+            body_time: seconds(
+                "body-seconds",
+                self.body_seconds.unwrap_or(DEFAULT_BODY_SECONDS),
+                LONGEST_SECONDS,
+            )?,
+            queue_time: seconds(
+                "queue-seconds",
+                self.queue_seconds.unwrap_or(DEFAULT_QUEUE_SECONDS),
+                LONGEST_SECONDS,
+            )?,
+            lease: seconds(
+                "lease-seconds",
+                self.lease_seconds.unwrap_or(DEFAULT_LEASE_SECONDS),
+                LONGEST_LEASE_SECONDS,
+            )?,
             library: LibrarySearch::standard(),
         })
     }
@@ -312,20 +333,15 @@ where
     text.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
-/// A duration of at least a second and at most a day.
-fn seconds(
-    name: &'static str,
-    given: Option<u64>,
-    default: u64,
-) -> Result<Duration, SettingsError> {
-    let seconds = given.unwrap_or(default);
-    if (1..=86_400).contains(&seconds) {
+/// A duration of at least a second and at most `longest`.
+fn seconds(name: &'static str, seconds: u64, longest: u64) -> Result<Duration, SettingsError> {
+    if (1..=longest).contains(&seconds) {
         Ok(Duration::from_secs(seconds))
     } else {
         Err(SettingsError::Invalid {
             name,
             found: seconds.to_string(),
-            expected: "1 to 86400".to_owned(),
+            expected: format!("1 to {longest}"),
         })
     }
 }
@@ -403,6 +419,43 @@ mod tests {
     }
 
     #[test]
+    fn another_table_is_refused() {
+        let error = parse("[serve]\n[broker]\n").unwrap_err();
+        let SettingsError::Malformed { reason, .. } = error else {
+            panic!("{error}");
+        };
+        assert!(
+            reason.contains("unknown field `broker`, expected `serve`"),
+            "{reason}"
+        );
+    }
+
+    #[test]
+    fn every_name_is_explained_where_users_look() {
+        let explained: Vec<&str> = include_str!("../../../docs/server.md")
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
+            .map(|(name, _)| name)
+            .collect();
+        // The parser lists all the names that it knows.
+        let error = parse("[serve]\nunknown = 1\n").unwrap_err().to_string();
+        let names: Vec<&str> = error
+            .split_once("expected one of ")
+            .unwrap()
+            .1
+            .lines()
+            .next()
+            .unwrap()
+            .split(", ")
+            .map(|name| name.trim_matches('`'))
+            .collect();
+        assert_eq!(names.len(), 14, "{names:?}");
+        for name in names {
+            assert!(explained.contains(&name), "{name}");
+        }
+    }
+
+    #[test]
     fn an_unknown_key_encapsulation_is_refused() {
         let error = parse("[serve]\nkem = \"rsa\"\n").unwrap_err();
         let SettingsError::Malformed { reason, .. } = error else {
@@ -472,7 +525,21 @@ mod tests {
                     lease_seconds: Some(0),
                     ..enough()
                 },
-                "lease-seconds is 0, expected 1 to 86400",
+                "lease-seconds is 0, expected 1 to 3600",
+            ),
+            (
+                Settings {
+                    lease_seconds: Some(3601),
+                    ..enough()
+                },
+                "lease-seconds is 3601, expected 1 to 3600",
+            ),
+            (
+                Settings {
+                    body_seconds: Some(86_401),
+                    ..enough()
+                },
+                "body-seconds is 86401, expected 1 to 86400",
             ),
             (
                 Settings {

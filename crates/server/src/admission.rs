@@ -1,8 +1,9 @@
 //! How much work is let in at once.
 //!
-//! Whoever reaches the port may send anything, so what a request may cost is
-//! reserved before its body is read: a place, and protected memory for the body.
-//! Nothing waits here; what does not fit is refused at once and can come back.
+//! Whoever reaches the port may send anything, and may announce much and send
+//! nothing. So memory is reserved as a body's bytes come, and a place when all of
+//! them have: who takes something from others has sent as much. Nothing waits here;
+//! what does not fit is refused at once and can come back.
 
 use std::sync::Arc;
 
@@ -27,11 +28,18 @@ pub(crate) struct Admission {
     total_units: usize,
 }
 
+/// Memory for a body that is arriving, given back on drop.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    free: Arc<Semaphore>,
+    held: OwnedSemaphorePermit,
+}
+
 /// A place and memory, given back on drop.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     _place: OwnedSemaphorePermit,
-    _memory: OwnedSemaphorePermit,
+    _memory: Memory,
 }
 
 impl Admission {
@@ -56,23 +64,23 @@ impl Admission {
         units.saturating_mul(UNIT)
     }
 
-    /// Reserves what a body of `length` bytes may take.
-    pub(crate) fn admit(&self, length: u64) -> Result<Reservation, Overloaded> {
-        let units = u32::try_from(Self::cost(length) / UNIT).map_err(|_| Overloaded)?;
-        let refused = |_| Overloaded;
-        let place = self.places.clone().try_acquire_owned().map_err(refused)?;
-        let memory = self
-            .memory
-            .clone()
-            .try_acquire_many_owned(units)
-            .map_err(refused)?;
+    /// Begins with a body of which nothing has come.
+    pub(crate) fn begin(&self) -> Result<Memory, Overloaded> {
+        Ok(Memory {
+            free: Arc::clone(&self.memory),
+            held: acquire(&self.memory, 0)?,
+        })
+    }
+
+    /// Takes a place for a request whose body has come.
+    pub(crate) fn admit(&self, memory: Memory) -> Result<Reservation, Overloaded> {
         Ok(Reservation {
-            _place: place,
+            _place: acquire(&self.places, 1)?,
             _memory: memory,
         })
     }
 
-    /// Requests in flight now.
+    /// Requests that have a place now.
     pub(crate) fn requests(&self) -> usize {
         self.total_places - self.places.available_permits()
     }
@@ -83,39 +91,78 @@ impl Admission {
     }
 }
 
+impl Memory {
+    /// Reserves what a body takes of which `length` bytes have come.
+    pub(crate) fn grow(&mut self, length: u64) -> Result<(), Overloaded> {
+        let units = usize::try_from(Admission::cost(length) / UNIT).unwrap_or(usize::MAX);
+        let more = units.saturating_sub(self.held.num_permits());
+        self.held.merge(acquire(&self.free, more)?);
+        Ok(())
+    }
+}
+
+fn acquire(free: &Arc<Semaphore>, permits: usize) -> Result<OwnedSemaphorePermit, Overloaded> {
+    let permits = u32::try_from(permits).map_err(|_| Overloaded)?;
+    let acquired = Arc::clone(free).try_acquire_many_owned(permits);
+    acquired.map_err(|_| Overloaded)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn admit(admission: &Admission, length: u64) -> Result<Reservation, Overloaded> {
+        let mut memory = admission.begin()?;
+        memory.grow(length)?;
+        admission.admit(memory)
+    }
+
     #[test]
     fn one_request_too_many_is_refused_until_another_ends() {
         let admission = Admission::new(1, 1 << 20);
-        let first = admission.admit(10).unwrap();
+        let first = admit(&admission, 10).unwrap();
         assert_eq!(admission.requests(), 1);
-        assert_eq!(admission.admit(10).unwrap_err(), Overloaded);
+        assert_eq!(admit(&admission, 10).unwrap_err(), Overloaded);
         drop(first);
-        admission.admit(10).unwrap();
+        admit(&admission, 10).unwrap();
     }
 
     #[test]
     fn bodies_whose_copies_exceed_the_memory_are_refused() {
         let admission = Admission::new(8, 1 << 20);
-        assert_eq!(admission.admit(1 << 19).unwrap_err(), Overloaded);
-        let _first = admission.admit(1 << 18).unwrap();
+        assert_eq!(admit(&admission, 1 << 19).unwrap_err(), Overloaded);
+        let _first = admit(&admission, 1 << 18).unwrap();
         assert_eq!(admission.bytes(), 3 << 18);
-        assert_eq!(admission.admit(1 << 18).unwrap_err(), Overloaded);
+        assert_eq!(admit(&admission, 1 << 18).unwrap_err(), Overloaded);
         assert_eq!(
             admission.requests(),
             1,
             "a refused request gives its place back"
         );
-        admission.admit(1000).unwrap();
+        admit(&admission, 1000).unwrap();
+    }
+
+    #[test]
+    fn memory_is_reserved_as_a_body_comes_and_a_place_only_then() {
+        let admission = Admission::new(1, 1 << 20);
+        let mut idle = admission.begin().unwrap();
+        let _others: Vec<_> = (0..100).map(|_| admission.begin().unwrap()).collect();
+        assert_eq!((admission.requests(), admission.bytes()), (0, 0));
+        idle.grow(1).unwrap();
+        idle.grow(1000).unwrap();
+        assert_eq!((admission.requests(), admission.bytes()), (0, UNIT));
+        idle.grow(1 << 18).unwrap();
+        assert_eq!((admission.requests(), admission.bytes()), (0, 3 << 18));
+        assert_eq!(idle.grow(1 << 19).unwrap_err(), Overloaded);
+        assert_eq!(admission.bytes(), 3 << 18, "what was held is still held");
+        drop(idle);
+        assert_eq!(admission.bytes(), 0);
     }
 
     #[test]
     fn no_length_overflows_the_count() {
         assert_eq!(
-            Admission::new(1, u64::MAX).admit(u64::MAX).unwrap_err(),
+            admit(&Admission::new(1, u64::MAX), u64::MAX).unwrap_err(),
             Overloaded
         );
     }

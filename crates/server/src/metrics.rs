@@ -160,7 +160,7 @@ impl Metrics {
             ("occlude_models_loaded", "Models that answer now."),
             (
                 "occlude_requests_in_flight",
-                "Encapsulated requests in flight.",
+                "Encapsulated requests that have come whole and are in flight.",
             ),
             (
                 "occlude_request_bytes_in_flight",

@@ -15,15 +15,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, StatusCode};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http::{HeaderValue, StatusCode};
+use http_body_util::BodyExt;
 use occlude_attest::Nonce;
 use occlude_channel::{
     Gateway, KEY_PROBLEM_TYPE, OpenError, REQUEST_MEDIA_TYPE, RESPONSE_MEDIA_TYPE, Responder,
 };
 use tower::ServiceExt;
 
-use crate::admission::{Admission, Reservation};
+use crate::admission::{Admission, Memory, Overloaded, Reservation};
 use crate::answer;
 use crate::attestation::{Attestation, AttestationError};
 use crate::loading::blocking;
@@ -134,8 +134,7 @@ async fn exchange(outer: &Arc<Outer>, request: Request) -> Result<Vec<u8>, Refus
             format!("expected an encapsulated request of type {REQUEST_MEDIA_TYPE}"),
         ));
     }
-    let reservation = outer.reserve(request.headers())?;
-    let body = outer.read(request.into_body()).await?;
+    let (body, reservation) = outer.receive(request).await?;
 
     outer.rotate();
     let gateway = Arc::clone(&outer.gateway);
@@ -159,45 +158,51 @@ async fn exchange(outer: &Arc<Outer>, request: Request) -> Result<Vec<u8>, Refus
 }
 
 impl Outer {
-    fn reserve(&self, headers: &HeaderMap) -> Result<Reservation, Refusal> {
-        let declared = headers
+    /// Reads a body and reserves what the request takes.
+    async fn receive(&self, request: Request) -> Result<(Bytes, Reservation), Refusal> {
+        let declared = request
+            .headers()
             .get(CONTENT_LENGTH)
-            .and_then(|length| length.to_str().ok()?.parse().ok());
+            .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         if declared.is_some_and(|length| length > self.maximum_request) {
             return Err(self.too_large());
         }
-        // A body of unknown length may turn out to be the largest.
-        self.admission
-            .admit(declared.unwrap_or(self.maximum_request))
-            .map_err(|_| {
-                Refusal::new(
-                    "overloaded",
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "too many requests are in flight: try again",
-                )
-            })
-    }
-
-    async fn read(&self, body: Body) -> Result<Bytes, Refusal> {
-        let limit = usize::try_from(self.maximum_request).unwrap_or(usize::MAX);
-        let collected = Limited::new(body, limit).collect();
-        match tokio::time::timeout(self.body_time, collected).await {
-            Ok(Ok(collected)) => Ok(collected.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(self.too_large()),
-            Ok(Err(_)) => Err(Refusal::new(
-                "malformed",
-                StatusCode::BAD_REQUEST,
-                "the body ended early",
-            )),
-            Err(_) => Err(Refusal::new(
+        let read = self.read(request.into_body());
+        let Ok(read) = tokio::time::timeout(self.body_time, read).await else {
+            return Err(Refusal::new(
                 "slow",
                 StatusCode::REQUEST_TIMEOUT,
                 format!(
                     "the body did not arrive within {} s",
                     self.body_time.as_secs()
                 ),
-            )),
+            ));
+        };
+        let (body, memory) = read?;
+        Ok((body, self.admission.admit(memory)?))
+    }
+
+    /// Reads a body, reserving memory for what came and not for what was declared.
+    async fn read(&self, mut body: Body) -> Result<(Bytes, Memory), Refusal> {
+        let mut memory = self.admission.begin()?;
+        let mut read = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| {
+                Refusal::new("malformed", StatusCode::BAD_REQUEST, "the body ended early")
+            })?;
+            // Trailers say nothing that is used.
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            let length = (read.len() + data.len()) as u64;
+            if length > self.maximum_request {
+                return Err(self.too_large());
+            }
+            memory.grow(length)?;
+            read.extend_from_slice(&data);
         }
+        // Gives back the room that growing left over.
+        Ok((read.into_boxed_slice().into(), memory))
     }
 
     /// Asks the inner routes, which never fail: every error is an answer.
@@ -292,6 +297,16 @@ impl Refusal {
             message: message.into(),
             outdated: false,
         }
+    }
+}
+
+impl From<Overloaded> for Refusal {
+    fn from(_: Overloaded) -> Self {
+        Self::new(
+            "overloaded",
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too many requests are in flight: try again",
+        )
     }
 }
 

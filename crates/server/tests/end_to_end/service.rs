@@ -1,7 +1,7 @@
 //! What honest users and honest mistakes meet.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Request;
@@ -13,8 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::world::{
-    FEATURES, Serving, World, assert_close, example, expected, http, id, inner_refusal, refusal,
-    request, serve,
+    FEATURES, Serving, World, assert_close, eventually, example, expected, http, id, inner_refusal,
+    refusal, request, serve,
 };
 
 async fn serving(world: &World) -> Serving {
@@ -188,7 +188,6 @@ async fn a_wrong_input_is_refused_with_what_was_expected() {
 async fn what_is_not_there_or_not_the_protocol_is_told_inside_the_channel() {
     let world = World::new().await;
     let serving = serving(&world).await;
-    let client = serving.client(world.policy()).await.unwrap();
     let infer = "/v2/models/digits/infer";
     let post = |path: &str, body: &'static str| {
         Request::post(path).body(Bytes::from_static(body.as_bytes()))
@@ -232,7 +231,7 @@ async fn what_is_not_there_or_not_the_protocol_is_told_inside_the_channel() {
         ),
     ];
     for (request, (status, text)) in cases {
-        let answer = client.request(&request.unwrap()).await.unwrap();
+        let answer = serving.ask(&request.unwrap()).await;
         assert_eq!(inner_refusal(&answer), (status, text.to_owned()));
     }
 }
@@ -388,30 +387,119 @@ async fn begin(serving: &Serving, body: &[u8], length: usize) -> TcpStream {
     stream
 }
 
+const OVERLOADED: &str = "too many requests are in flight: try again";
+
 #[tokio::test]
-async fn one_request_too_many_is_sent_away_and_may_come_back() {
+async fn connections_that_declare_much_and_send_little_block_nobody() {
     let world = World::new().await;
     let model = world.publish("digits", 1, 1.0).await;
     let mut options = world.options(&[&model]);
     options.requests_in_flight = 1;
+    // For one request of the largest size.
+    options.request_memory = 3 << 20;
     let serving = serve(options).await.unwrap();
     let client = serving.client(world.policy()).await.unwrap();
-
-    let first = begin(&serving, b"", 1000).await;
-    let digits = id("digits");
+    let mut idle = Vec::new();
+    for body in [b"".as_slice(), b"x", b"", b"x"] {
+        idle.push(begin(&serving, body, 1 << 20).await);
+    }
     tokio::time::sleep(Duration::from_millis(200)).await;
+    client.infer(&id("digits"), None, &request()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_for_which_there_is_no_memory_is_sent_away_and_may_come_back() {
+    let world = World::new().await;
+    let model = world.publish("digits", 1, 1.0).await;
+    let mut options = world.options(&[&model]);
+    options.request_memory = 3 << 20;
+    let serving = serve(options).await.unwrap();
+    let client = serving.client(world.policy()).await.unwrap();
+    let taken = |bytes: u64| format!("occlude_request_bytes_in_flight {bytes}\n");
+
+    let first = begin(&serving, &vec![0; (1 << 20) - 1], 1 << 20).await;
+    eventually("the bytes that came are counted", async || {
+        metrics(&serving).await.contains(&taken(3 << 20))
+    })
+    .await;
+    let digits = id("digits");
     let error = client.infer(&digits, None, &request()).await.unwrap_err();
     assert_eq!(
         error.to_string(),
         format!(
-            "{} is unavailable: 503 Service Unavailable \"too many requests are in flight: try again\"",
+            "{} is unavailable: 503 Service Unavailable \"{OVERLOADED}\"",
             serving.url
         )
     );
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     drop(first);
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    eventually("given back", async || {
+        metrics(&serving).await.contains(&taken(0))
+    })
+    .await;
     client.infer(&digits, None, &request()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_for_which_there_is_no_place_is_sent_away() {
+    let world = World::new().await;
+    let model = world.publish("digits", 1, 1.0).await;
+    let mut options = world.options(&[&model]);
+    options.requests_in_flight = 0;
+    let serving = serve(options).await.unwrap();
+    let (sealed, _) = serving.seal(&Request::get("/v2").body(Bytes::new()).unwrap());
+    assert_eq!(
+        refusal(serving.post(sealed).await).await,
+        (503, OVERLOADED.to_owned())
+    );
+}
+
+#[tokio::test]
+async fn a_head_is_refused_when_it_is_too_long() {
+    let world = World::new().await;
+    let serving = serving(&world).await;
+    for (length, expected) in [(60 * 1024, "HTTP/1.1 200 "), (256 * 1024, "HTTP/1.1 431 ")] {
+        let mut stream = TcpStream::connect(serving.address).await.unwrap();
+        let head = format!(
+            "GET /healthz HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n",
+            "a".repeat(length)
+        );
+        // The server may answer and close before it has read all of this.
+        let _ = stream.write_all(head.as_bytes()).await;
+        let answer = read_answer(&mut stream).await;
+        assert!(answer.starts_with(expected), "{length}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_whose_head_does_not_arrive_within_15_seconds_is_closed() {
+    let world = World::new().await;
+    let serving = serving(&world).await;
+    // One that sends nothing, and one that always sends a little more.
+    tokio::join!(
+        closed_in_time(&serving, b""),
+        closed_in_time(&serving, b"GET /healthz HTTP/1.1\r\nhost: x\r\nx-slow: ")
+    );
+}
+
+/// Sends the beginning of a head, then one byte more each second if there was one,
+/// until the server closes the connection.
+async fn closed_in_time(serving: &Serving, begun: &[u8]) {
+    let start = Instant::now();
+    let mut stream = TcpStream::connect(serving.address).await.unwrap();
+    stream.write_all(begun).await.unwrap();
+    let mut answer = [0; 256];
+    let second = Duration::from_secs(1);
+    while tokio::time::timeout(second, stream.read(&mut answer))
+        .await
+        .is_err()
+    {
+        assert!(start.elapsed() < Duration::from_secs(20), "never closed");
+        if !begun.is_empty() {
+            let _ = stream.write_all(b"a").await;
+        }
+    }
+    assert!(start.elapsed() > Duration::from_secs(14), "closed early");
 }
 
 #[tokio::test]
@@ -468,8 +556,8 @@ async fn health_and_metrics_tell_nothing_of_what_was_asked() {
     client.infer(&id("digits"), None, &request()).await.unwrap();
     let before = metrics(&serving).await;
     // An error inside counts like an answer.
-    let error = client.model_metadata(&id("absent"), None).await;
-    assert!(error.is_err());
+    let absent = Request::get("/v2/models/absent").body(Bytes::new());
+    assert_eq!(serving.ask(&absent.unwrap()).await.status(), 404);
     let after = metrics(&serving).await;
     for text in [&before, &after] {
         for word in ["digits", "absent", "image", "scores", "status=\"404\""] {

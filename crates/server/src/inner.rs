@@ -17,8 +17,8 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use occlude_engine::Model;
 use occlude_inference_protocol::{
-    BINARY_TENSOR_EXTENSION, INFERENCE_HEADER_CONTENT_LENGTH, InferRequest, InferResponse,
-    ModelMetadata, ModelReady, ServerLive, ServerMetadata, ServerReady,
+    BINARY_TENSOR_EXTENSION, EncodeError, INFERENCE_HEADER_CONTENT_LENGTH, InferRequest,
+    InferResponse, ModelMetadata, ModelReady, ServerLive, ServerMetadata, ServerReady,
 };
 
 use crate::admission::Reservation;
@@ -177,7 +177,7 @@ fn run(
     };
     let encoded = response
         .encode(|output| request.wants_binary(output))
-        .map_err(|error| InferError::bad_request(error.to_string()))?;
+        .map_err(|error| InferError::not_acceptable(&error))?;
 
     let content_type = encoded.content_type();
     let mut answer = encoded.body.into_response();
@@ -252,6 +252,15 @@ impl InferError {
         Self {
             status: StatusCode::BAD_REQUEST,
             message: message.into(),
+        }
+    }
+
+    /// The request is in order and so is the answer, but not in the form that was
+    /// asked for. The error names the output and says to ask for binary data.
+    fn not_acceptable(error: &EncodeError) -> Self {
+        Self {
+            status: StatusCode::NOT_ACCEPTABLE,
+            message: error.to_string(),
         }
     }
 

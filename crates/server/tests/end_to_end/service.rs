@@ -8,7 +8,7 @@ use http::Request;
 use occlude_attest::TeeKind;
 use occlude_client::proxy::{Proxy, ProxyOptions};
 use occlude_client::{ClientError, ClientOptions, ErrorKind, observe};
-use occlude_inference_protocol::{DataType, InferRequest, RequestedOutput, Tensor};
+use occlude_inference_protocol::{DataType, InferRequest, InferResponse, RequestedOutput, Tensor};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -234,6 +234,45 @@ async fn what_is_not_there_or_not_the_protocol_is_told_inside_the_channel() {
         let answer = serving.ask(&request.unwrap()).await;
         assert_eq!(inner_refusal(&answer), (status, text.to_owned()));
     }
+}
+
+#[tokio::test]
+async fn an_answer_that_json_cannot_say_is_not_the_requests_fault() {
+    let world = World::new().await;
+    let model = world.publish("digits", 1, 1e38).await;
+    let serving = world.serve(&[&model]).await;
+    let client = serving.client(world.policy()).await.unwrap();
+    let large: Vec<f32> = example().iter().map(|value| value * 1e30).collect();
+    let image = Tensor::from_values("image", vec![1, FEATURES as u64], &large).unwrap();
+    let mut request = InferRequest {
+        inputs: vec![image],
+        ..InferRequest::default()
+    };
+    let post = |request: &InferRequest| {
+        let body = request.encode(false).unwrap().body;
+        Request::post("/v2/models/digits/infer").body(body).unwrap()
+    };
+    let answer = client.request(&post(&request)).await.unwrap();
+    assert_eq!(
+        inner_refusal(&answer),
+        (
+            406,
+            "element 0 of `scores` is not finite, which JSON cannot say: ask for binary data"
+                .to_owned()
+        )
+    );
+
+    request.binary_data_output = true;
+    let answer = client.request(&post(&request)).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let header = answer.headers()["inference-header-content-length"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let answer = InferResponse::decode(answer.body(), Some(header)).unwrap();
+    let scores = answer.output("scores").unwrap().to_values::<f32>().unwrap();
+    assert!(!scores[0].is_finite(), "{}", scores[0]);
 }
 
 #[tokio::test]

@@ -274,7 +274,7 @@ Example:
 
 A configuration file has the same names: [serve] with model, broker, tee, listen, …")]
 pub(crate) struct ServeArguments {
-    /// A sealed model; may be repeated.
+    /// A sealed model; may be repeated, for models of one owner.
     #[arg(long, value_name = "MODEL.occ", env = "OCCLUDE_MODEL")]
     pub(crate) model: Vec<PathBuf>,
     /// The broker that holds the keys.

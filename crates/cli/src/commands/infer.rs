@@ -22,13 +22,9 @@ pub(crate) async fn run(arguments: InferArguments) -> Result<(), Failure> {
         tensors::check_output(output).map_err(|error| Failure::usage(error.to_string()))?;
     }
     let policy = commands::client_policy(&arguments.policy)?;
-    let client = Client::connect(&arguments.url, policy.clone(), &ClientOptions::default())
+    let client = Client::connect(&arguments.url, policy, &ClientOptions::default())
         .await
         .map_err(commands::client_failure)?;
-    let service = client.verified().await.map_err(commands::client_failure)?;
-    policy
-        .judge_model(&service, &arguments.model)
-        .map_err(|refusal| Failure::refused(refusal).while_doing(arguments.url.to_string()))?;
     let metadata = client
         .model_metadata(&arguments.model, arguments.version)
         .await

@@ -337,7 +337,10 @@ fn inputs_of_a_wrong_name_shape_or_type_are_told_what_was_expected() {
         .infer(&server.url(), "policy.toml", &[f32::NAN; 64])
         .success();
     let json: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
-    assert_eq!(json[model::OUTPUT]["data"], serde_json::json!(vec![Option::<f32>::None; 10]));
+    assert_eq!(
+        json[model::OUTPUT]["data"],
+        serde_json::json!(vec![Option::<f32>::None; 10])
+    );
     owner
         .infer(&server.url(), "absent.toml", &good)
         .fails_with(1, "absent.toml");

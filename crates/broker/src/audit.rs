@@ -1,10 +1,12 @@
 //! The audit log: every decision, chained by hashes, under a signed head.
 //!
-//! An entry's hash covers the hash before it, so that whoever can write to the
-//! database cannot change, drop or insert an entry without breaking the chain.
-//! Cutting off the end, or rolling the whole database back, leaves a chain that
-//! holds: it shows only against a head that was exported and signed before
-//! ([`AuditExport::extends`]).
+//! An entry's hash covers the hash before it, so that no entry can be changed,
+//! dropped or inserted without changing the last hash. The hashes have no key:
+//! whoever can write to the database can compute them all anew. What that writer
+//! cannot make is the last hash as the broker keeps it, sealed under its master key,
+//! nor the signature under an exported head. Rolling the whole database back,
+//! sealed hash included, leaves a log that holds: a broker that starts on it shows
+//! it only against a head that was exported before ([`AuditExport::extends`]).
 //!
 //! An entry never contains a key. Another owner's entries are exported as digests
 //! only: the chain can be checked over them, and they tell nothing.
@@ -14,6 +16,8 @@ use occlude_attest::{ConfigurationDigest, Measurement, TeeKind, UnixTime};
 use occlude_keys::{HeaderDigest, ModelId, ModelVersion, OwnerFingerprint};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::printable;
 
 /// Begins what the hash of an entry covers.
 const ENTRY_LABEL: &[u8] = b"occlude/v1/audit-entry\0";
@@ -63,6 +67,13 @@ pub enum AuditEvent {
         measurement: Measurement,
         /// Its configuration, where that kind measures it.
         configuration: Option<ConfigurationDigest>,
+    },
+    /// Requests were refused that showed no session, no evidence that holds, or no
+    /// signature of an owner who answers a challenge: so many within a short time
+    /// that they were not written one by one.
+    RefusalsWithoutEvidence {
+        /// How many, besides those that were written.
+        count: u64,
     },
     /// Evidence was not believed.
     EvidenceRefused {
@@ -142,6 +153,7 @@ impl AuditEvent {
     pub(crate) fn owner(&self) -> Option<&OwnerFingerprint> {
         match self {
             Self::RequestRefused { .. }
+            | Self::RefusalsWithoutEvidence { .. }
             | Self::EvidenceAccepted { .. }
             | Self::EvidenceRefused { .. } => None,
             Self::KeyRefused { owner, .. } => owner.as_ref(),
@@ -154,9 +166,10 @@ impl AuditEvent {
     }
 }
 
-/// A reason as it goes into an entry.
+/// A reason as it goes into an entry. Strangers are quoted in it, and owners read it
+/// in a terminal.
 pub(crate) fn shorten(reason: &str) -> String {
-    reason.chars().take(LONGEST_REASON).collect()
+    printable(reason, LONGEST_REASON)
 }
 
 /// One entry as it is stored and exported.
@@ -327,8 +340,8 @@ pub enum AuditError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The chain holds, but ends elsewhere than the head says.
-    #[error("the chain ends at entry {found}, its signed head says {expected} or another hash")]
+    /// The chain holds, but ends elsewhere than its signed or sealed head says.
+    #[error("the chain ends at entry {found}, its head says {expected} or another hash")]
     NotTheHead {
         /// How many entries there are.
         found: u64,

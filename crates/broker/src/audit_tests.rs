@@ -130,3 +130,14 @@ fn a_rollback_shows_against_an_earlier_head() {
     let foreign = SignedHead::sign(3, short.head.head.hash, UnixTime(2000), &other);
     assert_eq!(long.extends(&foreign), Err(AuditError::OtherBroker));
 }
+
+#[test]
+fn a_reason_is_short_and_moves_no_cursor() {
+    let reason = format!("a\u{1b}[2J\r\n\u{9b}{}", "b".repeat(LONGEST_REASON));
+    let kept = shorten(&reason);
+    assert!(
+        kept.starts_with("a\u{fffd}[2J\u{fffd}\u{fffd}\u{fffd}b"),
+        "{kept:?}"
+    );
+    assert_eq!(kept.chars().count(), LONGEST_REASON);
+}

@@ -22,6 +22,7 @@ mod audit;
 mod client;
 pub mod kbs;
 mod master_key;
+mod printable;
 mod random;
 mod serve;
 mod service;
@@ -42,6 +43,7 @@ pub use audit::{
 };
 pub use client::{BrokerClient, FetchError, Step};
 pub use master_key::MasterKeyError;
+pub(crate) use printable::printable;
 pub(crate) use random::random;
 pub use serve::{BrokerOptions, ServeError, TlsFiles, serve};
 pub use store::StoreError;

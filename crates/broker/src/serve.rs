@@ -89,7 +89,8 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let tls = options.tls.as_ref().map(tls_configuration).transpose()?;
     let store = Store::open(&options.database, options.master_key.as_deref()).await?;
-    let router = Broker::new(store).router().into_make_service();
+    let broker = Arc::new(Broker::new(store));
+    let router = Broker::routes(&broker).into_make_service();
 
     let address = options.listen;
     let cannot_listen = |source| ServeError::Listen { address, source };
@@ -126,6 +127,7 @@ pub async fn serve(
         None => server.serve(router).await,
     };
     waiting.abort();
+    broker.write_folded().await?;
     served.map_err(|source| ServeError::Stopped { source })
 }
 

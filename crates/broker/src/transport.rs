@@ -11,6 +11,9 @@ use kbs_types::ErrorInformation;
 use reqwest::StatusCode;
 use url::{Host, Url};
 
+/// Longest reason of a broker that is shown, in characters.
+const LONGEST_REASON: usize = 1000;
+
 /// How a client reaches a broker.
 #[derive(Debug, Clone)]
 pub struct ConnectOptions {
@@ -199,7 +202,7 @@ impl Transport {
             return Ok(Answer { session, body });
         }
         let reason = match serde_json::from_slice::<ErrorInformation>(&body) {
-            Ok(information) => printable(&information.detail),
+            Ok(information) => crate::printable(&information.detail, LONGEST_REASON),
             Err(_) => format!("HTTP status {status} without a reason"),
         };
         match status {
@@ -221,20 +224,6 @@ fn session_cookie(headers: &reqwest::header::HeaderMap) -> Option<String> {
         .filter_map(|value| value.split(';').next()?.trim().split_once('='))
         .find(|(name, _)| *name == crate::kbs::messages::SESSION_COOKIE)
         .map(|(_, value)| value.to_owned())
-}
-
-/// Text from the other side, as it may be shown in a terminal or a log.
-fn printable(text: &str) -> String {
-    text.chars()
-        .take(1000)
-        .map(|character| {
-            if character.is_control() {
-                '\u{fffd}'
-            } else {
-                character
-            }
-        })
-        .collect()
 }
 
 /// An error with its causes, since `reqwest` prints only the outermost.

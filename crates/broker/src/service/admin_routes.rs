@@ -14,9 +14,11 @@ use super::{Broker, lock};
 use crate::admin::{Action, AdminChallenge, AdminRequest, Done, EnvelopeError, SignedRequest};
 use crate::audit::AuditEvent;
 
-pub(super) async fn challenge(State(broker): State<Arc<Broker>>) -> Json<AdminChallenge> {
-    let challenge = lock(&broker.orders).insert((), Instant::now());
-    Json(AdminChallenge { challenge })
+pub(super) async fn challenge(
+    State(broker): State<Arc<Broker>>,
+) -> Result<Json<AdminChallenge>, Problem> {
+    let challenge = lock(&broker.orders).insert((), Instant::now())?;
+    Ok(Json(AdminChallenge { challenge }))
 }
 
 pub(super) async fn order(
@@ -30,17 +32,21 @@ pub(super) async fn order(
     drop(body);
     let carried_out = match broker.authenticate(&signed) {
         Ok(request) => broker.carry_out(request).await,
-        Err(problem) => Err(Refused::Order(problem)),
+        Err(problem) => Err(Refused::Stranger(problem)),
+    };
+    let event = |problem: &Problem| AuditEvent::OrderRefused {
+        claimed_owner: signed.owner.fingerprint(),
+        reason: problem.reason(),
     };
     match carried_out {
         Ok(response) => Ok(response),
         Err(Refused::Broker(problem)) => Err(problem),
+        Err(Refused::Stranger(problem)) => {
+            broker.record_stranger(&event(&problem)).await?;
+            Err(problem)
+        }
         Err(Refused::Order(problem)) => {
-            let event = AuditEvent::OrderRefused {
-                claimed_owner: signed.owner.fingerprint(),
-                reason: problem.reason(),
-            };
-            broker.store.record(&event).await?;
+            broker.store.record(&event(&problem)).await?;
             Err(problem)
         }
     }
@@ -48,6 +54,8 @@ pub(super) async fn order(
 
 /// Why an order came to nothing.
 enum Refused {
+    /// Nobody is known to stand behind it; only so many go to the audit log.
+    Stranger(Problem),
     /// The order itself; it goes to the audit log.
     Order(Problem),
     /// The broker's own trouble.
@@ -56,7 +64,11 @@ enum Refused {
 
 impl From<crate::store::StoreError> for Refused {
     fn from(error: crate::store::StoreError) -> Self {
-        Self::Broker(error.into())
+        if error.is_tampering() {
+            Self::Order(Problem::tampered(&error))
+        } else {
+            Self::Broker(error.into())
+        }
     }
 }
 
@@ -90,8 +102,12 @@ impl Broker {
                 Ok(Json(Done {}).into_response())
             }
             Action::SetPolicy { model, policy } => {
+                // A policy that this build never honours would only look like one.
                 PolicyFile::parse(&policy, None)
-                    .map_err(|error| Refused::Order(Problem::malformed(error.to_string())))?;
+                    .map_err(|error| Refused::Order(Problem::malformed(error.to_string())))?
+                    .policy()
+                    .check_enforceable()
+                    .map_err(|refusal| Refused::Order(Problem::forbidden(refusal.to_string())))?;
                 store.set_policy(owner, model.as_ref(), &policy).await?;
                 Ok(Json(Done {}).into_response())
             }
@@ -103,6 +119,7 @@ impl Broker {
                 Ok(Json(withdrawal).into_response())
             }
             Action::Audit { from } => {
+                self.write_counted().await?;
                 let page = store.audit_page(from, owner).await?;
                 Ok(Json(page).into_response())
             }

@@ -29,8 +29,11 @@ use crate::kbs::messages::{
     PROTOCOL_VERSION, SESSION_COOKIE, kbs_tee, tee_kind,
 };
 use crate::kbs::report_data::{self, ReportHash};
-use crate::random;
-use crate::store::{Store, StoredModel};
+use crate::store::{Store, StoreError, StoredModel};
+use crate::{printable, random};
+
+/// Longest path that is kept in an entry, in characters: an honest one has 140.
+const LONGEST_RESOURCE: usize = 200;
 
 type Answered<T> = Result<T, Problem>;
 type CookieAndChallenge = ([(HeaderName, String); 1], Json<Challenge>);
@@ -115,14 +118,14 @@ async fn attest(
             broker.store.record(&event).await?;
             let (attested, now) = (Arc::new(attested), Instant::now());
             let mut sessions = lock(&broker.sessions);
-            sessions.insert_under(cookie, Arc::clone(&attested), now);
-            let token = sessions.insert(attested, now);
+            sessions.insert_under(cookie, Arc::clone(&attested), now)?;
+            let token = sessions.insert(attested, now)?;
             Ok(Json(AttestationAnswer { token }))
         }
         Err(problem) => {
             let reason = problem.reason();
             let event = AuditEvent::EvidenceRefused { tee, reason };
-            broker.store.record(&event).await?;
+            broker.record_disbelief(&event).await?;
             Err(problem)
         }
     }
@@ -161,10 +164,7 @@ pub(super) async fn resource(
     Path((repository, kind, tag)): Path<(String, String, String)>,
     headers: HeaderMap,
 ) -> Answered<Json<Jwe>> {
-    let resource: String = format!("{repository}/{kind}/{tag}")
-        .chars()
-        .take(200)
-        .collect();
+    let resource = printable(&format!("{repository}/{kind}/{tag}"), LONGEST_RESOURCE);
     let attested = session(&broker, &headers);
     let parsed = (kind == MODEL_KEY_TYPE)
         .then(|| repository.parse().ok().zip(tag.parse().ok()))
@@ -182,13 +182,18 @@ pub(super) async fn resource(
         match (&attested, parsed) {
             (Some(attested), Some(parsed)) => (attested, parsed),
             (attested, parsed) => {
+                let owner = parsed.map(|(owner, _)| owner);
                 let problem = if attested.is_none() {
-                    Problem::unauthorized("no attested session, or it expired: show evidence first")
+                    let problem = Problem::unauthorized(
+                        "no attested session, or it expired: show evidence first",
+                    );
+                    broker.record_stranger(&refused(owner, &problem)).await?;
+                    problem
                 } else {
-                    unknown_resource()
+                    let problem = unknown_resource();
+                    broker.store.record(&refused(owner, &problem)).await?;
+                    problem
                 };
-                let event = refused(parsed.map(|(owner, _)| owner), &problem);
-                broker.store.record(&event).await?;
                 return Err(problem);
             }
         };
@@ -220,10 +225,12 @@ pub(super) async fn resource(
 /// Decides whether these claims get this key.
 fn judge_release<'a>(
     store: &Store,
-    model: Option<&'a StoredModel>,
+    model: Result<Option<&'a StoredModel>, &StoreError>,
     claims: &Claims,
 ) -> Answered<(&'a StoredModel, ModelKey)> {
-    let model = model.ok_or_else(unknown_resource)?;
+    let model = model
+        .map_err(Problem::tampered)?
+        .ok_or_else(unknown_resource)?;
     let record = &model.record;
     if record.version < model.below_version {
         return Err(Problem::forbidden(format!(
@@ -241,7 +248,10 @@ fn judge_release<'a>(
     policy
         .judge_claims(claims)
         .map_err(|refusal| Problem::forbidden(refusal.to_string()))?;
-    Ok((model, store.open_key(model)?))
+    let key = store
+        .open_key(model)
+        .map_err(|error| Problem::tampered(&error))?;
+    Ok((model, key))
 }
 
 fn unknown_resource() -> Problem {
@@ -249,12 +259,13 @@ fn unknown_resource() -> Problem {
 }
 
 impl Broker {
-    /// Writes a refusal without evidence to the audit log before it is told.
+    /// Writes a refusal without evidence to the audit log, or counts it, before it
+    /// is told.
     async fn record_refusal<T>(&self, answer: Answered<T>, tee: Option<String>) -> Answered<T> {
         if let Err(problem) = &answer {
             let reason = problem.reason();
             let event = AuditEvent::RequestRefused { tee, reason };
-            self.store.record(&event).await?;
+            self.record_stranger(&event).await?;
         }
         answer
     }
@@ -274,7 +285,7 @@ impl Broker {
             hash,
             nonce: nonce.clone(),
         };
-        let session = lock(&self.challenges).insert(challenged, Instant::now());
+        let session = lock(&self.challenges).insert(challenged, Instant::now())?;
         let cookie = format!("{SESSION_COOKIE}={session}; Path=/; HttpOnly; SameSite=Strict");
         let challenge = Challenge {
             nonce,

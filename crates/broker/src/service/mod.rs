@@ -2,11 +2,13 @@
 //!
 //! Everyone who reaches it may send anything. Bodies are limited before they are
 //! read, every request has a deadline, and each refusal says why, in the words
-//! that also go to the audit log. No key leaves before its entry is written.
+//! that also go to the audit log. No key leaves before its entry is written. Of those
+//! who show nothing, only so many are written a minute: see [`refusals`].
 
 mod admin_routes;
 mod kbs_routes;
 mod problem;
+mod refusals;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,8 +23,11 @@ use tower_http::timeout::TimeoutLayer;
 use crate::kbs::jwe::RecipientKey;
 use crate::kbs::messages::{KBS_PREFIX, OCCLUDE_PREFIX};
 use crate::kbs::report_data::ReportHash;
-use crate::sessions::{CHALLENGE_LIFETIME, Expiring, SESSION_LIFETIME};
+use crate::sessions::{
+    CHALLENGE_LIFETIME, Expiring, MOST_CHALLENGES, MOST_SESSIONS, SESSION_LIFETIME,
+};
 use crate::store::Store;
+use refusals::Refusals;
 
 /// The longest body: evidence with its certificates is some tens of kilobytes, a
 /// policy less.
@@ -38,6 +43,10 @@ pub(crate) struct Broker {
     challenges: Mutex<Expiring<Challenged>>,
     sessions: Mutex<Expiring<Arc<Attested>>>,
     orders: Mutex<Expiring<()>>,
+    /// Refusals of those who showed nothing.
+    strangers: Mutex<Refusals>,
+    /// Refusals of evidence that does not hold.
+    disbelieved: Mutex<Refusals>,
 }
 
 /// A session that has its challenge.
@@ -65,14 +74,22 @@ impl Broker {
     fn with_lifetimes(store: Store, challenge: Duration, session: Duration) -> Self {
         Self {
             store,
-            challenges: Mutex::new(Expiring::new(challenge)),
-            sessions: Mutex::new(Expiring::new(session)),
-            orders: Mutex::new(Expiring::new(challenge)),
+            challenges: Mutex::new(Expiring::new(challenge, MOST_CHALLENGES)),
+            sessions: Mutex::new(Expiring::new(session, MOST_SESSIONS)),
+            orders: Mutex::new(Expiring::new(challenge, MOST_CHALLENGES)),
+            strangers: Mutex::default(),
+            disbelieved: Mutex::default(),
         }
     }
 
     /// The broker's routes.
-    pub(crate) fn router(self) -> Router {
+    #[cfg(all(test, feature = "simulated"))]
+    fn router(self) -> Router {
+        Self::routes(&Arc::new(self))
+    }
+
+    /// The routes of a broker.
+    pub(crate) fn routes(broker: &Arc<Self>) -> Router {
         let kbs = |path: &str| format!("{KBS_PREFIX}{path}");
         let own = |path: &str| format!("{OCCLUDE_PREFIX}{path}");
         Router::new()
@@ -93,7 +110,7 @@ impl Broker {
                 StatusCode::REQUEST_TIMEOUT,
                 REQUEST_TIMEOUT,
             ))
-            .with_state(Arc::new(self))
+            .with_state(Arc::clone(broker))
     }
 }
 
@@ -102,5 +119,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+#[cfg(test)]
+mod flood_tests;
+#[cfg(all(test, feature = "simulated"))]
+mod tampered_tests;
 #[cfg(all(test, feature = "simulated"))]
 mod tests;

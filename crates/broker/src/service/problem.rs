@@ -5,6 +5,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use kbs_types::ErrorInformation;
 
+use crate::sessions::Full;
 use crate::store::StoreError;
 
 /// An answer that is not the one hoped for.
@@ -44,9 +45,25 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "not-found", detail)
     }
 
+    fn unavailable(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)
+    }
+
+    /// What is recorded is not what this broker wrote: nothing is released on it.
+    pub(super) fn tampered(error: &StoreError) -> Self {
+        tracing::error!(%error, "a record is not believed");
+        Self::forbidden(format!("the broker does not believe its record: {error}"))
+    }
+
     /// The words that also go to the audit log.
     pub(super) fn reason(&self) -> String {
         crate::audit::shorten(&self.detail)
+    }
+}
+
+impl From<Full> for Problem {
+    fn from(_: Full) -> Self {
+        Self::unavailable("too many challenges are open: try again in a minute")
     }
 }
 
@@ -54,11 +71,7 @@ impl Problem {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         tracing::error!(%error, "the store failed");
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "unavailable",
-            "the broker's database failed; its log says how",
-        )
+        Self::unavailable("the broker's database failed; its log says how")
     }
 }
 

@@ -1,19 +1,101 @@
 //! The audit log in the database.
 //!
+//! The hashes have no key: whoever can write to the database can compute a whole
+//! new chain. So the log's end is kept sealed under the master key, changed in the
+//! same transaction as the log, and compared before anything is built on the log:
+//! when a broker starts, before each entry, and before a head is signed. What a
+//! broker has read it remembers, so that under a running broker not even an older
+//! whole, its sealed end included, passes.
+//!
 //! The sequence number is the primary key, so that two entries can never follow the
 //! same one; writers take turns before they get here.
 
+use std::collections::HashMap;
+
 use occlude_attest::UnixTime;
-use occlude_keys::OwnerFingerprint;
+use occlude_keys::{ModelVersion, OwnerFingerprint};
 use sqlx::{AnyConnection, Row};
 
-use super::{Store, StoreError};
+use super::{Change, Store, StoreError, withdrawal_place};
 use crate::audit::{
     AuditError, AuditEvent, AuditPage, AuditRecord, GENESIS, SignedHead, verify_links,
 };
+use crate::master_key::MasterKey;
 
 /// Entries of one page: about 1 MB of JSON.
 pub(crate) const PAGE: i64 = 500;
+
+/// The place of the sealed end: the name of its row, too.
+pub(super) const HEAD: &str = "audit-head";
+
+/// Where a log ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct End {
+    pub(super) sequence: u64,
+    pub(super) hash: [u8; 32],
+}
+
+impl End {
+    pub(super) const EMPTY: Self = Self {
+        sequence: 0,
+        hash: GENESIS,
+    };
+
+    pub(super) fn seal(&self, key: &MasterKey) -> String {
+        let text = format!("{} {}", self.sequence, hex::encode(self.hash));
+        key.seal(HEAD, text.as_bytes())
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (sequence, hash) = text.split_once(' ')?;
+        let mut end = Self {
+            sequence: sequence.parse().ok()?,
+            hash: [0; 32],
+        };
+        hex::decode_to_slice(hash, &mut end.hash).ok()?;
+        Some(end)
+    }
+}
+
+/// What a broker remembers of the log.
+#[derive(Debug)]
+pub(super) struct Remembered {
+    end: End,
+    /// The lowest version that still gets its key, by the withdrawal's place.
+    withdrawn: HashMap<String, ModelVersion>,
+}
+
+impl Remembered {
+    pub(super) fn nothing() -> Self {
+        Self {
+            end: End::EMPTY,
+            withdrawn: HashMap::new(),
+        }
+    }
+
+    /// Takes in an entry, unless it was read already.
+    pub(super) fn follow(&mut self, end: End, event: &AuditEvent) {
+        if end.sequence <= self.end.sequence {
+            return;
+        }
+        self.end = end;
+        if let AuditEvent::Withdrawn {
+            owner,
+            model,
+            below_version,
+        } = event
+        {
+            let place = withdrawal_place(owner, model);
+            let lowest = self.withdrawn.entry(place).or_default();
+            *lowest = (*lowest).max(*below_version);
+        }
+    }
+
+    /// What the log says at least about the withdrawal at `place`.
+    pub(super) fn below_version(&self, place: &str) -> ModelVersion {
+        self.withdrawn.get(place).copied().unwrap_or(0)
+    }
+}
 
 impl Store {
     /// Entries from `from` on, checked, those about other owners than `viewer`
@@ -24,7 +106,13 @@ impl Store {
         viewer: &OwnerFingerprint,
     ) -> Result<AuditPage, StoreError> {
         let from = from.max(1);
-        let mut entries = self.checked_page(from).await?;
+        let mut change = self.begin().await?;
+        let mut entries = Vec::new();
+        if from <= change.end.sequence {
+            let previous = end_at(&mut change.transaction, from - 1).await?;
+            entries = records_after(&mut change.transaction, &previous).await?;
+        }
+        change.transaction.rollback().await?;
         for (sequence, record) in (from..).zip(&mut entries) {
             let foreign = record
                 .parse(sequence)?
@@ -33,109 +121,169 @@ impl Store {
                 record.entry = None;
             }
         }
-        let (sequence, hash) = self.audit_end().await?;
+        let End { sequence, hash } = change.end;
         Ok(AuditPage {
             entries,
             head: SignedHead::sign(sequence, hash, UnixTime::now(), self.key.audit()),
         })
     }
 
-    /// Checks the whole log.
+    /// Checks the whole log, and remembers it.
     pub(crate) async fn verify_audit(&self) -> Result<(), StoreError> {
-        let mut from = 1;
+        let mut transaction = self.take_turn().await?;
+        let mut remembered = Remembered::nothing();
+        self.read_on(&mut transaction, &mut remembered).await?;
+        transaction.rollback().await?;
+        *self.remembered.lock().await = remembered;
+        Ok(())
+    }
+
+    /// Reads what was written since, by this broker or another, and checks that it
+    /// follows what is remembered and ends where the sealed end says.
+    pub(super) async fn read_on(
+        &self,
+        connection: &mut AnyConnection,
+        remembered: &mut Remembered,
+    ) -> Result<End, StoreError> {
+        let expected = self.sealed_end(connection).await?;
+        let mut end = remembered.end;
+        let mut withdrawn = Vec::new();
         loop {
-            let arrived = self.checked_page(from).await?.len();
-            if arrived < PAGE as usize {
-                return Ok(());
-            }
-            from += arrived as u64;
-        }
-    }
-
-    async fn checked_page(&self, from: u64) -> Result<Vec<AuditRecord>, StoreError> {
-        let too_far = || AuditError::Broken { sequence: from };
-        let first = i64::try_from(from).map_err(|_| too_far())?;
-        let rows = sqlx::query(
-            "SELECT sequence, entry, digest, hash FROM audit WHERE sequence >= $1 \
-             ORDER BY sequence LIMIT $2",
-        )
-        .bind(first)
-        .bind(PAGE)
-        .fetch_all(&self.pool)
-        .await?;
-        let mut records = Vec::with_capacity(rows.len());
-        for (expected, row) in (first..).zip(&rows) {
-            if row.try_get::<i64, _>("sequence")? != expected {
-                return Err(AuditError::Broken {
-                    sequence: expected.unsigned_abs(),
+            let records = records_after(connection, &end).await?;
+            for record in &records {
+                end.sequence += 1;
+                end.hash = record.hash;
+                if let Some(entry) = record.parse(end.sequence)?
+                    && matches!(entry.event, AuditEvent::Withdrawn { .. })
+                {
+                    withdrawn.push((end, entry.event));
                 }
-                .into());
             }
-            records.push(AuditRecord {
-                entry: Some(row.try_get("entry")?),
-                digest: digest_column(row, "digest")?,
-                hash: digest_column(row, "hash")?,
-            });
+            if records.len() < PAGE as usize {
+                break;
+            }
         }
-        let previous = if first == 1 {
-            GENESIS
-        } else {
-            let row = sqlx::query("SELECT hash FROM audit WHERE sequence = $1")
-                .bind(first - 1)
-                .fetch_optional(&self.pool)
-                .await?;
-            match row {
-                Some(row) => digest_column(&row, "hash")?,
-                None if records.is_empty() => return Ok(records),
-                None => return Err(too_far().into()),
+        if end != expected {
+            return Err(AuditError::NotTheHead {
+                found: end.sequence,
+                expected: expected.sequence,
             }
+            .into());
+        }
+        for (end, event) in &withdrawn {
+            remembered.follow(*end, event);
+        }
+        remembered.end = end;
+        Ok(end)
+    }
+
+    async fn sealed_end(&self, connection: &mut AnyConnection) -> Result<End, StoreError> {
+        let row = sqlx::query("SELECT value FROM meta WHERE name = $1")
+            .bind(HEAD)
+            .fetch_optional(connection)
+            .await?
+            .ok_or(StoreError::Missing { table: "meta" })?;
+        let text = self.open_text("meta", HEAD, row.try_get("value")?)?;
+        End::parse(&text).ok_or(StoreError::Malformed {
+            table: "meta",
+            column: "value",
+        })
+    }
+
+    /// Writes the entry that follows the last one, and the new end.
+    pub(super) async fn append(
+        &self,
+        change: &mut Change,
+        event: &AuditEvent,
+    ) -> Result<(), StoreError> {
+        let sequence = change.end.sequence + 1;
+        let record = AuditRecord::following(&change.end.hash, sequence, UnixTime::now(), event);
+        let end = End {
+            sequence,
+            hash: record.hash,
         };
-        verify_links(&previous, from, &records)?;
-        Ok(records)
-    }
-
-    async fn audit_end(&self) -> Result<(u64, [u8; 32]), StoreError> {
-        let row = sqlx::query("SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1")
-            .fetch_optional(&self.pool)
+        sqlx::query("INSERT INTO audit (sequence, entry, digest, hash) VALUES ($1, $2, $3, $4)")
+            .bind(column(sequence)?)
+            .bind(record.entry.unwrap_or_default())
+            .bind(hex::encode(record.digest))
+            .bind(hex::encode(record.hash))
+            .execute(&mut *change.transaction)
             .await?;
-        end(row.as_ref())
+        sqlx::query("UPDATE meta SET value = $1 WHERE name = $2")
+            .bind(end.seal(&self.key))
+            .bind(HEAD)
+            .execute(&mut *change.transaction)
+            .await?;
+        change.end = end;
+        Ok(())
     }
 }
 
-/// Writes the entry that follows the last one.
-pub(super) async fn append(
+/// The records after `end`, checked, at most a page of them.
+async fn records_after(
     connection: &mut AnyConnection,
-    event: &AuditEvent,
-) -> Result<(), StoreError> {
-    let row = sqlx::query("SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1")
-        .fetch_optional(&mut *connection)
-        .await?;
-    let (last, previous) = end(row.as_ref())?;
-    let sequence = last + 1;
-    let record = AuditRecord::following(&previous, sequence, UnixTime::now(), event);
-    sqlx::query("INSERT INTO audit (sequence, entry, digest, hash) VALUES ($1, $2, $3, $4)")
-        .bind(i64::try_from(sequence).map_err(|_| StoreError::Malformed {
-            table: "audit",
-            column: "sequence",
-        })?)
-        .bind(record.entry.unwrap_or_default())
-        .bind(hex::encode(record.digest))
-        .bind(hex::encode(record.hash))
-        .execute(connection)
-        .await?;
-    Ok(())
+    end: &End,
+) -> Result<Vec<AuditRecord>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT sequence, entry, digest, hash FROM audit WHERE sequence >= $1 \
+         ORDER BY sequence LIMIT $2",
+    )
+    .bind(column(end.sequence)?)
+    .bind(PAGE + i64::from(end.sequence > 0))
+    .fetch_all(connection)
+    .await?;
+    let mut rows = rows.iter();
+    if end.sequence > 0 {
+        let still_there = match rows.next() {
+            Some(row) => {
+                row.try_get::<i64, _>("sequence")? == column(end.sequence)?
+                    && digest_column(row, "hash")? == end.hash
+            }
+            None => false,
+        };
+        if !still_there {
+            return Err(AuditError::RolledBack {
+                sequence: end.sequence,
+            }
+            .into());
+        }
+    }
+    let mut records = Vec::with_capacity(rows.len());
+    for (sequence, row) in (end.sequence + 1..).zip(rows) {
+        if row.try_get::<i64, _>("sequence")? != column(sequence)? {
+            return Err(AuditError::Broken { sequence }.into());
+        }
+        records.push(AuditRecord {
+            entry: Some(row.try_get("entry")?),
+            digest: digest_column(row, "digest")?,
+            hash: digest_column(row, "hash")?,
+        });
+    }
+    verify_links(&end.hash, end.sequence + 1, &records)?;
+    Ok(records)
 }
 
-fn end(row: Option<&sqlx::any::AnyRow>) -> Result<(u64, [u8; 32]), StoreError> {
-    let Some(row) = row else {
-        return Ok((0, GENESIS));
-    };
-    let sequence =
-        u64::try_from(row.try_get::<i64, _>("sequence")?).map_err(|_| StoreError::Malformed {
-            table: "audit",
-            column: "sequence",
-        })?;
-    Ok((sequence, digest_column(row, "hash")?))
+/// The log's end as it was after `sequence` entries.
+async fn end_at(connection: &mut AnyConnection, sequence: u64) -> Result<End, StoreError> {
+    if sequence == 0 {
+        return Ok(End::EMPTY);
+    }
+    let row = sqlx::query("SELECT hash FROM audit WHERE sequence = $1")
+        .bind(column(sequence)?)
+        .fetch_optional(connection)
+        .await?
+        .ok_or(AuditError::Broken { sequence })?;
+    Ok(End {
+        sequence,
+        hash: digest_column(&row, "hash")?,
+    })
+}
+
+fn column(sequence: u64) -> Result<i64, StoreError> {
+    i64::try_from(sequence).map_err(|_| StoreError::Malformed {
+        table: "audit",
+        column: "sequence",
+    })
 }
 
 fn digest_column(row: &sqlx::any::AnyRow, column: &'static str) -> Result<[u8; 32], StoreError> {

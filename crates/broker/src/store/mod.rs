@@ -3,9 +3,13 @@
 //! Keys, policies and withdrawals are sealed under the master key with their place
 //! as associated data, so that whoever can write to the database cannot read a key
 //! nor put one owner's policy or another version's key where it does not belong.
-//! Deleting rows stays possible: a deleted key or policy refuses, a deleted
-//! withdrawal shows only in the audit log. Every change is written together with
-//! its audit entry, or not at all.
+//! Deleting rows stays possible, and refuses: each model has a row that says what is
+//! withdrawn, with the first of its keys, and without it no key is released. Nor can
+//! that row be put back to what it was: the audit log says what it must at least
+//! say, and the log's end is sealed too. A policy put back to an earlier one of the
+//! same place, one model's policy deleted so that its owner's holds, and a rollback of
+//! the whole database before a broker starts are not noticed here. Every change is written together with its audit entry, or not at
+//! all.
 
 mod audit_rows;
 mod open;
@@ -13,8 +17,10 @@ mod open;
 use occlude_keys::{HeaderDigest, ModelId, ModelKey, ModelVersion, OwnerFingerprint};
 use sha2::{Digest, Sha256};
 use sqlx::{Any, AnyConnection, AnyPool, Row, Transaction};
+use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
+use audit_rows::{End, Remembered};
 pub use open::StoreError;
 
 use crate::admin::{ModelRecord, Withdrawal};
@@ -27,6 +33,14 @@ use crate::model_key_path;
 pub(crate) struct Store {
     pool: AnyPool,
     key: MasterKey,
+    remembered: Mutex<Remembered>,
+}
+
+/// A change under way: no other one is, and the log was found to hold.
+struct Change {
+    transaction: Transaction<'static, Any>,
+    /// Where the log ends.
+    end: End,
 }
 
 /// What the store knows about one path.
@@ -49,7 +63,9 @@ impl Store {
         record: &ModelRecord,
         key: &ModelKey,
     ) -> Result<(), StoreError> {
-        let mut transaction = self.begin().await?;
+        let mut change = self.begin().await?;
+        self.first_withdrawal(&mut change.transaction, owner, &record.id)
+            .await?;
         sqlx::query(
             "INSERT INTO models (owner, header_digest, model, version, sealed_key) \
              VALUES ($1, $2, $3, $4, $5) ON CONFLICT (owner, header_digest) DO UPDATE SET \
@@ -60,7 +76,7 @@ impl Store {
         .bind(record.id.as_str())
         .bind(record.version.to_string())
         .bind(self.key.seal(&key_place(owner, record), key.expose()))
-        .execute(&mut *transaction)
+        .execute(&mut *change.transaction)
         .await?;
         let event = AuditEvent::ModelAdded {
             owner: *owner,
@@ -68,7 +84,7 @@ impl Store {
             model: record.id.clone(),
             version: record.version,
         };
-        commit(transaction, &event).await
+        self.commit(change, &event).await
     }
 
     /// Sets the policy of one model, or of all the owner's others.
@@ -78,7 +94,7 @@ impl Store {
         model: Option<&ModelId>,
         policy: &str,
     ) -> Result<(), StoreError> {
-        let mut transaction = self.begin().await?;
+        let mut change = self.begin().await?;
         sqlx::query(
             "INSERT INTO policies (owner, model, sealed) VALUES ($1, $2, $3) \
              ON CONFLICT (owner, model) DO UPDATE SET sealed = excluded.sealed",
@@ -89,14 +105,14 @@ impl Store {
             self.key
                 .seal(&policy_place(owner, model), policy.as_bytes()),
         )
-        .execute(&mut *transaction)
+        .execute(&mut *change.transaction)
         .await?;
         let event = AuditEvent::PolicySet {
             owner: *owner,
             model: model.cloned(),
             policy_digest: hex::encode(Sha256::digest(policy)),
         };
-        commit(transaction, &event).await
+        self.commit(change, &event).await
     }
 
     /// Withdraws the versions below one; never fewer than are withdrawn already.
@@ -106,32 +122,24 @@ impl Store {
         model: &ModelId,
         below_version: ModelVersion,
     ) -> Result<Withdrawal, StoreError> {
-        let mut transaction = self.begin().await?;
-        let before = self.below_version(&mut transaction, owner, model).await?;
+        let mut change = self.begin().await?;
+        let before = self
+            .first_withdrawal(&mut change.transaction, owner, model)
+            .await?;
         let below_version = below_version.max(before);
-        sqlx::query(
-            "INSERT INTO withdrawals (owner, model, sealed) VALUES ($1, $2, $3) \
-             ON CONFLICT (owner, model) DO UPDATE SET sealed = excluded.sealed",
-        )
-        .bind(owner.to_string())
-        .bind(model.as_str())
-        .bind(self.key.seal(
-            &withdrawal_place(owner, model),
-            below_version.to_string().as_bytes(),
-        ))
-        .execute(&mut *transaction)
-        .await?;
+        self.write_withdrawal(&mut change.transaction, owner, model, below_version)
+            .await?;
         let rows = sqlx::query("SELECT version FROM models WHERE owner = $1 AND model = $2")
             .bind(owner.to_string())
             .bind(model.as_str())
-            .fetch_all(&mut *transaction)
+            .fetch_all(&mut *change.transaction)
             .await?;
         let event = AuditEvent::Withdrawn {
             owner: *owner,
             model: model.clone(),
             below_version,
         };
-        commit(transaction, &event).await?;
+        self.commit(change, &event).await?;
         let mut withdrawn = Vec::new();
         for row in rows {
             let version: ModelVersion = parse_column(&row, "models", "version")?;
@@ -146,30 +154,49 @@ impl Store {
         })
     }
 
-    /// Decides about one path: `judge` sees what is recorded there and gives its
-    /// answer and the audit entry. The answer comes back only once the entry is
-    /// written, and no order of the owner comes between.
+    /// Decides about one path: `judge` sees what is recorded there, or why that is
+    /// not believed, and gives its answer and the audit entry. The answer comes back
+    /// only once the entry is written, and no order of the owner comes between.
     pub(crate) async fn decide<T>(
         &self,
         owner: &OwnerFingerprint,
         digest: &HeaderDigest,
-        judge: impl FnOnce(Option<&StoredModel>) -> (T, AuditEvent),
+        judge: impl FnOnce(Result<Option<&StoredModel>, &StoreError>) -> (T, AuditEvent),
     ) -> Result<T, StoreError> {
-        let mut transaction = self.begin().await?;
-        let model = self.model(&mut transaction, owner, digest).await?;
-        let (answer, event) = judge(model.as_ref());
-        commit(transaction, &event).await?;
+        let mut change = self.begin().await?;
+        let model = match self.model(&mut change.transaction, owner, digest).await {
+            Err(error) if !error.is_tampering() => return Err(error),
+            model => model,
+        };
+        let (answer, event) = judge(model.as_ref().map(Option::as_ref));
+        self.commit(change, &event).await?;
         Ok(answer)
     }
 
     /// Writes an entry about a decision that needs no record.
     pub(crate) async fn record(&self, event: &AuditEvent) -> Result<(), StoreError> {
-        commit(self.begin().await?, event).await
+        self.commit(self.begin().await?, event).await
     }
 
-    /// Starts a change. Writers take turns, those of other brokers on the same
-    /// database too: each first takes the lock on one row.
-    async fn begin(&self) -> Result<Transaction<'static, Any>, StoreError> {
+    /// Starts a change on a log that holds.
+    async fn begin(&self) -> Result<Change, StoreError> {
+        let mut transaction = self.take_turn().await?;
+        let mut remembered = self.remembered.lock().await;
+        let end = self.read_on(&mut transaction, &mut remembered).await?;
+        Ok(Change { transaction, end })
+    }
+
+    /// Ends a change with its audit entry: both are written, or neither.
+    async fn commit(&self, mut change: Change, event: &AuditEvent) -> Result<(), StoreError> {
+        self.append(&mut change, event).await?;
+        change.transaction.commit().await?;
+        self.remembered.lock().await.follow(change.end, event);
+        Ok(())
+    }
+
+    /// Writers take turns, those of other brokers on the same database too: each
+    /// first takes the lock on one row.
+    async fn take_turn(&self) -> Result<Transaction<'static, Any>, StoreError> {
         let mut transaction = self.pool.begin().await?;
         sqlx::query("UPDATE meta SET value = value WHERE name = 'format'")
             .execute(&mut *transaction)
@@ -177,28 +204,82 @@ impl Store {
         Ok(transaction)
     }
 
-    /// The lowest version of a model that still gets its key: 0 if none was withdrawn.
+    /// The lowest version of a model that still gets its key; `None` if there is no
+    /// row that says so.
     async fn below_version(
         &self,
         connection: &mut AnyConnection,
         owner: &OwnerFingerprint,
         model: &ModelId,
-    ) -> Result<ModelVersion, StoreError> {
+    ) -> Result<Option<ModelVersion>, StoreError> {
+        const TABLE: &str = "withdrawals";
         let row = sqlx::query("SELECT sealed FROM withdrawals WHERE owner = $1 AND model = $2")
             .bind(owner.to_string())
             .bind(model.as_str())
             .fetch_optional(connection)
             .await?;
-        let Some(row) = row else { return Ok(0) };
-        let text = self.open_text(
-            "withdrawals",
+        let Some(row) = row else { return Ok(None) };
+        let place = withdrawal_place(owner, model);
+        let below_version: ModelVersion = self
+            .open_text(TABLE, &place, row.try_get("sealed")?)?
+            .parse()
+            .map_err(|_| StoreError::Malformed {
+                table: TABLE,
+                column: "sealed",
+            })?;
+        if below_version < self.remembered.lock().await.below_version(&place) {
+            return Err(StoreError::Outdated { table: TABLE });
+        }
+        Ok(Some(below_version))
+    }
+
+    /// The same for a model that may be new: there, what the log says is written.
+    async fn first_withdrawal(
+        &self,
+        connection: &mut AnyConnection,
+        owner: &OwnerFingerprint,
+        model: &ModelId,
+    ) -> Result<ModelVersion, StoreError> {
+        if let Some(found) = self.below_version(connection, owner, model).await? {
+            return Ok(found);
+        }
+        let recorded = sqlx::query("SELECT 1 FROM models WHERE owner = $1 AND model = $2 LIMIT 1")
+            .bind(owner.to_string())
+            .bind(model.as_str())
+            .fetch_optional(&mut *connection)
+            .await?;
+        if recorded.is_some() {
+            return Err(StoreError::Missing {
+                table: "withdrawals",
+            });
+        }
+        let place = withdrawal_place(owner, model);
+        let below_version = self.remembered.lock().await.below_version(&place);
+        self.write_withdrawal(connection, owner, model, below_version)
+            .await?;
+        Ok(below_version)
+    }
+
+    async fn write_withdrawal(
+        &self,
+        connection: &mut AnyConnection,
+        owner: &OwnerFingerprint,
+        model: &ModelId,
+        below_version: ModelVersion,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO withdrawals (owner, model, sealed) VALUES ($1, $2, $3) \
+             ON CONFLICT (owner, model) DO UPDATE SET sealed = excluded.sealed",
+        )
+        .bind(owner.to_string())
+        .bind(model.as_str())
+        .bind(self.key.seal(
             &withdrawal_place(owner, model),
-            row.try_get("sealed")?,
-        )?;
-        text.parse().map_err(|_| StoreError::Malformed {
-            table: "withdrawals",
-            column: "sealed",
-        })
+            below_version.to_string().as_bytes(),
+        ))
+        .execute(connection)
+        .await?;
+        Ok(())
     }
 
     /// What is known about one path, its key still sealed.
@@ -226,7 +307,12 @@ impl Store {
             policy = self.policy(connection, owner, None).await?;
         }
         Ok(Some(StoredModel {
-            below_version: self.below_version(connection, owner, &record.id).await?,
+            below_version: self
+                .below_version(connection, owner, &record.id)
+                .await?
+                .ok_or(StoreError::Missing {
+                    table: "withdrawals",
+                })?,
             record,
             policy,
             owner: *owner,
@@ -290,16 +376,6 @@ impl Store {
     }
 }
 
-/// Ends a change with its audit entry: both are written, or neither.
-async fn commit(
-    mut transaction: Transaction<'_, Any>,
-    event: &AuditEvent,
-) -> Result<(), StoreError> {
-    audit_rows::append(&mut transaction, event).await?;
-    transaction.commit().await?;
-    Ok(())
-}
-
 /// The path, and the id and version, so that a row cannot pass for a version that
 /// is not withdrawn. None of the parts can contain a zero byte.
 fn key_place(owner: &OwnerFingerprint, record: &ModelRecord) -> String {
@@ -334,5 +410,7 @@ fn parse_column<T: std::str::FromStr>(
         .map_err(|_| StoreError::Malformed { table, column })
 }
 
+#[cfg(test)]
+mod tamper_tests;
 #[cfg(test)]
 mod tests;

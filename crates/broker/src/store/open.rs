@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use sqlx::any::AnyPoolOptions;
 use sqlx::{AnyPool, Row};
+use tokio::sync::Mutex;
 
 use super::Store;
+use super::audit_rows::{End, HEAD, Remembered};
 use crate::audit::AuditError;
 use crate::master_key::{MasterKey, MasterKeyError};
 
 /// The only version of the tables.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 
 const TABLES: [&str; 5] = [
     "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -64,6 +66,18 @@ pub enum StoreError {
         /// Which table.
         table: &'static str,
     },
+    /// A row that must be there was deleted.
+    #[error("a row of the table {table} is missing")]
+    Missing {
+        /// Which table.
+        table: &'static str,
+    },
+    /// A row was put back to what it was before.
+    #[error("a row of the table {table} is older than the audit log says")]
+    Outdated {
+        /// Which table.
+        table: &'static str,
+    },
     /// A row that this program never wrote.
     #[error("a row of the table {table} has a malformed {column}")]
     Malformed {
@@ -78,6 +92,19 @@ pub enum StoreError {
     /// The database itself.
     #[error("the database: {0}")]
     Database(#[from] sqlx::Error),
+}
+
+impl StoreError {
+    /// Whether the database works, but a row is not as this program wrote it.
+    pub(crate) fn is_tampering(&self) -> bool {
+        matches!(
+            self,
+            Self::Inauthentic { .. }
+                | Self::Missing { .. }
+                | Self::Outdated { .. }
+                | Self::Malformed { .. }
+        )
+    }
 }
 
 enum Location {
@@ -169,52 +196,73 @@ impl Store {
         for table in TABLES {
             sqlx::query(table).execute(&pool).await?;
         }
-        let found = meta(&pool, "format", || Ok(FORMAT.to_owned())).await?;
+        let found = format(&pool).await?;
         if found != FORMAT {
             return Err(StoreError::Format { found });
         }
-        let mut made = None;
-        let check = meta(&pool, "master-key-check", || {
-            let key = if key_path.exists() {
-                MasterKey::read(&key_path)?
-            } else {
-                MasterKey::create(&key_path)?
-            };
-            let check = key.check().to_owned();
-            made = Some(key);
-            Ok(check)
-        })
-        .await?;
-        let key = match made {
-            Some(key) => key,
-            None => MasterKey::read(&key_path)?,
+        let key = key_of(&pool, &key_path).await?;
+        let store = Self {
+            pool,
+            key,
+            remembered: Mutex::new(Remembered::nothing()),
         };
-        if key.check() != check {
-            return Err(MasterKeyError::OtherDatabase { path: key_path }.into());
-        }
-        let store = Self { pool, key };
         store.verify_audit().await?;
         Ok(store)
     }
 }
 
-/// Reads a value, or writes the one that `first` makes if there is none. Where two
-/// brokers start at once on a new database, both get what one of them wrote.
-async fn meta(
-    pool: &AnyPool,
-    name: &'static str,
-    first: impl FnOnce() -> Result<String, StoreError>,
-) -> Result<String, StoreError> {
-    let select = || sqlx::query("SELECT value FROM meta WHERE name = $1").bind(name);
-    if let Some(row) = select().fetch_optional(pool).await? {
-        return Ok(row.try_get("value")?);
-    }
-    sqlx::query("INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
-        .bind(name)
-        .bind(first()?)
+/// The key that the database's rows are sealed under. With a new database it is
+/// made or put to use, and the log's end sealed under it in the same step: a
+/// database that has the one has the other.
+async fn key_of(pool: &AnyPool, path: &Path) -> Result<MasterKey, StoreError> {
+    const CHECK: &str = "master-key-check";
+    let select = || sqlx::query("SELECT value FROM meta WHERE name = $1").bind(CHECK);
+    let mut made = None;
+    if select().fetch_optional(pool).await?.is_none() {
+        let key = if path.exists() {
+            MasterKey::read(path)?
+        } else {
+            MasterKey::create(path)?
+        };
+        sqlx::query(
+            "INSERT INTO meta (name, value) VALUES ($1, $2), ($3, $4) \
+             ON CONFLICT (name) DO NOTHING",
+        )
+        .bind(CHECK)
+        .bind(key.check().to_owned())
+        .bind(HEAD)
+        .bind(End::EMPTY.seal(&key))
         .execute(pool)
         .await?;
-    Ok(select().fetch_one(pool).await?.try_get("value")?)
+        made = Some(key);
+    }
+    let row = select().fetch_one(pool).await?;
+    let key = match made {
+        Some(key) => key,
+        None => MasterKey::read(path)?,
+    };
+    if row.try_get::<&str, _>("value")? != key.check() {
+        return Err(MasterKeyError::OtherDatabase {
+            path: path.to_owned(),
+        }
+        .into());
+    }
+    Ok(key)
+}
+
+/// The format, written first if the database is new. Where two brokers start at
+/// once on one, both get what one of them wrote.
+async fn format(pool: &AnyPool) -> Result<String, StoreError> {
+    sqlx::query(
+        "INSERT INTO meta (name, value) VALUES ('format', $1) ON CONFLICT (name) DO NOTHING",
+    )
+    .bind(FORMAT)
+    .execute(pool)
+    .await?;
+    let row = sqlx::query("SELECT value FROM meta WHERE name = 'format'")
+        .fetch_one(pool)
+        .await?;
+    Ok(row.try_get("value")?)
 }
 
 #[cfg(test)]

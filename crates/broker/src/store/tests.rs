@@ -201,6 +201,8 @@ async fn a_key_under_another_version_or_id_is_refused(database: TestDatabase) {
         store.open_key(&known),
         Err(StoreError::Inauthentic { table: "models" })
     ));
+    // Where the other id has no withdrawal's row, not even the record comes back.
+    store.withdraw(&owner(1), &id("digitz"), 0).await.unwrap();
     store
         .run("UPDATE models SET version = '1', model = 'digitz'")
         .await;
@@ -234,6 +236,9 @@ async fn a_withdrawal_taken_from_another_model_is_refused(database: TestDatabase
         .await
         .unwrap();
     store.withdraw(&owner(1), &id("other"), 1).await.unwrap();
+    store
+        .run("DELETE FROM withdrawals WHERE model = 'digits'")
+        .await;
     store.run("UPDATE withdrawals SET model = 'digits'").await;
     assert!(matches!(
         store.known(&owner(1), &digest(7)).await,

@@ -4,7 +4,7 @@ mod postgres;
 
 use std::path::PathBuf;
 
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use postgres::Postgres;
 
 /// An empty database and the place of its master key, kept for as long as this.
@@ -37,9 +37,11 @@ impl TestDatabase {
     }
 
     pub(crate) async fn open(&self) -> Store {
-        Store::open(&self.url, self.master_key.as_deref())
-            .await
-            .unwrap()
+        self.try_open().await.unwrap()
+    }
+
+    pub(crate) async fn try_open(&self) -> Result<Store, StoreError> {
+        Store::open(&self.url, self.master_key.as_deref()).await
     }
 }
 

@@ -62,6 +62,52 @@ fn a_sealed_model_answers_a_verified_user_as_the_plain_one_would() {
 }
 
 #[test]
+fn inputs_may_be_json_and_outputs_json_npz_or_a_table() {
+    let owner = Owner::new(12, &binary());
+    let server = owner.serve("model.occ");
+    let input = model::secret_input(13);
+    let expected = expected(&owner.model, &input);
+    std::fs::write(
+        owner.at("input.json"),
+        serde_json::json!([input]).to_string(),
+    )
+    .expect("written");
+    let infer = |more: &[&str]| {
+        let mut arguments = vec![
+            "infer".to_owned(),
+            server.url(),
+            "--model".to_owned(),
+            "classifier".to_owned(),
+            "--policy".to_owned(),
+            text(&owner.at("policy.toml")).to_owned(),
+            "--input".to_owned(),
+            format!("{}={}", model::INPUT, text(&owner.at("input.json"))),
+        ];
+        arguments.extend(more.iter().map(|&argument| argument.to_owned()));
+        run(arguments).success()
+    };
+    assert_close(&probabilities(&infer(&["--json"])), &expected);
+    let file = owner.at("out.json");
+    infer(&["--output", text(&file)]);
+    let written = std::fs::read_to_string(&file).expect("written");
+    assert_close(&probabilities(&written), &expected);
+    let table = infer(&[]);
+    assert!(
+        table.contains(model::OUTPUT) && table.contains("1x10"),
+        "{table}"
+    );
+    let file = owner.at("out.npz");
+    infer(&["--output", text(&file)]);
+    let Some(python) = python() else { return };
+    let script = "import json, numpy, sys; print(json.dumps({k: {'data': v.ravel().tolist()} for k, v in numpy.load(sys.argv[1]).items()}))";
+    let output = std::process::Command::new(python)
+        .args(["-c", script, text(&file)])
+        .output()
+        .expect("Python runs");
+    assert_close(&probabilities(&said(&output).success()), &expected);
+}
+
+#[test]
 fn unmodified_http_works_through_the_proxy_and_stops_with_the_server() {
     let owner = Owner::new(3, &binary());
     let server = owner.serve("model.occ");

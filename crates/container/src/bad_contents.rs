@@ -9,7 +9,7 @@ use occlude_onnx::messages::{
 use prost::Message;
 
 use crate::input::Plaintext;
-use crate::seal::seal_plaintext;
+use crate::seal::seal_in_order;
 use crate::{ChunkSize, Container, IndexError, OpenContainer, OpenError, SealOptions, model_key};
 
 const INDEX: &str = r#"{"tensors":[{"name":"w","place":"initializer","data_type":1,"dims":[300],"offset":0,"length":1200}],"metadata":{}}"#;
@@ -69,7 +69,7 @@ fn open(contents: Vec<u8>) -> Result<OpenContainer, OpenError> {
     let plaintext = Plaintext::of_bytes(contents);
     let mut sink = Cursor::new(Vec::new());
     let salt = Salt([6; 32]);
-    seal_plaintext(&plaintext, &mut sink, &key, &options, &salt, &mut |_| ()).unwrap();
+    seal_in_order(&plaintext, &mut sink, &key, &options, &salt, &mut |_| ()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.occ");
     std::fs::write(&path, sink.into_inner()).unwrap();

@@ -1,10 +1,13 @@
-//! Works on numbered blocks with several threads and hands them over in order.
+//! Works on numbered blocks with several threads: either hands them over in order
+//! ([`in_order`]), or lets each thread finish its own ([`each`]).
 //!
-//! Memory is bounded: each thread has two buffers, and all buffers together keep
+//! Memory is bounded: a thread has one or two buffers, and all buffers together keep
 //! within [`IN_FLIGHT`], however many blocks there are.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
+use std::time::Duration;
 
 use zeroize::Zeroizing;
 
@@ -16,6 +19,9 @@ const MOST_THREADS: usize = 8;
 
 /// One block being filled, and one waiting to be taken.
 const BUFFERS: usize = 2;
+
+/// How often [`each`] tells how far it is.
+const REPORT: Duration = Duration::from_millis(40);
 
 type Buffer = Zeroizing<Vec<u8>>;
 
@@ -66,6 +72,63 @@ pub(crate) fn in_order<T: Send, E: Send>(
         }
         Ok(())
     })
+}
+
+/// Calls `work` for the blocks 0 to `count - 1` on several threads, each with a
+/// buffer of `length` bytes (contents arbitrary), and returns what it returned in
+/// order. Nothing is handed between threads, so a block stays in the cache of the
+/// core that works on it. `progress` hears at the start and now and then how many
+/// blocks are done.
+///
+/// After an error no thread takes another block; of several errors, that of the first
+/// block is returned.
+pub(crate) fn each<T: Send, E: Send>(
+    count: u64,
+    length: usize,
+    work: &Fill<'_, T, E>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Vec<T>, E> {
+    let (next, done, failed) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    let (ended, waiting) = (AtomicUsize::new(0), thread::current());
+    progress(0);
+    let run = || {
+        let mut buffer = Zeroizing::new(vec![0; length]);
+        let mut outcomes = Vec::new();
+        while !failed.load(Ordering::Relaxed) {
+            let block = next.fetch_add(1, Ordering::Relaxed);
+            if block >= count {
+                break;
+            }
+            let outcome = work(block, &mut buffer);
+            failed.fetch_or(outcome.is_err(), Ordering::Relaxed);
+            outcomes.push((block, outcome));
+            done.fetch_add(1, Ordering::Relaxed);
+        }
+        ended.fetch_add(1, Ordering::Relaxed);
+        waiting.unpark();
+        outcomes
+    };
+    let mut outcomes = thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads(count, length))
+            .map(|_| scope.spawn(run))
+            .collect();
+        // A thread that panicked has finished without having ended.
+        while ended.load(Ordering::Relaxed) < threads.len()
+            && !threads.iter().all(thread::ScopedJoinHandle::is_finished)
+        {
+            thread::park_timeout(REPORT);
+            progress(done.load(Ordering::Relaxed));
+        }
+        threads
+            .into_iter()
+            .flat_map(|thread| match thread.join() {
+                Ok(outcomes) => outcomes,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+            .collect::<Vec<_>>()
+    });
+    outcomes.sort_unstable_by_key(|&(block, _)| block);
+    outcomes.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
 struct Lane<T, E> {
@@ -124,6 +187,36 @@ mod tests {
         )
         .unwrap();
         assert_eq!(seen, (0..1000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn each_block_is_worked_on_once_and_the_results_are_in_order() {
+        let results = each::<u64, ()>(
+            1000,
+            8,
+            &|block, buffer| {
+                buffer.copy_from_slice(&block.to_le_bytes());
+                Ok(block)
+            },
+            &mut |done| assert!(done <= 1000),
+        );
+        assert_eq!(results, Ok((0..1000).collect()));
+    }
+
+    #[test]
+    fn the_error_of_the_first_block_is_returned_and_the_rest_is_left() {
+        let worked = AtomicU64::new(0);
+        let outcome = each::<(), u64>(
+            u64::MAX,
+            1,
+            &|block, _| {
+                worked.fetch_add(1, Ordering::Relaxed);
+                if block >= 17 { Err(block) } else { Ok(()) }
+            },
+            &mut |_| {},
+        );
+        assert_eq!(outcome, Err(17));
+        assert!(worked.load(Ordering::Relaxed) < 17 + 2 * MOST_THREADS as u64);
     }
 
     #[test]

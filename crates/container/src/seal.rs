@@ -1,9 +1,11 @@
 //! Sealing: a model in, a container out, in constant memory.
 //!
-//! Several threads read, encrypt and hash chunks; one writes them in order. Whatever
-//! fails, no output file remains.
+//! Several threads read, encrypt and hash chunks, and into a file each writes its own.
+//! Whatever fails, no output file remains.
 
+use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use occlude_keys::{ModelId, ModelVersion, OwnerKey, Salt};
@@ -180,7 +182,10 @@ pub fn seal_file(
         let plaintext = survey(model, options)?;
         let layout = layout(&plaintext, options)?;
         new_file::reserve(file, layout.file_length()).map_err(SealError::Write)?;
-        seal_plaintext(&plaintext, file, key, options, &Salt::generate(), progress)
+        let salt = Salt::generate();
+        seal_plaintext(&plaintext, file, key, options, &salt, &mut |file, job| {
+            write_in_place(file, job, progress)
+        })
     })
 }
 
@@ -195,7 +200,21 @@ pub(crate) fn seal_with_salt<W: Write + Seek>(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Sealed, SealError> {
     let plaintext = survey(model, options)?;
-    seal_plaintext(&plaintext, sink, key, options, salt, progress)
+    seal_in_order(&plaintext, sink, key, options, salt, progress)
+}
+
+/// Seals into any sink.
+pub(crate) fn seal_in_order<W: Write + Seek>(
+    plaintext: &Plaintext,
+    sink: &mut W,
+    key: &OwnerKey,
+    options: &SealOptions,
+    salt: &Salt,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Sealed, SealError> {
+    seal_plaintext(plaintext, sink, key, options, salt, &mut |sink, job| {
+        write_in_order(sink, job, progress)
+    })
 }
 
 fn survey(model: &Path, options: &SealOptions) -> Result<Plaintext, SealError> {
@@ -218,13 +237,25 @@ fn layout(plaintext: &Plaintext, options: &SealOptions) -> Result<Layout, SealEr
     })
 }
 
-pub(crate) fn seal_plaintext<W: Write + Seek>(
+/// What the chunks are made of.
+struct ChunkJob<'a> {
+    plaintext: &'a Plaintext,
+    layout: Layout,
+    cipher: &'a ChunkCipher,
+}
+
+/// Writes all chunks from the sink's position on, leaves the position behind them
+/// and returns their digests.
+type WriteChunks<'a, W> =
+    dyn FnMut(&mut W, &ChunkJob<'_>) -> Result<Vec<ChunkDigest>, SealError> + 'a;
+
+fn seal_plaintext<W: Write + Seek>(
     plaintext: &Plaintext,
     sink: &mut W,
     key: &OwnerKey,
     options: &SealOptions,
     salt: &Salt,
-    progress: &mut dyn FnMut(Progress),
+    write_chunks: &mut WriteChunks<'_, W>,
 ) -> Result<Sealed, SealError> {
     let layout = layout(plaintext, options)?;
     let draft = Draft::new(layout, &options.id, options.version, &key.public(), salt);
@@ -233,7 +264,12 @@ pub(crate) fn seal_plaintext<W: Write + Seek>(
     let start = sink.stream_position().map_err(SealError::Write)?;
     sink.write_all(&[0; HEADER_LENGTH])
         .map_err(SealError::Write)?;
-    let digests = write_chunks(plaintext, layout, &cipher, sink, progress)?;
+    let job = ChunkJob {
+        plaintext,
+        layout,
+        cipher: &cipher,
+    };
+    let digests = write_chunks(sink, &job)?;
     let header = draft.sign(key, &commitment, &chunk::root(&digests));
     let finish = |sink: &mut W| {
         sink.write_all(digests.as_flattened())?;
@@ -246,34 +282,68 @@ pub(crate) fn seal_plaintext<W: Write + Seek>(
     Ok(Sealed { header })
 }
 
-fn write_chunks(
-    plaintext: &Plaintext,
-    layout: Layout,
-    cipher: &ChunkCipher,
+impl ChunkJob<'_> {
+    /// Reads, encrypts and hashes one chunk.
+    fn seal_chunk(&self, index: u64, buffer: &mut [u8]) -> Result<ChunkDigest, SealError> {
+        let size = self.layout.chunk_size.length();
+        self.plaintext
+            .read_at(index * size as u64, &mut buffer[..size])?;
+        self.cipher.seal(index, buffer);
+        Ok(chunk::digest(buffer))
+    }
+
+    fn progress(&self, chunks_done: u64) -> Progress {
+        let total = self.plaintext.length();
+        let done = (chunks_done * u64::from(self.layout.chunk_size.bytes())).min(total);
+        Progress { done, total }
+    }
+}
+
+/// For any sink: chunks are made in parallel and written one after the other.
+fn write_in_order(
     sink: &mut impl Write,
+    job: &ChunkJob<'_>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<ChunkDigest>, SealError> {
-    let size = layout.chunk_size.length();
-    let total = plaintext.length();
-    let seal_chunk = |index: u64, buffer: &mut [u8]| -> Result<ChunkDigest, SealError> {
-        plaintext.read_at(index * size as u64, &mut buffer[..size])?;
-        cipher.seal(index, buffer);
-        Ok(chunk::digest(buffer))
-    };
     // At most MAX_CHUNKS, checked above.
-    let mut digests = Vec::with_capacity(layout.chunk_count as usize);
-    let length = layout.sealed_chunk_length();
+    let mut digests = Vec::with_capacity(job.layout.chunk_count as usize);
     parallel::in_order(
-        layout.chunk_count,
-        length,
-        &seal_chunk,
+        job.layout.chunk_count,
+        job.layout.sealed_chunk_length(),
+        &|index, buffer| job.seal_chunk(index, buffer),
         &mut |index, chunk, digest| {
             sink.write_all(chunk).map_err(SealError::Write)?;
             digests.push(digest);
-            let done = ((index + 1) * size as u64).min(total);
-            progress(Progress { done, total });
+            progress(job.progress(index + 1));
             Ok(())
         },
     )?;
+    Ok(digests)
+}
+
+/// For files: each thread writes its chunks where they belong.
+fn write_in_place(
+    file: &mut File,
+    job: &ChunkJob<'_>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<ChunkDigest>, SealError> {
+    let start = file.stream_position().map_err(SealError::Write)?;
+    let length = job.layout.sealed_chunk_length();
+    let shared = &*file;
+    let digests = parallel::each::<ChunkDigest, SealError>(
+        job.layout.chunk_count,
+        length,
+        &|index, buffer| {
+            let digest = job.seal_chunk(index, buffer)?;
+            shared
+                .write_all_at(buffer, start + index * length as u64)
+                .map_err(SealError::Write)?;
+            Ok(digest)
+        },
+        &mut |done| progress(job.progress(done)),
+    )?;
+    let end = start + job.layout.chunk_count * length as u64;
+    file.seek(SeekFrom::Start(end)).map_err(SealError::Write)?;
+    progress(job.progress(job.layout.chunk_count));
     Ok(digests)
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::support::deployment::{Owner, text};
 use crate::support::model;
 use crate::support::process::{Service, binary, free_address, occlude, run, said};
-use crate::support::wire::{Given, Seen, ask, man_in_the_middle};
+use crate::support::wire::{Given, Seen, ask, ask_announcing, man_in_the_middle};
 
 /// The fixed length of a container's header (docs/container-format.md).
 const HEADER: usize = 4096;
@@ -368,20 +368,17 @@ fn empty_oversized_and_unknown_encapsulations_are_refused_and_nothing_is_lost() 
         &["--maximum-request", "1MiB"],
     );
     let server = Service::start(&mut command, owner.at("small.log"), address);
-    let post = |body: Vec<u8>| {
-        ask(
-            address,
-            &Seen {
-                method: "POST".to_owned(),
-                path_and_query: "/.well-known/occlude/channel".to_owned(),
-                content_type: "message/ohttp-req".to_owned(),
-                body,
-            },
-        )
+    let request = |body: Vec<u8>| Seen {
+        method: "POST".to_owned(),
+        path_and_query: "/.well-known/occlude/channel".to_owned(),
+        content_type: "message/ohttp-req".to_owned(),
+        body,
     };
+    let post = |body: Vec<u8>| ask(address, &request(body));
     assert_eq!(post(Vec::new()).status, 400);
     assert_eq!(post(vec![0xff; 5_000]).status, 400);
-    assert_eq!(post(vec![0; (1 << 20) + 1]).status, 413);
+    let oversized = ask_announcing(address, &request(Vec::new()), (1 << 20) + 1);
+    assert_eq!(oversized.status, 413);
     owner
         .infer(&server.url(), "policy.toml", &model::secret_input(110))
         .success();

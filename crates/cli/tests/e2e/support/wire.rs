@@ -158,6 +158,12 @@ fn serve_one(
 
 /// Asks a server as plainly as curl would.
 pub(crate) fn ask(target: SocketAddr, seen: &Seen) -> Given {
+    ask_announcing(target, seen, seen.body.len())
+}
+
+/// Asks a server with a `content-length` of the caller's: a server that refuses a
+/// length answers before the body comes, and closes.
+pub(crate) fn ask_announcing(target: SocketAddr, seen: &Seen, length: usize) -> Given {
     let mut stream = TcpStream::connect(target).expect("the server listens");
     let content_type = if seen.content_type.is_empty() {
         "application/octet-stream"
@@ -166,10 +172,9 @@ pub(crate) fn ask(target: SocketAddr, seen: &Seen) -> Given {
     };
     write!(
         stream,
-        "{} {} HTTP/1.1\r\nhost: {target}\r\ncontent-type: {content_type}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        "{} {} HTTP/1.1\r\nhost: {target}\r\ncontent-type: {content_type}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n",
         seen.method,
         seen.path_and_query,
-        seen.body.len()
     )
     .and_then(|()| stream.write_all(&seen.body))
     .expect("the server reads the request");

@@ -19,6 +19,10 @@ fuzz_target!(|bytes: &[u8]| {
     }
     if let Ok(response) = AttestationResponse::decode(bytes) {
         assert_eq!(response.encode(), bytes);
-        assert!(response.verify(&Nonce::from([0x5a; 32]), UnixTime(0)).is_err());
+        assert!(
+            response
+                .verify(&Nonce::from([0x5a; 32]), UnixTime(0))
+                .is_err()
+        );
     }
 });

@@ -326,6 +326,7 @@ pub(crate) struct AttestArguments {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one in a process")]
 pub(crate) enum AttestAction {
     /// Verify a server's evidence and print its claims and service statement.
     Show {

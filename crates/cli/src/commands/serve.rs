@@ -9,13 +9,13 @@ use crate::failure::Failure;
 
 pub(crate) async fn run(arguments: Box<ServeArguments>) -> Result<(), Failure> {
     let file = match &arguments.config {
-        Some(path) => Settings::read(path).map_err(settings_failure)?,
+        Some(path) => Settings::read(path).map_err(|error| settings_failure(&error))?,
         None => Settings::default(),
     };
     let options = flags(*arguments)
         .or(file)
         .resolve()
-        .map_err(settings_failure)?;
+        .map_err(|error| settings_failure(&error))?;
     let server = Server::bind(options).await.map_err(start_failure)?;
     server
         .run(commands::shutdown_signal())
@@ -42,7 +42,7 @@ fn flags(arguments: ServeArguments) -> Settings {
     }
 }
 
-fn settings_failure(error: SettingsError) -> Failure {
+fn settings_failure(error: &SettingsError) -> Failure {
     Failure::usage(error.to_string())
 }
 

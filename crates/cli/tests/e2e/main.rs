@@ -1,4 +1,5 @@
 //! End-to-end tests: the real binary, on loopback, attacked as the operator would.
+#![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 mod attacks;
 mod bad_input;

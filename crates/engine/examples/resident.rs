@@ -33,6 +33,7 @@ fn main() -> Outcome<()> {
     let options = LoadOptions {
         threads: arguments.threads,
         sessions: NonZeroUsize::MIN,
+        ..LoadOptions::default()
     };
 
     let ((sealed, sealed_load), mut sealed_peak) = peak_memory(|| -> Outcome<_> {

@@ -37,7 +37,7 @@ pub use error::{Confidential, LoadError, RunError};
 pub use library::{
     LIBRARY_FILE_NAME, LibrarySearch, LoadLibraryError, ONNX_RUNTIME_VERSION, Runtime,
 };
-pub use model::{LoadOptions, Model};
+pub use model::{LoadOptions, Model, ProtectedMemory};
 
 // So that unit tests can share the models of the tests in `tests/`.
 #[cfg(test)]

@@ -19,14 +19,29 @@ use crate::memory::ProtectedBuffer;
 use crate::pool::Pool;
 use crate::value;
 
+/// How much of the TEE's memory a model may take.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum ProtectedMemory {
+    /// Whatever it needs with all weights resident.
+    #[default]
+    Resident,
+    /// This share of the weights' bytes is resident, 0 to 1; tables that must be
+    /// resident count in.
+    WeightShare(f64),
+    /// This many bytes in total: weights, intermediate results and scratch.
+    Bytes(u64),
+}
+
 /// How a model is loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LoadOptions {
     /// Threads of one session: how many cores one request may use.
     pub threads: NonZeroUsize,
     /// Sessions: how many requests run at once, all over the same weights. Each
     /// has memory of its own for intermediate results.
     pub sessions: NonZeroUsize,
+    /// The budget of protected memory.
+    pub memory: ProtectedMemory,
 }
 
 impl Default for LoadOptions {
@@ -35,6 +50,7 @@ impl Default for LoadOptions {
         Self {
             threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             sessions: NonZeroUsize::MIN,
+            memory: ProtectedMemory::default(),
         }
     }
 }
@@ -110,6 +126,18 @@ impl Model {
     #[must_use]
     pub fn resident_bytes(&self) -> usize {
         self.weights.len()
+    }
+
+    /// Bytes of all weights, resident or not, as the model stores them.
+    #[must_use]
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.len()
+    }
+
+    /// Bytes of streamed weights that were opened since the model was loaded.
+    #[must_use]
+    pub fn opened_bytes(&self) -> u64 {
+        0
     }
 
     /// Whether the kernel keeps the weights out of swap.

@@ -82,6 +82,7 @@ impl Server {
             options: LoadOptions {
                 threads: options.threads,
                 sessions: options.sessions,
+                ..LoadOptions::default()
             },
         });
 

@@ -35,6 +35,7 @@ pub(crate) fn one_thread() -> LoadOptions {
     LoadOptions {
         threads: NonZeroUsize::MIN,
         sessions: NonZeroUsize::MIN,
+        ..LoadOptions::default()
     }
 }
 

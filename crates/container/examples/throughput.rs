@@ -27,7 +27,7 @@ use prost::Message;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use serde_json::json;
 
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 7;
 const MIB: u64 = 1 << 20;
 const TENSORS: u64 = 16;
 

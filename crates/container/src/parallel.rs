@@ -1,11 +1,13 @@
 //! Works on numbered blocks with several threads: either hands them over in order
-//! ([`in_order`]), or lets each thread finish its own ([`each`]).
+//! ([`in_order`]), or in any order but one at a time ([`put_one_at_a_time`]).
 //!
 //! Memory is bounded: a thread has one or two buffers, and all buffers together keep
 //! within [`IN_FLIGHT`], however many blocks there are.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -20,7 +22,7 @@ const MOST_THREADS: usize = 8;
 /// One block being filled, and one waiting to be taken.
 const BUFFERS: usize = 2;
 
-/// How often [`each`] tells how far it is.
+/// How often [`put_one_at_a_time`] tells how far it is.
 const REPORT: Duration = Duration::from_millis(40);
 
 type Buffer = Zeroizing<Vec<u8>>;
@@ -30,6 +32,9 @@ pub(crate) type Fill<'a, T, E> = dyn Fn(u64, &mut [u8]) -> Result<T, E> + Sync +
 
 /// Takes one block, by its number, and what filling it returned.
 pub(crate) type Drain<'a, T, E> = dyn FnMut(u64, &[u8], T) -> Result<(), E> + 'a;
+
+/// Puts one block where it belongs, by its number.
+pub(crate) type Put<'a, E> = dyn Fn(u64, &[u8]) -> Result<(), E> + Sync + 'a;
 
 /// A buffer, and what filling it returned.
 type Filled<T, E> = (Buffer, Result<T, E>);
@@ -74,44 +79,69 @@ pub(crate) fn in_order<T: Send, E: Send>(
     })
 }
 
-/// Calls `work` for the blocks 0 to `count - 1` on several threads, each with a
-/// buffer of `length` bytes (contents arbitrary), and returns what it returned in
-/// order. Nothing is handed between threads, so a block stays in the cache of the
-/// core that works on it. `progress` hears at the start and now and then how many
-/// blocks are done.
+/// Calls `fill` for the blocks 0 to `count - 1` on several threads, and `put` once for
+/// each filled block, in any order and never twice at a time: whichever thread has
+/// filled a block while no other is in `put` puts it, and all that the others fill
+/// meanwhile. So no thread waits for `put` unless that is all there is left to do.
+/// Returns what `fill` returned, in order. `progress` hears at the start and now and
+/// then how many blocks are done.
 ///
 /// After an error no thread takes another block; of several errors, that of the first
 /// block is returned.
-pub(crate) fn each<T: Send, E: Send>(
+pub(crate) fn put_one_at_a_time<T: Send, E: Send>(
     count: u64,
     length: usize,
-    work: &Fill<'_, T, E>,
+    fill: &Fill<'_, T, E>,
+    put: &Put<'_, E>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<T>, E> {
+    let threads = threads(count, length);
     let (next, done, failed) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
     let (ended, waiting) = (AtomicUsize::new(0), thread::current());
+    let queue = Mutex::new(Queue {
+        free: (0..threads * BUFFERS)
+            .map(|_| Zeroizing::new(vec![0; length]))
+            .collect(),
+        filled: VecDeque::new(),
+        putting: false,
+    });
+    let given_back = Condvar::new();
     progress(0);
     let run = || {
-        let mut buffer = Zeroizing::new(vec![0; length]);
         let mut outcomes = Vec::new();
         while !failed.load(Ordering::Relaxed) {
             let block = next.fetch_add(1, Ordering::Relaxed);
             if block >= count {
                 break;
             }
-            let outcome = work(block, &mut buffer);
+            let mut buffer = take_buffer(&queue, &given_back);
+            let outcome = fill(block, &mut buffer);
+            if outcome.is_err() {
+                lock(&queue).free.push(buffer);
+                given_back.notify_one();
+            } else {
+                lock(&queue).filled.push_back((block, buffer));
+            }
             failed.fetch_or(outcome.is_err(), Ordering::Relaxed);
             outcomes.push((block, outcome));
-            done.fetch_add(1, Ordering::Relaxed);
+            while let Some((block, buffer)) = next_to_put(&queue) {
+                if let Err(error) = put(block, &buffer) {
+                    failed.store(true, Ordering::Relaxed);
+                    outcomes.push((block, Err(error)));
+                }
+                done.fetch_add(1, Ordering::Relaxed);
+                let mut queue = lock(&queue);
+                queue.free.push(buffer);
+                queue.putting = false;
+                given_back.notify_one();
+            }
         }
         ended.fetch_add(1, Ordering::Relaxed);
         waiting.unpark();
         outcomes
     };
     let mut outcomes = thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads(count, length))
-            .map(|_| scope.spawn(run))
-            .collect();
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
         // A thread that panicked has finished without having ended.
         while ended.load(Ordering::Relaxed) < threads.len()
             && !threads.iter().all(thread::ScopedJoinHandle::is_finished)
@@ -129,6 +159,46 @@ pub(crate) fn each<T: Send, E: Send>(
     });
     outcomes.sort_unstable_by_key(|&(block, _)| block);
     outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+}
+
+/// What the threads of [`put_one_at_a_time`] share.
+struct Queue {
+    free: Vec<Buffer>,
+    filled: VecDeque<(u64, Buffer)>,
+    /// Whether a thread is in `put`.
+    putting: bool,
+}
+
+fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
+    // Its three fields agree at every point where a thread could panic.
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits for a buffer. One comes: all others wait to be put, and a thread is putting.
+fn take_buffer(queue: &Mutex<Queue>, given_back: &Condvar) -> Buffer {
+    let mut queue = lock(queue);
+    loop {
+        match queue.free.pop() {
+            Some(buffer) => return buffer,
+            None => {
+                queue = given_back
+                    .wait(queue)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+}
+
+/// The next block for this thread to put, unless another thread is in `put`: that one
+/// will take it.
+fn next_to_put(queue: &Mutex<Queue>) -> Option<(u64, Buffer)> {
+    let mut queue = lock(queue);
+    if queue.putting {
+        return None;
+    }
+    let next = queue.filled.pop_front();
+    queue.putting = next.is_some();
+    next
 }
 
 struct Lane<T, E> {
@@ -190,33 +260,47 @@ mod tests {
     }
 
     #[test]
-    fn each_block_is_worked_on_once_and_the_results_are_in_order() {
-        let results = each::<u64, ()>(
+    fn each_block_is_put_once_and_one_at_a_time_and_the_results_are_in_order() {
+        let (putting, seen) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+        let results = put_one_at_a_time::<u64, ()>(
             1000,
             8,
             &|block, buffer| {
                 buffer.copy_from_slice(&block.to_le_bytes());
                 Ok(block)
             },
+            &|block, buffer| {
+                assert!(!putting.swap(true, Ordering::SeqCst));
+                assert_eq!(buffer, block.to_le_bytes());
+                seen.lock().unwrap().push(block);
+                putting.store(false, Ordering::SeqCst);
+                Ok(())
+            },
             &mut |done| assert!(done <= 1000),
         );
         assert_eq!(results, Ok((0..1000).collect()));
+        let mut seen = seen.into_inner().unwrap();
+        seen.sort_unstable();
+        assert_eq!(seen, (0..1000).collect::<Vec<_>>());
     }
 
     #[test]
     fn the_error_of_the_first_block_is_returned_and_the_rest_is_left() {
         let worked = AtomicU64::new(0);
-        let outcome = each::<(), u64>(
-            u64::MAX,
-            1,
-            &|block, _| {
-                worked.fetch_add(1, Ordering::Relaxed);
-                if block >= 17 { Err(block) } else { Ok(()) }
-            },
-            &mut |_| {},
-        );
+        let fill = |block: u64, _: &mut [u8]| {
+            worked.fetch_add(1, Ordering::Relaxed);
+            if block >= 17 { Err(block) } else { Ok(()) }
+        };
+        let outcome = put_one_at_a_time(u64::MAX, 1, &fill, &|_, _| Ok(()), &mut |_| {});
         assert_eq!(outcome, Err(17));
         assert!(worked.load(Ordering::Relaxed) < 17 + 2 * MOST_THREADS as u64);
+    }
+
+    #[test]
+    fn an_error_while_putting_is_returned_and_stops_the_threads() {
+        let put = |block, _: &[u8]| if block == 17 { Err("full") } else { Ok(()) };
+        let outcome = put_one_at_a_time(u64::MAX, 1, &|_, _| Ok(()), &put, &mut |_| {});
+        assert_eq!(outcome, Err("full"));
     }
 
     #[test]

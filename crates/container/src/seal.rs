@@ -1,6 +1,6 @@
 //! Sealing: a model in, a container out, in constant memory.
 //!
-//! Several threads read, encrypt and hash chunks, and into a file each writes its own.
+//! Several threads read, encrypt and hash chunks; one at a time writes.
 //! Whatever fails, no output file remains.
 
 use std::fs::File;
@@ -321,7 +321,9 @@ fn write_in_order(
     Ok(digests)
 }
 
-/// For files: each thread writes its chunks where they belong.
+/// For files: chunks are written where they belong, in whatever order they are made.
+/// One thread writes at a time, since the file system lets only one write to a file:
+/// others would spin until it is their turn.
 fn write_in_place(
     file: &mut File,
     job: &ChunkJob<'_>,
@@ -330,15 +332,14 @@ fn write_in_place(
     let start = file.stream_position().map_err(SealError::Write)?;
     let length = job.layout.sealed_chunk_length();
     let shared = &*file;
-    let digests = parallel::each::<ChunkDigest, SealError>(
+    let digests = parallel::put_one_at_a_time(
         job.layout.chunk_count,
         length,
-        &|index, buffer| {
-            let digest = job.seal_chunk(index, buffer)?;
+        &|index, buffer| job.seal_chunk(index, buffer),
+        &|index, chunk| {
             shared
-                .write_all_at(buffer, start + index * length as u64)
-                .map_err(SealError::Write)?;
-            Ok(digest)
+                .write_all_at(chunk, start + index * length as u64)
+                .map_err(SealError::Write)
         },
         &mut |done| progress(job.progress(done)),
     )?;

@@ -1,0 +1,327 @@
+//! Convolutions in which each output channel depends on one input channel of its own:
+//! no reduction over channels, so vectors of channels at once.
+
+use crate::arrange::Pieces;
+use crate::convolution::{Convolution, Extents};
+use crate::gemm::Epilogue;
+use crate::isa::{Isa, Kind};
+use crate::packing::Slab;
+use crate::panels::{Panels, Parallel};
+#[cfg(target_arch = "x86_64")]
+use crate::vector::{Avx2, Avx512};
+use crate::vector::{Portable, Vector};
+
+/// Vectors of channels that a panel holds, so that a layer makes few panels.
+const PANEL_VECTORS: usize = 64;
+
+/// Outputs that one tile computes.
+const POINTS: usize = 6;
+
+/// Weights as `[channels / width, taps, width]`, in panels of whole vectors.
+#[derive(Debug, Clone)]
+pub(crate) struct Depthwise {
+    isa: Isa,
+    channels: usize,
+    taps: usize,
+}
+
+impl Depthwise {
+    pub(crate) fn new(isa: Isa, channels: usize, taps: usize) -> Self {
+        Self {
+            isa,
+            channels,
+            taps,
+        }
+    }
+
+    fn vectors(&self) -> usize {
+        self.channels.div_ceil(self.isa.width())
+    }
+
+    pub(crate) fn panels(&self) -> usize {
+        self.vectors().div_ceil(PANEL_VECTORS)
+    }
+
+    pub(crate) fn panel_length(&self, panel: usize) -> usize {
+        let vectors = (self.vectors() - panel * PANEL_VECTORS).min(PANEL_VECTORS);
+        vectors * self.taps * self.isa.width()
+    }
+
+    /// Numbers of scratch for all panels.
+    pub(crate) fn scratch(&self) -> usize {
+        (self.vectors() * self.taps * self.isa.width()).next_multiple_of(16)
+    }
+
+    fn panel_channels(&self, panel: usize) -> std::ops::Range<usize> {
+        let each = PANEL_VECTORS * self.isa.width();
+        panel * each..((panel + 1) * each).min(self.channels)
+    }
+
+    pub(crate) fn slabs(&self) -> Vec<Slab> {
+        let slab = |panel| {
+            let channels = self.panel_channels(panel);
+            Slab {
+                source: channels.start * self.taps..channels.end * self.taps,
+                panels: vec![panel],
+            }
+        };
+        (0..self.panels()).map(slab).collect()
+    }
+
+    pub(crate) fn pack(
+        &self,
+        panel: usize,
+        source: &[f32],
+        source_start: usize,
+        scale: Option<&[f32]>,
+        out: &mut [f32],
+    ) {
+        assert_eq!(out.len(), self.panel_length(panel), "a panel's length");
+        out.fill(0.0);
+        let width = self.isa.width();
+        let channels = self.panel_channels(panel);
+        for channel in channels.clone() {
+            let (vector, lane) = ((channel - channels.start) / width, channel % width);
+            let factor = scale.map_or(1.0, |scale| scale[channel]);
+            for tap in 0..self.taps {
+                let weight = source[channel * self.taps + tap - source_start];
+                out[(vector * self.taps + tap) * width + lane] = weight * factor;
+            }
+        }
+    }
+
+    /// Opens all panels into `scratch`, unless the only one is resident.
+    pub(crate) fn open<'a, P: Panels>(
+        &self,
+        panels: &'a P,
+        scratch: &'a mut [f32],
+    ) -> Result<Vec<&'a [f32]>, P::Error> {
+        let mut opened = Vec::with_capacity(self.panels());
+        let mut rest = scratch;
+        for panel in 0..self.panels() {
+            let (part, after) = rest.split_at_mut(self.panel_length(panel));
+            rest = after;
+            opened.push(match panels.resident(panel) {
+                Some(weights) => weights,
+                None => {
+                    panels.open(panel, part)?;
+                    &*part
+                }
+            });
+        }
+        Ok(opened)
+    }
+
+    /// Convolves one image in blocks; `weights` are the panels.
+    #[expect(clippy::too_many_arguments, reason = "all of one convolution")]
+    pub(crate) fn run(
+        &self,
+        convolution: &Convolution,
+        extents: &Extents,
+        weights: &[&[f32]],
+        input: &[f32],
+        epilogue: &Epilogue<'_>,
+        parallel: &dyn Parallel,
+        output: &mut [f32],
+    ) {
+        let shape = convolution.shape();
+        let (block, width) = (convolution.block(), self.isa.width());
+        let blocks = self.channels.div_ceil(block);
+        let [out_height, out_width] = extents.output;
+        let finish = epilogue.check(self.channels, output.len());
+        let row = Row {
+            block,
+            taps: shape.kernel,
+            dilations: shape.dilations,
+            stride: shape.strides,
+            padding: extents.padding,
+            input: extents.input,
+            out_width,
+            bounds: finish.bounds,
+        };
+        let run: unsafe fn(&Row, &Line) = match self.isa.kind() {
+            Kind::Portable => portable,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => avx2,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => avx512,
+        };
+        let in_block = extents.input[0] * extents.input[1] * block;
+        let out_row = out_width * block;
+        let pieces = Pieces::new(&mut output[..blocks * out_height * out_row], out_row);
+        // Some rows of one block at a time.
+        let rows = out_height
+            .div_ceil((8 * parallel.threads()).div_ceil(blocks))
+            .max(1);
+        let bands = out_height.div_ceil(rows);
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        parallel.run(parallel.threads(), &|_| {
+            loop {
+                let work = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                if work >= blocks * bands {
+                    return;
+                }
+                let (index, band) = (work / bands, work % bands);
+                let source = &input[index * in_block..][..in_block];
+                for y in band * rows..((band + 1) * rows).min(out_height) {
+                    // SAFETY: each row of each block comes once.
+                    let out = unsafe { pieces.piece(index * out_height + y) };
+                    for lane in (0..block).step_by(width) {
+                        let channel = index * block + lane;
+                        let vector = channel / width;
+                        let tap_weights = (vector < self.vectors()).then(|| {
+                            let length = self.taps * width;
+                            let start = vector % PANEL_VECTORS * length;
+                            &weights[vector / PANEL_VECTORS][start..][..length]
+                        });
+                        let Some(tap_weights) = tap_weights else {
+                            // A vector of padding.
+                            let vectors = out.chunks_exact_mut(block);
+                            vectors.for_each(|out| out[lane..lane + width].fill(0.0));
+                            continue;
+                        };
+                        let line = Line {
+                            y,
+                            input: source[lane..].as_ptr(),
+                            weights: tap_weights.as_ptr(),
+                            bias: epilogue.bias.map_or(std::ptr::null(), |bias| {
+                                bias[channel..channel + width].as_ptr()
+                            }),
+                            residual: epilogue.residual.map_or(std::ptr::null(), |residual| {
+                                let start = (index * out_height + y) * out_row;
+                                residual[start..start + out_row][lane..].as_ptr()
+                            }),
+                            output: out[lane..].as_mut_ptr(),
+                        };
+                        // SAFETY: an `Isa` is only made where its instructions are;
+                        // input, weights, bias and residual were sliced to the extents
+                        // that `row` names.
+                        unsafe { run(&row, &line) };
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// What all rows of one run share.
+struct Row {
+    block: usize,
+    taps: [usize; 2],
+    dilations: [usize; 2],
+    stride: [usize; 2],
+    padding: [usize; 2],
+    input: [usize; 2],
+    out_width: usize,
+    bounds: Option<(f32, f32)>,
+}
+
+/// One row of outputs of one vector of channels.
+struct Line {
+    y: usize,
+    input: *const f32,
+    weights: *const f32,
+    bias: *const f32,
+    residual: *const f32,
+    output: *mut f32,
+}
+
+unsafe fn portable(row: &Row, line: &Line) {
+    // SAFETY: the caller's contract; no instructions are needed.
+    unsafe { compute::<Portable>(row, line) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2(row: &Row, line: &Line) {
+    // SAFETY: the caller's contract, which includes the instructions.
+    unsafe { compute::<Avx2>(row, line) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn avx512(row: &Row, line: &Line) {
+    // SAFETY: the caller's contract, which includes the instructions.
+    unsafe { compute::<Avx512>(row, line) }
+}
+
+impl Row {
+    /// Taps along `axis` that lie inside the input for output `place`.
+    #[inline(always)]
+    fn inside(&self, axis: usize, place: usize) -> (usize, usize) {
+        let start = place * self.stride[axis];
+        let (padding, step) = (self.padding[axis], self.dilations[axis]);
+        let first = padding.saturating_sub(start).div_ceil(step);
+        let end = (self.input[axis] + padding)
+            .saturating_sub(start)
+            .div_ceil(step);
+        let end = end.min(self.taps[axis]);
+        (first.min(end), end)
+    }
+}
+
+/// # Safety
+/// The instructions are there; `line` points to an input, weights, and an output row of
+/// the extents that `row` names, in vectors of the width, `block` numbers apart.
+#[inline(always)]
+unsafe fn compute<V: Vector>(row: &Row, line: &Line) {
+    let (first, end) = row.inside(0, line.y);
+    // The outputs of which every tap is inside: they are tiled.
+    let all = |x: usize| row.inside(1, x) == (0, row.taps[1]);
+    let mut x = 0;
+    // SAFETY: the caller's contract; only taps inside the input are read.
+    unsafe {
+        while x < row.out_width {
+            if x + POINTS <= row.out_width && all(x) && all(x + POINTS - 1) {
+                tile::<V, POINTS>(row, line, x, (first, end), (0, row.taps[1]));
+                x += POINTS;
+            } else {
+                tile::<V, 1>(row, line, x, (first, end), row.inside(1, x));
+                x += 1;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tile<V: Vector, const COUNT: usize>(
+    row: &Row,
+    line: &Line,
+    x: usize,
+    rows: (usize, usize),
+    columns: (usize, usize),
+) {
+    // SAFETY: as for `compute`.
+    unsafe {
+        let mut sums = [V::splat(0.0); COUNT];
+        for tap_row in rows.0..rows.1 {
+            let y = line.y * row.stride[0] + tap_row * row.dilations[0] - row.padding[0];
+            for tap_column in columns.0..columns.1 {
+                let weight = line
+                    .weights
+                    .add((tap_row * row.taps[1] + tap_column) * V::WIDTH);
+                let weight = V::load(weight);
+                let left = x * row.stride[1] + tap_column * row.dilations[1] - row.padding[1];
+                let from = line.input.add((y * row.input[1] + left) * row.block);
+                for (point, sum) in sums.iter_mut().enumerate() {
+                    let value = V::load(from.add(point * row.stride[1] * row.block));
+                    *sum = value.multiply_add(weight, *sum);
+                }
+            }
+        }
+        for (point, sum) in sums.into_iter().enumerate() {
+            let place = (x + point) * row.block;
+            let mut sum = sum;
+            if !line.bias.is_null() {
+                sum = sum.add(V::load(line.bias));
+            }
+            if !line.residual.is_null() {
+                sum = sum.add(V::load(line.residual.add(place)));
+            }
+            if let Some((low, high)) = row.bounds {
+                sum = sum.at_least(V::splat(low)).at_most(V::splat(high));
+            }
+            sum.store(line.output.add(place));
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! One product: every output point times every column, its weights opened once.
+//!
+//! Two ways to share the work. *By group*: each thread takes whole groups of columns,
+//! opens their panels one after the other into a scratch of its own and passes over
+//! all points with each. *By point*: all threads open a window of panels together,
+//! then share the points. The first has no barrier and suits many columns, the second
+//! few columns or many points.
+
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::packing::Packing;
+use crate::panels::{Panels, Workers};
+use crate::tile::{self, Finish, MOST_POINTS, MOST_VECTORS, Run, Tile};
+
+/// Numbers of the window that threads open together: 2.25 MiB, so that a 3 x 3
+/// convolution of 256 to 256 channels fits.
+const WINDOW: usize = (9 << 18) / 4;
+
+/// Numbers of input that a piece of work passes over with each panel: a share of the
+/// second-level cache.
+const PIECE: usize = (192 << 10) / 4;
+
+/// Pieces of work for each thread, so that all end at about the same time.
+const PIECES_PER_THREAD: usize = 8;
+
+/// Where points lie: image by image, row by row. Strides count numbers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PointMap {
+    pub(crate) per_image: usize,
+    pub(crate) per_row: usize,
+    pub(crate) image: usize,
+    pub(crate) row: usize,
+    pub(crate) point: usize,
+}
+
+impl PointMap {
+    pub(crate) fn place(&self, point: usize) -> usize {
+        let (image, in_image) = (point / self.per_image, point % self.per_image);
+        let (row, in_row) = (in_image / self.per_row, in_image % self.per_row);
+        image * self.image + row * self.row + in_row * self.point
+    }
+}
+
+/// Where the columns of a point lie: in blocks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ColumnMap {
+    /// Columns of one block.
+    pub(crate) block: usize,
+    /// Numbers from one block to the next.
+    pub(crate) stride: usize,
+}
+
+impl ColumnMap {
+    /// All columns one after the other.
+    pub(crate) const ROW_MAJOR: Self = Self {
+        block: usize::MAX,
+        stride: 0,
+    };
+
+    fn place(self, column: usize) -> usize {
+        column / self.block * self.stride + column % self.block
+    }
+}
+
+/// Everything about one product but the threads.
+pub(crate) struct Product<'a> {
+    pub(crate) packing: &'a Packing,
+    /// The number of the first panel.
+    pub(crate) first_panel: usize,
+    /// For each segment of the reduction its place, seen from a point.
+    pub(crate) segments: &'a [usize],
+    pub(crate) input: *const f32,
+    pub(crate) input_points: PointMap,
+    pub(crate) output: *mut f32,
+    pub(crate) output_points: PointMap,
+    pub(crate) output_columns: ColumnMap,
+    pub(crate) points: usize,
+    pub(crate) finish: Finish,
+}
+
+// SAFETY: the pointers are read by several threads, and written at places that
+// `Product`'s methods give to one thread each.
+unsafe impl Sync for Product<'_> {}
+
+/// Numbers of scratch that a product needs with `threads` threads.
+pub(crate) fn scratch(packing: &Packing, threads: usize) -> usize {
+    // Each thread's own panel, or the window; panels start at cache lines.
+    let own = packing.longest_panel().next_multiple_of(16) * threads;
+    let window = packing.length().min(WINDOW) + packing.longest_panel();
+    own.max(window + 16 * packing.panels())
+}
+
+impl Product<'_> {
+    /// Runs the product.
+    ///
+    /// # Safety
+    /// With the offsets of its maps, `input`, `output`, and what `finish` points to
+    /// are valid for `points` points; only this call uses the output meanwhile.
+    pub(crate) unsafe fn run<P: Panels>(&self, workers: Workers<'_, P>) -> Result<(), P::Error> {
+        if self.points == 0 || self.packing.columns() == 0 {
+            return Ok(());
+        }
+        let threads = workers.parallel.threads();
+        let groups = self.packing.groups();
+        let even = groups.is_multiple_of(threads) || groups >= 6 * threads;
+        let many_points = self.points >= 64 * MOST_POINTS;
+        let fits = self.packing.length() <= WINDOW;
+        let by_point =
+            self.points > MOST_POINTS && (fits && (many_points || !even) || groups < threads);
+        // SAFETY: the caller's contract.
+        unsafe {
+            if by_point {
+                self.run_by_point(workers)
+            } else {
+                self.run_by_group(workers)
+            }
+        }
+    }
+
+    unsafe fn run_by_group<P: Panels>(&self, workers: Workers<'_, P>) -> Result<(), P::Error> {
+        let ranges = self.packing.ranges();
+        let own = self.packing.longest_panel().next_multiple_of(16);
+        let Workers {
+            panels,
+            parallel,
+            scratch,
+        } = workers;
+        let scratch = Scratch::new(scratch);
+        let next = AtomicUsize::new(0);
+        let failure = Failure::new();
+        parallel.run(parallel.threads(), &|thread| {
+            while !failure.happened() {
+                let group = next.fetch_add(1, Ordering::Relaxed);
+                if group >= self.packing.groups() {
+                    return;
+                }
+                for range in 0..ranges {
+                    let panel = group * ranges + range;
+                    let length = self.packing.panel_length(panel);
+                    let weights = match panels.resident(self.first_panel + panel) {
+                        Some(weights) => weights.as_ptr(),
+                        None => {
+                            // SAFETY: each thread has a part of its own.
+                            let own = unsafe { scratch.part(thread * own, length) };
+                            if let Err(error) = panels.open(self.first_panel + panel, own) {
+                                return failure.report(error);
+                            }
+                            own.as_ptr()
+                        }
+                    };
+                    // SAFETY: the caller's contract; no other thread has this group.
+                    unsafe { self.pass(group, range, weights, 0..self.points) };
+                }
+            }
+        });
+        failure.into_result()
+    }
+
+    unsafe fn run_by_point<P: Panels>(&self, workers: Workers<'_, P>) -> Result<(), P::Error> {
+        let ranges = self.packing.ranges();
+        let Workers {
+            panels,
+            parallel,
+            scratch,
+        } = workers;
+        let scratch = Scratch::new(scratch);
+        let mut first = 0;
+        while first < self.packing.panels() {
+            let (end, places) = self.window(first);
+            let (next, failure) = (AtomicUsize::new(0), Failure::new());
+            let streamed =
+                (first..end).any(|panel| panels.resident(self.first_panel + panel).is_none());
+            if streamed {
+                parallel.run(parallel.threads(), &|_| {
+                    while !failure.happened() {
+                        let panel = first + next.fetch_add(1, Ordering::Relaxed);
+                        if panel >= end {
+                            return;
+                        }
+                        if panels.resident(self.first_panel + panel).is_some() {
+                            continue;
+                        }
+                        let length = self.packing.panel_length(panel);
+                        // SAFETY: each panel has a part of its own.
+                        let part = unsafe { scratch.part(places[panel - first], length) };
+                        if let Err(error) = panels.open(self.first_panel + panel, part) {
+                            return failure.report(error);
+                        }
+                    }
+                });
+            }
+            failure.into_result()?;
+            let groups = first / ranges..(end - 1) / ranges + 1;
+            let pieces = self.pieces(parallel.threads());
+            let works = pieces * groups.len();
+            let next = AtomicUsize::new(0);
+            parallel.run(parallel.threads(), &|_| {
+                loop {
+                    let work = next.fetch_add(1, Ordering::Relaxed);
+                    if work >= works {
+                        return;
+                    }
+                    let (piece, group) = (work / groups.len(), groups.start + work % groups.len());
+                    let points = self.piece(piece, pieces);
+                    for range in 0..ranges {
+                        let panel = group * ranges + range;
+                        if !(first..end).contains(&panel) {
+                            continue;
+                        }
+                        let weights = match panels.resident(self.first_panel + panel) {
+                            Some(weights) => weights.as_ptr(),
+                            None => scratch.start(places[panel - first]),
+                        };
+                        // SAFETY: the caller's contract; no other thread has this piece
+                        // of this group. The window was opened above.
+                        unsafe { self.pass(group, range, weights, points.clone()) };
+                    }
+                }
+            });
+            first = end;
+        }
+        Ok(())
+    }
+
+    /// The end of the window that begins with panel `first`, and where each of its
+    /// panels lies in the scratch.
+    fn window(&self, first: usize) -> (usize, Vec<usize>) {
+        let (mut places, mut used) = (Vec::new(), 0);
+        for panel in first..self.packing.panels() {
+            let length = self.packing.panel_length(panel);
+            if panel > first && used + length > WINDOW {
+                break;
+            }
+            places.push(used);
+            used += length.next_multiple_of(16);
+        }
+        (first + places.len(), places)
+    }
+
+    /// How many pieces the points make.
+    fn pieces(&self, threads: usize) -> usize {
+        let reads = self.points * self.packing.reduction().channels;
+        let tiles = self.points.div_ceil(MOST_POINTS);
+        let even = (PIECES_PER_THREAD * threads).div_ceil(self.packing.groups());
+        reads.div_ceil(PIECE).max(even).clamp(1, tiles)
+    }
+
+    /// Whole tiles, so that only the last piece has a smaller one.
+    fn piece(&self, piece: usize, pieces: usize) -> Range<usize> {
+        let tiles = self.points.div_ceil(MOST_POINTS);
+        let start = |piece: usize| (piece * tiles / pieces * MOST_POINTS).min(self.points);
+        start(piece)..start(piece + 1)
+    }
+
+    /// Passes over `points` with one panel.
+    ///
+    /// # Safety
+    /// As for [`Self::run`]; `weights` is the panel of `group` and `range`, and no
+    /// other thread writes these points of this group.
+    unsafe fn pass(&self, group: usize, range: usize, weights: *const f32, points: Range<usize>) {
+        let (isa, vectors) = (self.packing.isa(), self.packing.vectors(group));
+        let first_column = vectors.start * isa.width();
+        let columns = self.packing.group_columns(group);
+        let segments = self.packing.segments(range);
+        let [full, tail] = self
+            .packing
+            .reduction()
+            .runs(segments)
+            .map(|(segments, lanes)| Run {
+                segments: &self.segments[segments],
+                lanes,
+            });
+        let first_vector = self.output_columns.place(first_column);
+        let mut out_vectors = [0; MOST_VECTORS];
+        for (vector, place) in vectors.clone().zip(&mut out_vectors) {
+            *place = self.output_columns.place(vector * isa.width()) - first_vector;
+        }
+        // In blocks padding is written, as zero; in rows there is none.
+        let last_width = if self.output_columns.block == usize::MAX {
+            columns.len() - (vectors.len() - 1) * isa.width()
+        } else {
+            isa.width()
+        };
+        let finish = (range + 1 == self.packing.ranges()).then(|| Finish {
+            bias: offset(self.finish.bias, first_column),
+            residual: offset(self.finish.residual, first_vector),
+            bounds: self.finish.bounds,
+        });
+        let mut tile = Tile {
+            points: [self.input; MOST_POINTS],
+            runs: [full, tail],
+            weights,
+            out: self.output.wrapping_add(first_vector),
+            out_points: [0; MOST_POINTS],
+            out_vectors,
+            last_width,
+            resume: range > 0,
+            finish,
+        };
+        let best = tile::best_points(isa, vectors.len());
+        let mut point = points.start;
+        while point < points.end {
+            let (kernel, count) = tile::kernel(isa, vectors.len(), best.min(points.end - point));
+            for index in 0..count {
+                let place = self.input_points.place(point + index);
+                tile.points[index] = self.input.wrapping_add(place);
+                tile.out_points[index] = self.output_points.place(point + index);
+            }
+            // SAFETY: the caller's contract; an `Isa` is only made where its
+            // instructions are.
+            unsafe { kernel(&tile) };
+            point += count;
+        }
+    }
+}
+
+fn offset(pointer: *const f32, by: usize) -> *const f32 {
+    if pointer.is_null() {
+        pointer
+    } else {
+        pointer.wrapping_add(by)
+    }
+}
+
+/// Scratch that threads share by parts.
+struct Scratch {
+    start: *mut f32,
+    length: usize,
+}
+
+// SAFETY: `part` hands out disjoint parts, as its callers promise.
+unsafe impl Sync for Scratch {}
+
+impl Scratch {
+    fn new(scratch: &mut [f32]) -> Self {
+        Self {
+            start: scratch.as_mut_ptr(),
+            length: scratch.len(),
+        }
+    }
+
+    /// # Safety
+    /// No two parts that live at once overlap, and the borrow that `new` took lives.
+    #[expect(clippy::mut_from_ref, reason = "parts are disjoint")]
+    unsafe fn part(&self, start: usize, length: usize) -> &mut [f32] {
+        assert!(start + length <= self.length, "the scratch is too small");
+        // SAFETY: within the scratch, and disjoint by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), length) }
+    }
+
+    fn start(&self, start: usize) -> *const f32 {
+        self.start.wrapping_add(start)
+    }
+}
+
+/// The first failure of several threads.
+struct Failure<E> {
+    happened: AtomicBool,
+    error: Mutex<Option<E>>,
+}
+
+impl<E> Failure<E> {
+    fn new() -> Self {
+        Self {
+            happened: AtomicBool::new(false),
+            error: Mutex::new(None),
+        }
+    }
+
+    fn happened(&self) -> bool {
+        self.happened.load(Ordering::Relaxed)
+    }
+
+    fn report(&self, error: E) {
+        self.error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(error);
+        self.happened.store(true, Ordering::Relaxed);
+    }
+
+    fn into_result(self) -> Result<(), E> {
+        match self
+            .error
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+        {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The micro-kernel: a tile of output points times vectors of output columns, kept in
+//! registers over one reduction.
+//!
+//! Matrix products and convolutions differ only in where a point's numbers lie: the
+//! reduction is a list of segments, each of consecutive numbers at the same distance
+//! from every point of the tile.
+
+use crate::isa::{Isa, Kind};
+#[cfg(target_arch = "x86_64")]
+use crate::vector::{Avx2, Avx512};
+use crate::vector::{Portable, Vector};
+
+/// The most points of a tile.
+pub(crate) const MOST_POINTS: usize = 12;
+
+/// The most vectors of a tile.
+pub(crate) const MOST_VECTORS: usize = 4;
+
+/// The widest vector there is.
+pub(crate) const WIDEST: usize = 16;
+
+/// Segments of one length.
+#[derive(Clone, Copy)]
+pub(crate) struct Run<'a> {
+    /// Where each segment begins, as seen from a point.
+    pub(crate) segments: &'a [usize],
+    /// Consecutive numbers of each.
+    pub(crate) lanes: usize,
+}
+
+/// What is added to a reduction, and what is made of the sum.
+#[derive(Clone, Copy)]
+pub(crate) struct Finish {
+    /// One number for each column, whole vectors of them; or null.
+    pub(crate) bias: *const f32,
+    /// Numbers in the places of the output; or null.
+    pub(crate) residual: *const f32,
+    /// Bounds of the result.
+    pub(crate) bounds: Option<(f32, f32)>,
+}
+
+/// One tile. Offsets count numbers.
+pub(crate) struct Tile<'a> {
+    pub(crate) points: [*const f32; MOST_POINTS],
+    pub(crate) runs: [Run<'a>; 2],
+    /// For each step of the reduction, the weights of all columns of the tile.
+    pub(crate) weights: *const f32,
+    pub(crate) out: *mut f32,
+    /// Where each point's first column lies in the output.
+    pub(crate) out_points: [usize; MOST_POINTS],
+    /// Where each vector lies, seen from there.
+    pub(crate) out_vectors: [usize; MOST_VECTORS],
+    /// Columns of the last vector, the rest of which is not written.
+    pub(crate) last_width: usize,
+    /// Whether the reduction goes on from what the output holds.
+    pub(crate) resume: bool,
+    /// Whether this ends the reduction.
+    pub(crate) finish: Option<Finish>,
+}
+
+/// # Safety
+/// The processor has the instructions; `points`, `weights`, `out` and what `finish`
+/// points to are valid for every number that the tile's extents reach, and nobody
+/// else reads or writes those of the output.
+pub(crate) type Kernel = unsafe fn(&Tile<'_>);
+
+/// How many points of how many vectors are best for `isa`, so that sums, weights and
+/// one point's number fit its registers.
+pub(crate) const fn best_points(isa: Isa, vectors: usize) -> usize {
+    match (isa.kind(), vectors) {
+        (Kind::Portable, _) => 4,
+        #[cfg(target_arch = "x86_64")]
+        (Kind::Avx2, 1) => 12,
+        #[cfg(target_arch = "x86_64")]
+        (Kind::Avx512, 1 | 2) => 12,
+        #[cfg(target_arch = "x86_64")]
+        (Kind::Avx2 | Kind::Avx512, _) => 6,
+    }
+}
+
+/// Vectors of a tile, at best.
+pub(crate) const fn best_vectors(isa: Isa) -> usize {
+    match isa.kind() {
+        Kind::Portable => 2,
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => 2,
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 => 4,
+    }
+}
+
+/// The kernel for `points` (1 to [`best_points`]) of `vectors` (1 to [`best_vectors`]),
+/// and how many points it takes: at most `points`.
+pub(crate) fn kernel(isa: Isa, vectors: usize, points: usize) -> (Kernel, usize) {
+    macro_rules! choose {
+        ($function:ident, $vectors:literal, $($points:literal)*) => {
+            match points {
+                $(points if points >= $points => ($function::<$vectors, $points> as Kernel, $points),)*
+                _ => ($function::<$vectors, 1> as Kernel, 1),
+            }
+        };
+    }
+    match isa.kind() {
+        Kind::Portable => match vectors {
+            2 => choose!(portable, 2, 4 3 2),
+            _ => choose!(portable, 1, 4 3 2),
+        },
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => match vectors {
+            2 => choose!(avx2, 2, 6 5 4 3 2),
+            _ => choose!(avx2, 1, 12 6 5 4 3 2),
+        },
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 => match vectors {
+            4 => choose!(avx512, 4, 6 5 4 3 2),
+            3 => choose!(avx512, 3, 6 5 4 3 2),
+            2 => choose!(avx512, 2, 12 6 5 4 3 2),
+            _ => choose!(avx512, 1, 12 6 5 4 3 2),
+        },
+    }
+}
+
+unsafe fn portable<const VECTORS: usize, const POINTS: usize>(tile: &Tile<'_>) {
+    // SAFETY: the caller's contract; no instructions are needed.
+    unsafe { compute::<Portable, VECTORS, POINTS>(tile) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2<const VECTORS: usize, const POINTS: usize>(tile: &Tile<'_>) {
+    // SAFETY: the caller's contract, which includes the instructions.
+    unsafe { compute::<Avx2, VECTORS, POINTS>(tile) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn avx512<const VECTORS: usize, const POINTS: usize>(tile: &Tile<'_>) {
+    // SAFETY: the caller's contract, which includes the instructions.
+    unsafe { compute::<Avx512, VECTORS, POINTS>(tile) }
+}
+
+/// # Safety
+/// That of [`Kernel`].
+#[inline(always)]
+unsafe fn compute<V: Vector, const VECTORS: usize, const POINTS: usize>(tile: &Tile<'_>) {
+    // SAFETY: all that is read and written is within what the caller vouches for.
+    unsafe {
+        let mut sums = [[V::splat(0.0); VECTORS]; POINTS];
+        let points: [*const f32; POINTS] = std::array::from_fn(|point| tile.points[point]);
+        let mut weights = tile.weights;
+        for run in &tile.runs {
+            for &segment in run.segments {
+                let mut lane = segment;
+                let end = segment + run.lanes;
+                while lane + 4 <= end {
+                    step(&mut sums, &points, lane, weights);
+                    step(
+                        &mut sums,
+                        &points,
+                        lane + 1,
+                        weights.add(VECTORS * V::WIDTH),
+                    );
+                    step(
+                        &mut sums,
+                        &points,
+                        lane + 2,
+                        weights.add(2 * VECTORS * V::WIDTH),
+                    );
+                    step(
+                        &mut sums,
+                        &points,
+                        lane + 3,
+                        weights.add(3 * VECTORS * V::WIDTH),
+                    );
+                    weights = weights.add(4 * VECTORS * V::WIDTH);
+                    lane += 4;
+                }
+                while lane < end {
+                    step(&mut sums, &points, lane, weights);
+                    weights = weights.add(VECTORS * V::WIDTH);
+                    lane += 1;
+                }
+            }
+        }
+        // By way of memory, in a loop so short that it is always unrolled: otherwise the
+        // compiler would keep the sums in memory all the time, to index them below.
+        let mut kept = [[V::splat(0.0); VECTORS]; POINTS];
+        for (kept, sums) in kept.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+            sums.store(std::ptr::from_mut(kept).cast());
+        }
+        for (point, sums) in std::hint::black_box(&kept).iter().enumerate() {
+            for (vector, &sum) in sums.iter().enumerate() {
+                let place = tile.out_points[point] + tile.out_vectors[vector];
+                if vector + 1 < VECTORS || tile.last_width == V::WIDTH {
+                    complete::<V>(tile, vector, sum, place, tile.out, place);
+                } else {
+                    complete_part::<V>(tile, vector, sum, place);
+                }
+            }
+        }
+    }
+}
+
+/// One step of the reduction.
+#[inline(always)]
+unsafe fn step<V: Vector, const VECTORS: usize, const POINTS: usize>(
+    sums: &mut [[V; VECTORS]; POINTS],
+    points: &[*const f32; POINTS],
+    lane: usize,
+    weights: *const f32,
+) {
+    // SAFETY: as for `compute`.
+    unsafe {
+        let weights: [V; VECTORS] =
+            std::array::from_fn(|vector| V::load(weights.add(vector * V::WIDTH)));
+        for (sums, point) in sums.iter_mut().zip(points) {
+            let x = V::splat(*point.add(lane));
+            for (sum, weight) in sums.iter_mut().zip(weights) {
+                *sum = x.multiply_add(weight, *sum);
+            }
+        }
+    }
+}
+
+/// Adds what the output held, bias and residual, applies the bounds and stores.
+#[inline(always)]
+unsafe fn complete<V: Vector>(
+    tile: &Tile<'_>,
+    vector: usize,
+    mut sum: V,
+    place: usize,
+    out: *mut f32,
+    out_place: usize,
+) {
+    // SAFETY: as for `compute`.
+    unsafe {
+        if tile.resume {
+            sum = sum.add(V::load(out.add(out_place)));
+        }
+        if let Some(finish) = &tile.finish {
+            if !finish.bias.is_null() {
+                sum = sum.add(V::load(finish.bias.add(vector * V::WIDTH)));
+            }
+            if !finish.residual.is_null() {
+                sum = sum.add(V::load(finish.residual.add(place)));
+            }
+            if let Some((low, high)) = finish.bounds {
+                sum = sum.at_least(V::splat(low)).at_most(V::splat(high));
+            }
+        }
+        sum.store(out.add(out_place));
+    }
+}
+
+/// [`complete`] for a vector of which only the first numbers are columns.
+#[inline(always)]
+unsafe fn complete_part<V: Vector>(tile: &Tile<'_>, vector: usize, sum: V, place: usize) {
+    let (mut held, mut residual) = ([0.0; WIDEST], [0.0; WIDEST]);
+    // SAFETY: as for `compute`; only the columns that there are are touched outside of
+    // this function's own arrays, which hold the widest vector.
+    unsafe {
+        let width = tile.last_width;
+        std::ptr::copy_nonoverlapping(tile.out.add(place), held.as_mut_ptr(), width);
+        let mut finish = tile.finish;
+        if let Some(finish) = &mut finish
+            && !finish.residual.is_null()
+        {
+            let from = finish.residual.add(place);
+            std::ptr::copy_nonoverlapping(from, residual.as_mut_ptr(), width);
+            finish.residual = residual.as_ptr();
+        }
+        let part = Tile { finish, ..*tile };
+        complete::<V>(&part, vector, sum, 0, held.as_mut_ptr(), 0);
+        std::ptr::copy_nonoverlapping(held.as_ptr(), tile.out.add(place), width);
+    }
+}

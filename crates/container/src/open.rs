@@ -167,6 +167,28 @@ impl OpenContainer {
         self.read_data(entry.offset, into)
     }
 
+    /// Fills `into` with a part of tensor `index`, from its byte `start` on, so that a
+    /// large tensor need not be in memory as a whole.
+    ///
+    /// # Errors
+    /// [`OpenError::NoSuchTensor`] if the part is not inside the tensor; otherwise as
+    /// [`Self::read_tensor`].
+    pub fn read_part(&self, index: usize, start: u64, into: &mut [u8]) -> Result<(), OpenError> {
+        let inside = |length: u64| {
+            start
+                .checked_add(into.len() as u64)
+                .is_some_and(|end| end <= length)
+        };
+        let entry = self.index.tensors.get(index);
+        let Some(entry) = entry.filter(|entry| inside(entry.length)) else {
+            return Err(OpenError::NoSuchTensor {
+                tensor: index,
+                length: into.len(),
+            });
+        };
+        self.read_data(entry.offset + start, into)
+    }
+
     /// Fills `into` with tensor data, padding included, from `offset` on.
     pub(crate) fn read_data(&self, offset: u64, into: &mut [u8]) -> Result<(), OpenError> {
         read_plaintext(&self.chunks, self.data_start + offset, into)

@@ -1,0 +1,360 @@
+//! The only module that touches memory that the host may be writing.
+//!
+//! A Rust reference to such memory would be undefined behaviour the moment somebody
+//! writes, so there is none: pointers go to the cipher's C code, or to a copy.
+//!
+//! AEGIS opens from source to destination. In the C library (its version is pinned in
+//! this workspace) every path of `decrypt_detached` loads a block of ciphertext into a
+//! register once, derives plaintext and state from the register, and stores; nothing
+//! reads the source again. The tag is computed over what was loaded. `ring` opens in
+//! place, so its ciphertext is first copied into the private destination.
+
+use std::ffi::{c_int, c_void};
+use std::ptr::NonNull;
+use std::sync::Once;
+
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, Tag, UnboundKey};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::cipher::CipherKind;
+
+// Only for its C library.
+use aegis as _;
+
+/// Bytes of a tag.
+pub(crate) const TAG: usize = 16;
+
+/// Bytes of associated data, at most.
+pub(crate) const MOST_ASSOCIATED: usize = 64;
+
+type Seal = unsafe extern "C" fn(
+    ciphertext: *mut u8,
+    tag: *mut u8,
+    tag_length: usize,
+    plaintext: *const u8,
+    length: usize,
+    associated: *const u8,
+    associated_length: usize,
+    nonce: *const u8,
+    key: *const u8,
+) -> c_int;
+
+type Open = unsafe extern "C" fn(
+    plaintext: *mut u8,
+    ciphertext: *const u8,
+    length: usize,
+    tag: *const u8,
+    tag_length: usize,
+    associated: *const u8,
+    associated_length: usize,
+    nonce: *const u8,
+    key: *const u8,
+) -> c_int;
+
+macro_rules! declare {
+    ($($seal:ident, $open:ident;)*) => {
+        unsafe extern "C" {
+            fn aegis_init() -> c_int;
+            $(
+                fn $seal(
+                    ciphertext: *mut u8, tag: *mut u8, tag_length: usize, plaintext: *const u8,
+                    length: usize, associated: *const u8, associated_length: usize,
+                    nonce: *const u8, key: *const u8,
+                ) -> c_int;
+                fn $open(
+                    plaintext: *mut u8, ciphertext: *const u8, length: usize, tag: *const u8,
+                    tag_length: usize, associated: *const u8, associated_length: usize,
+                    nonce: *const u8, key: *const u8,
+                ) -> c_int;
+            )*
+        }
+    };
+}
+
+declare! {
+    aegis128l_encrypt_detached, aegis128l_decrypt_detached;
+    aegis128x2_encrypt_detached, aegis128x2_decrypt_detached;
+    aegis128x4_encrypt_detached, aegis128x4_decrypt_detached;
+}
+
+/// A cipher with its key.
+pub(crate) enum Cipher {
+    Aegis {
+        seal: Seal,
+        open: Open,
+        key: Zeroizing<[u8; 16]>,
+    },
+    // As large as its expanded key, hence apart.
+    Gcm(Box<LessSafeKey>),
+}
+
+impl Cipher {
+    /// # Panics
+    /// If `key` is not as long as `kind` says.
+    pub(crate) fn new(kind: CipherKind, key: &[u8]) -> Self {
+        assert_eq!(key.len(), kind.key_length(), "a key's length");
+        let (seal, open): (Seal, Open) = match kind {
+            CipherKind::Aegis128L => (aegis128l_encrypt_detached, aegis128l_decrypt_detached),
+            CipherKind::Aegis128X2 => (aegis128x2_encrypt_detached, aegis128x2_decrypt_detached),
+            CipherKind::Aegis128X4 => (aegis128x4_encrypt_detached, aegis128x4_decrypt_detached),
+            CipherKind::Aes256Gcm => {
+                let Ok(key) = UnboundKey::new(&AES_256_GCM, key) else {
+                    unreachable!("the length was checked")
+                };
+                return Self::Gcm(Box::new(LessSafeKey::new(key)));
+            }
+        };
+        static CHOOSE_INSTRUCTIONS: Once = Once::new();
+        // SAFETY: takes nothing; looks at the processor and sets function pointers,
+        // once. (Without it the library falls back to software.)
+        CHOOSE_INSTRUCTIONS.call_once(|| unsafe {
+            aegis_init();
+        });
+        let mut own = Zeroizing::new([0; 16]);
+        own.copy_from_slice(key);
+        Self::Aegis {
+            seal,
+            open,
+            key: own,
+        }
+    }
+
+    /// Encrypts `plaintext` to `region` at `offset` and returns the tag; nothing if the
+    /// place is not inside, or too long for the cipher.
+    pub(crate) fn seal(
+        &self,
+        region: &Region,
+        offset: usize,
+        number: u64,
+        associated: &[u8],
+        plaintext: &[u8],
+    ) -> Option<[u8; TAG]> {
+        let target = region.at(offset, plaintext.len())?;
+        match self {
+            Self::Aegis { seal, key, .. } => {
+                let (nonce, mut tag) = (nonce::<16>(number), [0; TAG]);
+                // SAFETY: `target` is valid for as many bytes as the plaintext has, the
+                // slices for their lengths, tag, nonce and key have the lengths that
+                // the algorithm takes.
+                let outcome = unsafe {
+                    seal(
+                        target.as_ptr(),
+                        tag.as_mut_ptr(),
+                        TAG,
+                        plaintext.as_ptr(),
+                        plaintext.len(),
+                        associated.as_ptr(),
+                        associated.len(),
+                        nonce.as_ptr(),
+                        key.as_ptr(),
+                    )
+                };
+                (outcome == 0).then_some(tag)
+            }
+            Self::Gcm(key) => {
+                let mut copy = Zeroizing::new(plaintext.to_vec());
+                let nonce = Nonce::assume_unique_for_key(nonce(number));
+                let tag = key
+                    .seal_in_place_separate_tag(nonce, Aad::from(associated), &mut copy)
+                    .ok()?;
+                // SAFETY: both are valid for the length and do not overlap.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(copy.as_ptr(), target.as_ptr(), copy.len());
+                }
+                tag.as_ref().try_into().ok()
+            }
+        }
+    }
+
+    /// Decrypts what lies in `region` at `offset` into `out`. False if it is not what
+    /// was encrypted with this number, associated data and tag; `out` is then zero.
+    pub(crate) fn open(
+        &self,
+        region: &Region,
+        offset: usize,
+        number: u64,
+        associated: &[u8],
+        tag: &[u8; TAG],
+        out: &mut [u8],
+    ) -> bool {
+        let Some(source) = region.at(offset, out.len()) else {
+            out.zeroize();
+            return false;
+        };
+        let opened = match self {
+            Self::Aegis { open, key, .. } => {
+                let nonce = nonce::<16>(number);
+                // SAFETY: as for `seal`. Others may write the source meanwhile; the
+                // function reads each byte once (see the module) and nothing in Rust
+                // reads it at all.
+                let outcome = unsafe {
+                    open(
+                        out.as_mut_ptr(),
+                        source.as_ptr(),
+                        out.len(),
+                        tag.as_ptr(),
+                        TAG,
+                        associated.as_ptr(),
+                        associated.len(),
+                        nonce.as_ptr(),
+                        key.as_ptr(),
+                    )
+                };
+                outcome == 0
+            }
+            Self::Gcm(key) => {
+                copy_once(source, out);
+                let nonce = Nonce::assume_unique_for_key(nonce(number));
+                key.open_in_place_separate_tag(
+                    nonce,
+                    Aad::from(associated),
+                    Tag::from(*tag),
+                    out,
+                    0..,
+                )
+                .is_ok()
+            }
+        };
+        if !opened {
+            out.zeroize();
+        }
+        opened
+    }
+}
+
+/// A number as a nonce: no two panels of a store have the same.
+fn nonce<const LENGTH: usize>(number: u64) -> [u8; LENGTH] {
+    let mut nonce = [0; LENGTH];
+    nonce[..8].copy_from_slice(&number.to_le_bytes());
+    nonce
+}
+
+/// Copies from memory that may change meanwhile: whatever arrives is private then.
+fn copy_once(source: NonNull<u8>, out: &mut [u8]) {
+    // `memcpy` of the C library, which the compiler can neither leave out nor repeat,
+    // since it does not see through this pointer.
+    type Copy = unsafe extern "C" fn(*mut c_void, *const c_void, usize) -> *mut c_void;
+    unsafe extern "C" {
+        fn memcpy(to: *mut c_void, from: *const c_void, length: usize) -> *mut c_void;
+    }
+    let copy: Copy = std::hint::black_box(memcpy);
+    // SAFETY: `Region::at` made the source valid for the length of `out`, which is not
+    // part of the region.
+    unsafe {
+        copy(out.as_mut_ptr().cast(), source.as_ptr().cast(), out.len());
+    }
+}
+
+/// Memory shared with whoever can reach its descriptor.
+pub(crate) struct Region {
+    start: NonNull<u8>,
+    length: usize,
+    /// Keeps a second mapping possible, for tests that play the host.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for tests"))]
+    pub(crate) file: rustix::fd::OwnedFd,
+}
+
+// SAFETY: nothing but the functions above touches the memory, through pointers, and
+// none of them minds what others do with it.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    pub(crate) fn new(length: usize) -> std::io::Result<Self> {
+        use rustix::fs::MemfdFlags;
+        let file = rustix::fs::memfd_create("occlude-spill", MemfdFlags::CLOEXEC)?;
+        rustix::fs::ftruncate(&file, length.max(1) as u64)?;
+        // SAFETY: a new mapping at an address that the system chooses.
+        let start = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                length.max(1),
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                &file,
+                0,
+            )?
+        };
+        let Some(start) = NonNull::new(start.cast()) else {
+            return Err(std::io::ErrorKind::OutOfMemory.into());
+        };
+        let region = Self {
+            start,
+            length,
+            file,
+        };
+        for advice in [Advice::LinuxDontDump, Advice::LinuxHugepage] {
+            // Both only help: what is dumped is ciphertext.
+            // SAFETY: the mapping is ours and as long as this.
+            let _ = unsafe { rustix::mm::madvise(start.as_ptr().cast(), length.max(1), advice) };
+        }
+        Ok(region)
+    }
+
+    pub(crate) fn length(&self) -> usize {
+        self.length
+    }
+
+    /// A pointer valid for `length` bytes.
+    fn at(&self, offset: usize, length: usize) -> Option<NonNull<u8>> {
+        let end = offset.checked_add(length)?;
+        // SAFETY: within the mapping.
+        (end <= self.length).then(|| unsafe { self.start.add(offset) })
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and no pointer to it outlives `self`. A failure
+        // would only leave ciphertext mapped.
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.length.max(1)) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// draft-irtf-cfrg-aegis-aead, AEGIS-128L test vector 1, and AEGIS-128X2 and X4
+    /// test vector 1 where they have the same form.
+    #[test]
+    fn aegis_128l_gives_the_drafts_first_test_vector() {
+        let key = hex::decode("10010000000000000000000000000000").unwrap();
+        let region = Region::new(64).unwrap();
+        let cipher = Cipher::new(CipherKind::Aegis128L, &key);
+        let Cipher::Aegis { seal, key, .. } = &cipher else {
+            unreachable!()
+        };
+        let nonce = hex::decode("10000200000000000000000000000000").unwrap();
+        let mut tag = [0; TAG];
+        let mut out = [0; 16];
+        // SAFETY: all arrays have the lengths given.
+        let outcome = unsafe {
+            seal(
+                region.start.as_ptr(),
+                tag.as_mut_ptr(),
+                TAG,
+                [0; 16].as_ptr(),
+                16,
+                std::ptr::null(),
+                0,
+                nonce.as_ptr(),
+                key.as_ptr(),
+            )
+        };
+        copy_once(region.start, &mut out);
+        assert_eq!(outcome, 0);
+        assert_eq!(hex::encode(out), "c1c0e58bd913006feba00f4b3cc3594e");
+        assert_eq!(hex::encode(tag), "abe0ece80c24868a226a35d16bdae37a");
+    }
+
+    #[test]
+    fn places_outside_of_a_region_are_refused() {
+        let region = Region::new(100).unwrap();
+        assert!(region.at(0, 100).is_some());
+        assert!(region.at(1, 100).is_none());
+        assert!(region.at(usize::MAX, 2).is_none());
+    }
+}

@@ -36,6 +36,7 @@ mod value;
 pub use error::{Confidential, LoadError, RunError};
 pub use library::{
     LIBRARY_FILE_NAME, LibrarySearch, LoadLibraryError, ONNX_RUNTIME_VERSION, Runtime,
+    RuntimeOptions,
 };
 pub use model::{LoadOptions, Model, ProtectedMemory};
 

@@ -127,6 +127,12 @@ pub enum RunError {
     /// An output does not make a tensor of the protocol.
     #[error("an output of the model is no tensor of the protocol: {0}")]
     Output(TensorError),
+    /// The intermediate results need more memory than was planned for one request.
+    #[error("the request needs more than the {limit} bytes of memory that one may take")]
+    MemoryBudget {
+        /// What one request may take, in bytes.
+        limit: usize,
+    },
     /// ONNX Runtime failed, most often because extents do not fit together.
     #[error("the model cannot run on this input")]
     Failed(Confidential),

@@ -1,7 +1,7 @@
 //! Runs opened models with ONNX Runtime, their weights in memory that it borrows.
 //!
 //! 1. [`memory::harden_process`] keeps the process out of core dumps and swap.
-//! 2. [`Runtime::load`] finds the pinned shared library, checks a sealed copy of it
+//! 2. [`Runtime::load_with`] finds the pinned shared library, checks a sealed copy of it
 //!    and loads that copy.
 //! 3. [`Model::load`] opens a container's weights into protected memory and starts
 //!    sessions that borrow them: one copy of the weights, none in a file, none in a
@@ -10,9 +10,8 @@
 //!
 //! What this does not do: it opens no containers (see `occlude_container`), speaks
 //! no protocol, and does not hide memory from root or the hypervisor, which is the
-//! TEE's part. Intermediate results live in ONNX Runtime's own memory, which is
-//! reused and returned, but not wiped; inputs, outputs, weights and the skeleton
-//! are.
+//! TEE's part. Inputs, outputs, intermediate results, weights and the skeleton are
+//! wiped; the contents of byte strings that a model makes on its way are not.
 //!
 //! Who is hostile: whoever controls files and the other software of the machine,
 //! and whoever sends a request. The model comes from its owner, authenticated.
@@ -21,6 +20,8 @@
 
 #![deny(unsafe_code)]
 
+#[allow(unsafe_code, reason = "provides ONNX Runtime with memory")]
+mod allocator;
 mod error;
 mod library;
 #[allow(unsafe_code, reason = "gives ONNX Runtime weights to borrow")]
@@ -36,6 +37,7 @@ mod value;
 pub use error::{Confidential, LoadError, RunError};
 pub use library::{
     LIBRARY_FILE_NAME, LibrarySearch, LoadLibraryError, ONNX_RUNTIME_VERSION, Runtime,
+    RuntimeOptions,
 };
 pub use model::{LoadOptions, Model, ProtectedMemory};
 

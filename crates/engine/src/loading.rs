@@ -19,6 +19,7 @@ use occlude_container::OpenContainer;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
+use crate::allocator::Allocator;
 use crate::error::LoadError;
 use crate::library::Runtime;
 use crate::memory::ProtectedBuffer;
@@ -35,10 +36,17 @@ const OPTIMIZATION: GraphOptimizationLevel = GraphOptimizationLevel::Level2;
 
 pub(crate) struct Loaded {
     /// They borrow `weights` and must be dropped before it.
-    pub(crate) sessions: Vec<Session>,
+    pub(crate) compartments: Vec<Compartment>,
     pub(crate) weights: ProtectedBuffer,
     /// Inputs and outputs of open rank.
     pub(crate) unranked: HashSet<String>,
+}
+
+/// A session, and the memory that it alone works in.
+pub(crate) struct Compartment {
+    // Declared before the memory, so dropped before it: the session allocates there.
+    pub(crate) session: Session,
+    pub(crate) memory: Arc<Allocator>,
 }
 
 pub(crate) fn load(
@@ -50,15 +58,16 @@ pub(crate) fn load(
     let places = places(&rewritten.weights)?;
     let weights = open_weights(container, &rewritten.weights, &places, options)?;
     let zeros = zeros_folder(container)?;
-    let sessions = start_sessions(
-        session_builder(runtime, zeros.path(), options),
+    let compartments = start_sessions(
+        runtime,
+        session_builder(runtime, zeros.path()),
         &rewritten,
         &places,
         &weights,
         options,
     )?;
     Ok(Loaded {
-        sessions,
+        compartments,
         weights,
         unranked: rewritten.unranked,
     })
@@ -173,17 +182,11 @@ fn zeros_folder(container: &OpenContainer) -> Result<tempfile::TempDir, LoadErro
     })
 }
 
-fn session_builder(
-    runtime: &'static Runtime,
-    zeros: &Path,
-    options: &LoadOptions,
-) -> Result<SessionBuilder, ort::Error> {
+fn session_builder(runtime: &'static Runtime, zeros: &Path) -> Result<SessionBuilder, ort::Error> {
     Ok(Session::builder(runtime.environment())?
         .with_optimization_level(OPTIMIZATION)?
         .with_prepacking(false)?
-        .with_intra_threads(options.threads.get())?
-        // A spinning pool steals a core from the other sessions.
-        .with_intra_op_spinning(false)?
+        .with_env_allocators()?
         .with_log_level(ort::logging::LogLevel::Fatal)?
         .with_config_entry(
             "session.model_external_initializers_file_folder_path",
@@ -192,12 +195,13 @@ fn session_builder(
 }
 
 fn start_sessions(
+    runtime: &'static Runtime,
     builder: Result<SessionBuilder, ort::Error>,
     rewritten: &Rewritten,
     places: &[usize],
     buffer: &ProtectedBuffer,
     options: &LoadOptions,
-) -> Result<Vec<Session>, LoadError> {
+) -> Result<Vec<Compartment>, LoadError> {
     let refused = |error: ort::Error| LoadError::Rejected(error.into());
     let mut builder = builder.map_err(refused)?;
     for (weight, &place) in rewritten.weights.iter().zip(places) {
@@ -219,9 +223,14 @@ fn start_sessions(
     }
     (0..options.sessions.get())
         .map(|_| {
-            builder
-                .commit_from_memory(&rewritten.model)
-                .map_err(refused)
+            let memory = Allocator::new().map_err(refused)?;
+            let session = memory
+                .lend_to_session(runtime.environment(), || {
+                    builder.commit_from_memory(&rewritten.model)
+                })
+                .and_then(|session| session)
+                .map_err(refused)?;
+            Ok(Compartment { session, memory })
         })
         .collect()
 }

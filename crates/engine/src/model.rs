@@ -6,15 +6,17 @@
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use occlude_container::OpenContainer;
 use occlude_inference_protocol::{Tensor, TensorMetadata};
-use ort::session::{NoSelectedOutputs, OutputSelector, RunOptions, Session, SessionInputValue};
+use ort::session::{NoSelectedOutputs, OutputSelector, RunOptions, SessionInputValue};
 use ort::value::{Outlet, ValueType};
 
+use crate::allocator::{Allocator, Refusal};
 use crate::error::{LoadError, RunError};
 use crate::library::Runtime;
-use crate::loading;
+use crate::loading::{self, Compartment};
 use crate::memory::ProtectedBuffer;
 use crate::pool::Pool;
 use crate::value;
@@ -35,7 +37,8 @@ pub enum ProtectedMemory {
 /// How a model is loaded.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LoadOptions {
-    /// Threads of one session: how many cores one request may use.
+    /// Threads that open weights while the model is loaded. How many compute is
+    /// settled for the whole process, see [`crate::RuntimeOptions`].
     pub threads: NonZeroUsize,
     /// Sessions: how many requests run at once, all over the same weights. Each
     /// has memory of its own for intermediate results.
@@ -45,7 +48,7 @@ pub struct LoadOptions {
 }
 
 impl Default for LoadOptions {
-    /// Every core for one request at a time.
+    /// Every core for loading, and one request at a time.
     fn default() -> Self {
         Self {
             threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
@@ -58,7 +61,8 @@ impl Default for LoadOptions {
 /// A model that is ready to run.
 pub struct Model {
     // Declared before the weights, so dropped before them: sessions borrow them.
-    sessions: Pool<Session>,
+    compartments: Pool<Compartment>,
+    memories: Vec<Arc<Allocator>>,
     weights: ProtectedBuffer,
     inputs: Vec<Interface>,
     outputs: Vec<TensorMetadata>,
@@ -88,20 +92,30 @@ impl Model {
     }
 
     fn over(loaded: loading::Loaded) -> Result<Self, LoadError> {
+        // In this order: an error drops the compartments before the weights they borrow.
         let loading::Loaded {
-            sessions,
             weights,
+            compartments,
             unranked,
         } = loaded;
-        let (inputs, outputs) = match sessions.first() {
-            Some(session) => (
+        let (inputs, outputs) = match compartments.first() {
+            Some(Compartment { session, .. }) => (
                 interfaces("input", session.inputs(), &unranked)?,
                 interfaces("output", session.outputs(), &unranked)?,
             ),
             None => (Vec::new(), Vec::new()),
         };
+        let memories = compartments
+            .iter()
+            .map(|compartment| Arc::clone(&compartment.memory))
+            .collect();
+        let pool = Pool::new(compartments, |compartment| compartment.memory.wipe_idle());
         Ok(Self {
-            sessions: Pool::new(sessions),
+            compartments: pool.map_err(|source| LoadError::Resources {
+                what: "no thread that wipes memory",
+                source,
+            })?,
+            memories,
             weights,
             input_metadata: inputs.iter().map(|input| input.metadata.clone()).collect(),
             inputs,
@@ -140,10 +154,24 @@ impl Model {
         0
     }
 
-    /// Whether the kernel keeps the weights out of swap.
+    /// Whether the kernel keeps the weights and everything of requests that is in
+    /// memory so far out of swap.
     #[must_use]
     pub fn is_locked(&self) -> bool {
-        self.weights.is_locked()
+        self.weights.is_locked() && self.memories.iter().all(|memory| memory.is_locked())
+    }
+
+    /// The memory of each session.
+    #[cfg(test)]
+    pub(crate) fn memories(&self) -> &[Arc<Allocator>] {
+        &self.memories
+    }
+
+    /// Does `work` while nobody else has a session that this takes.
+    #[cfg(test)]
+    pub(crate) fn with_session(&self, work: impl FnOnce()) {
+        let _compartment = self.compartments.take();
+        work();
     }
 
     /// Runs the model on `inputs`, which come in any order, and returns the outputs
@@ -179,10 +207,13 @@ impl Model {
             .map_err(failed)?
             .with_outputs(selector);
 
-        let mut session = self.sessions.take();
-        let mut outputs = session
-            .run_with_options(feeds, &run_options)
-            .map_err(failed)?;
+        let mut compartment = self.compartments.take();
+        let Compartment { session, memory } = &mut *compartment;
+        let run = || session.run_with_options(feeds, &run_options);
+        let mut outputs = match memory.watch(run) {
+            (_, Some(Refusal::Limit(limit))) => return Err(RunError::MemoryBudget { limit }),
+            (outcome, _) => outcome.map_err(failed)?,
+        };
         let mut answers = Vec::with_capacity(wanted.len());
         for name in &wanted {
             answers.push(match outputs.get_mut(name) {
@@ -191,14 +222,9 @@ impl Model {
             });
         }
         // After all are copied: two outputs may share their memory.
-        let ours: Vec<&[u8]> = inputs
-            .iter()
-            .map(Tensor::data)
-            .chain([self.weights.as_slice()])
-            .collect();
         for name in &wanted {
             if let Some(output) = outputs.get_mut(name) {
-                value::wipe(output, &ours);
+                value::wipe_strings(output);
             }
         }
         answers.into_iter().collect()

@@ -1,47 +1,127 @@
-//! A fixed number of things, each lent to one thread at a time.
+//! A fixed number of things, each lent to one thread at a time and tidied before it
+//! is lent again.
+//!
+//! A thread of the pool tidies what comes back, so that neither the borrower who
+//! returned it waits for that, nor what it left behind waits for the next borrower. A
+//! borrower who finds something untidied helps.
 
+use std::io;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 
-/// Lends its members out; whoever finds none waits.
+/// Lends its members out; whoever finds none waits. On drop everything is tidied,
+/// then dropped.
 pub(crate) struct Pool<T> {
-    idle: Mutex<Vec<T>>,
-    returned: Condvar,
+    shelf: Arc<Shelf<T>>,
+    tidier: Option<JoinHandle<()>>,
 }
 
-impl<T> Pool<T> {
-    pub(crate) fn new(members: Vec<T>) -> Self {
-        Self {
-            idle: Mutex::new(members),
+struct Shelf<T> {
+    members: Mutex<Members<T>>,
+    tidied: Condvar,
+    returned: Condvar,
+    tidy: fn(&T),
+}
+
+struct Members<T> {
+    tidy: Vec<T>,
+    untidy: Vec<T>,
+    closed: bool,
+}
+
+impl<T: Send + 'static> Pool<T> {
+    /// Lends `members`, which are tidy. `tidy` does not panic.
+    ///
+    /// # Errors
+    /// When there is no thread for it.
+    pub(crate) fn new(members: Vec<T>, tidy: fn(&T)) -> io::Result<Self> {
+        let shelf = Arc::new(Shelf {
+            members: Mutex::new(Members {
+                tidy: members,
+                untidy: Vec::new(),
+                closed: false,
+            }),
+            tidied: Condvar::new(),
             returned: Condvar::new(),
-        }
+            tidy,
+        });
+        let tidier = std::thread::Builder::new()
+            .name("occlude-tidier".to_owned())
+            .spawn({
+                let shelf = Arc::clone(&shelf);
+                move || shelf.tidy_until_closed()
+            })?;
+        Ok(Self {
+            shelf,
+            tidier: Some(tidier),
+        })
     }
 
     pub(crate) fn take(&self) -> Lent<'_, T> {
-        let mut idle = self.lock();
-        loop {
-            if let Some(member) = idle.pop() {
-                return Lent {
-                    pool: self,
-                    member: Some(member),
-                };
+        let mut members = self.shelf.lock();
+        let member = loop {
+            if let Some(member) = members.tidy.pop() {
+                break member;
             }
-            idle = self
-                .returned
-                .wait(idle)
-                .unwrap_or_else(PoisonError::into_inner);
+            if let Some(member) = members.untidy.pop() {
+                drop(members);
+                (self.shelf.tidy)(&member);
+                break member;
+            }
+            members = wait(&self.shelf.tidied, members);
+        };
+        Lent {
+            shelf: &self.shelf,
+            member: Some(member),
+        }
+    }
+}
+
+impl<T> Shelf<T> {
+    fn tidy_until_closed(&self) {
+        let mut members = self.lock();
+        loop {
+            if let Some(member) = members.untidy.pop() {
+                drop(members);
+                (self.tidy)(&member);
+                members = self.lock();
+                members.tidy.push(member);
+                self.tidied.notify_one();
+            } else if members.closed {
+                return;
+            } else {
+                members = wait(&self.returned, members);
+            }
         }
     }
 
     /// Nothing that could panic runs under the lock, so poison means nothing.
-    fn lock(&self) -> MutexGuard<'_, Vec<T>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Members<T>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn wait<'a, T>(condition: &Condvar, members: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+    condition
+        .wait(members)
+        .unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<T> Drop for Pool<T> {
+    fn drop(&mut self) {
+        self.shelf.lock().closed = true;
+        self.shelf.returned.notify_one();
+        if let Some(tidier) = self.tidier.take() {
+            // Were it to panic, that was reported when it happened.
+            let _ = tidier.join();
+        }
     }
 }
 
 /// A member on loan; it goes back on drop, when the borrower panics too.
 pub(crate) struct Lent<'a, T> {
-    pool: &'a Pool<T>,
+    shelf: &'a Shelf<T>,
     /// `None` only while being dropped.
     member: Option<T>,
 }
@@ -62,8 +142,9 @@ impl<T> DerefMut for Lent<'_, T> {
 
 impl<T> Drop for Lent<'_, T> {
     fn drop(&mut self) {
-        self.pool.lock().extend(self.member.take());
-        self.pool.returned.notify_one();
+        self.shelf.lock().untidy.extend(self.member.take());
+        self.shelf.returned.notify_one();
+        self.shelf.tidied.notify_one();
     }
 }
 
@@ -76,7 +157,7 @@ mod tests {
 
     #[test]
     fn no_more_members_are_lent_than_there_are_and_everyone_is_served() {
-        let pool = Pool::new(vec![(), ()]);
+        let pool = Pool::new(vec![(), ()], |()| ()).unwrap();
         let (lent, most, served) = (
             AtomicUsize::new(0),
             AtomicUsize::new(0),
@@ -99,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_borrower_that_panics_returns_its_member() {
-        let pool = Pool::new(vec![7]);
+        let pool = Pool::new(vec![7], |_| ()).unwrap();
         let outcome = std::thread::scope(|scope| {
             scope
                 .spawn(|| {
@@ -110,5 +191,36 @@ mod tests {
         });
         assert!(outcome.is_err());
         assert_eq!(*pool.take(), 7);
+    }
+
+    #[test]
+    fn a_member_is_tidied_soon_after_its_return_and_always_before_the_next_loan() {
+        let dirt = Arc::new(AtomicUsize::new(0));
+        let pool = Pool::new(vec![Arc::clone(&dirt)], |dirt| {
+            dirt.store(0, Ordering::SeqCst);
+        })
+        .unwrap();
+        for _ in 0..1000 {
+            let member = pool.take();
+            assert_eq!(member.swap(1, Ordering::SeqCst), 0);
+        }
+        let start = std::time::Instant::now();
+        while dirt.load(Ordering::SeqCst) != 0 {
+            assert!(start.elapsed() < Duration::from_secs(10), "never tidied");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn whoever_drops_the_pool_waits_until_everything_is_tidied() {
+        let dirt = Arc::new(AtomicUsize::new(0));
+        let pool = Pool::new(vec![Arc::clone(&dirt)], |dirt| {
+            std::thread::sleep(Duration::from_millis(20));
+            dirt.store(0, Ordering::SeqCst);
+        })
+        .unwrap();
+        pool.take().store(1, Ordering::SeqCst);
+        drop(pool);
+        assert_eq!(dirt.load(Ordering::SeqCst), 0);
     }
 }

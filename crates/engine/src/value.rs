@@ -1,7 +1,8 @@
 //! Tensors of the protocol as values of ONNX Runtime, and back.
 //!
 //! Inputs and weights are borrowed, never copied (a misaligned input excepted).
-//! Outputs are copied once, after which [`wipe`] zeroes what ONNX Runtime held.
+//! Outputs are copied once. Numbers lie in memory that [`crate::allocator`] wipes, the
+//! contents of byte strings elsewhere: those [`wipe_strings`] zeroes.
 
 use std::ffi::{c_char, c_void};
 use std::marker::PhantomData;
@@ -28,15 +29,7 @@ pub(crate) struct Borrowed<'a> {
 impl Drop for Borrowed<'_> {
     /// Byte strings are no borrowed bytes but ONNX Runtime's copy.
     fn drop(&mut self) {
-        if matches!(
-            self.value.dtype(),
-            ValueType::Tensor {
-                ty: TensorElementType::String,
-                ..
-            }
-        ) {
-            wipe(&mut self.value, &[]);
-        }
+        wipe_strings(&mut self.value);
     }
 }
 
@@ -249,35 +242,22 @@ fn tensor_data(value: &DynValue) -> *mut c_void {
     }
 }
 
-/// Zeroes an output's elements in ONNX Runtime's memory, where they are its own:
-/// a model may return an input or a weight as it is, and those are `borrowed`.
-pub(crate) fn wipe(value: &mut DynValue, borrowed: &[&[u8]]) {
-    let ValueType::Tensor { ty, shape, .. } = value.dtype() else {
+/// Zeroes the contents of byte strings, which ONNX Runtime keeps in the C++ runtime's
+/// memory. Leaves other values as they are.
+pub(crate) fn wipe_strings(value: &mut DynValue) {
+    let ValueType::Tensor {
+        ty: TensorElementType::String,
+        shape,
+        ..
+    } = value.dtype()
+    else {
         return;
     };
-    match protocol_type(*ty) {
-        Some(DataType::Bytes) => {
-            for index in 0..shape.num_elements() {
-                let length = string_length(value, index).unwrap_or(0);
-                if let Ok(buffer) = string_buffer(value, index, length) {
-                    buffer.zeroize();
-                }
-            }
+    for index in 0..shape.num_elements() {
+        let length = string_length(value, index).unwrap_or(0);
+        if let Ok(buffer) = string_buffer(value, index, length) {
+            buffer.zeroize();
         }
-        Some(datatype) => {
-            let start = tensor_data(value).cast::<u8>();
-            let length = numeric_length(value, datatype);
-            let is_borrowed = borrowed
-                .iter()
-                .any(|bytes| bytes.as_ptr_range().contains(&start.cast_const()));
-            if length == 0 || start.is_null() || is_borrowed {
-                return;
-            }
-            // SAFETY: the elements are ONNX Runtime's, no part of a buffer of ours, and
-            // this output is not read again; `value` is borrowed mutably.
-            unsafe { slice::from_raw_parts_mut(start, length) }.zeroize();
-        }
-        None => {}
     }
 }
 
@@ -354,32 +334,8 @@ pub(crate) fn weight_element_type(data_type: occlude_onnx::DataType) -> Option<E
 
 #[cfg(test)]
 mod tests {
-    use ort::value::DynTensor;
-
     use super::*;
     use crate::support::runtime;
-
-    #[test]
-    fn wiping_zeroes_numbers_that_onnx_runtime_owns() {
-        runtime();
-        let tensor = DynTensor::new(&Allocator::default(), TensorElementType::Uint8, [64_usize]);
-        let mut value = tensor.unwrap().into_dyn();
-        let start = tensor_data(&value).cast::<u8>();
-        // SAFETY: the tensor holds 64 bytes at `start`, and `value` is alive.
-        unsafe { start.write_bytes(0xa5, 64) };
-        assert_eq!(numeric_bytes(&value, DataType::Uint8), [0xa5; 64]);
-        wipe(&mut value, &[]);
-        assert_eq!(numeric_bytes(&value, DataType::Uint8), [0; 64]);
-    }
-
-    #[test]
-    fn wiping_leaves_borrowed_bytes_alone() {
-        runtime();
-        let tensor = Tensor::from_values("x", vec![3], &[1_u64, 2, 3]).unwrap();
-        let mut input = borrow(&tensor, &[3]).unwrap();
-        wipe(&mut input.value, &[tensor.data()]);
-        assert_eq!(tensor.to_values::<u64>().unwrap(), [1, 2, 3]);
-    }
 
     #[test]
     fn wiping_zeroes_byte_strings_short_and_long() {
@@ -392,7 +348,7 @@ mod tests {
         let mut input = string_value(&tensor, &[2]).unwrap();
         let value = &mut input.value;
         assert_eq!(copy_strings(value, 2).unwrap()[0].as_slice(), b"short");
-        wipe(value, &[]);
+        wipe_strings(value);
         let wiped = copy_strings(value, 2).unwrap();
         assert!(
             wiped

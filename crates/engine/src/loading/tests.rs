@@ -86,14 +86,21 @@ fn optimized(model: &ModelProto, level: GraphOptimizationLevel) -> GraphProto {
     let weights = open_weights(&container, &rewritten.weights, &places, &options).unwrap();
     let zeros = zeros_folder(&container).unwrap();
     let dump = zeros.path().join("optimized.onnx");
-    let builder = session_builder(runtime(), zeros.path(), &options)
+    let builder = session_builder(runtime(), zeros.path())
         .unwrap()
         .with_optimization_level(level)
         .unwrap()
         .with_optimized_model_path(&dump)
         .unwrap();
-    let sessions = start_sessions(Ok(builder), &rewritten, &places, &weights, &options).unwrap();
-    assert_eq!(sessions.len(), 1);
+    let started = start_sessions(
+        runtime(),
+        Ok(builder),
+        &rewritten,
+        &places,
+        &weights,
+        &options,
+    );
+    assert_eq!(started.unwrap().len(), 1);
     let dumped = std::fs::read(&dump).unwrap();
     ModelProto::decode(dumped.as_slice())
         .unwrap()

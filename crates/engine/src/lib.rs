@@ -22,6 +22,7 @@
 #![deny(unsafe_code)]
 
 mod error;
+mod graph;
 mod library;
 #[allow(unsafe_code, reason = "gives ONNX Runtime weights to borrow")]
 mod loading;
@@ -29,7 +30,7 @@ mod loading;
 pub mod memory;
 mod model;
 mod pool;
-mod skeleton;
+
 #[allow(unsafe_code, reason = "calls ONNX Runtime's C API")]
 mod value;
 

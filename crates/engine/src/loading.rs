@@ -20,10 +20,10 @@ use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
 use crate::error::LoadError;
+use crate::graph::normalise::{self, Rewritten, SealedTensor, Weight, ZEROS_FILE_NAME};
 use crate::library::Runtime;
 use crate::memory::ProtectedBuffer;
 use crate::model::LoadOptions;
-use crate::skeleton::{self, Rewritten, SealedTensor, Weight, ZEROS_FILE_NAME};
 use crate::value;
 
 /// Weights start at multiples of this: a cache line, and the widest vector.
@@ -74,7 +74,7 @@ fn rewrite_skeleton(container: &OpenContainer) -> Result<Rewritten, LoadError> {
             (entry.offset, SealedTensor { index, length })
         })
         .collect();
-    skeleton::rewrite(container.skeleton(), &tensors, &mut |index| {
+    normalise::rewrite(container.skeleton(), &tensors, &mut |index| {
         let mut bytes = vec![0; addressable(entries[index].length)?];
         container.read_tensor(index, &mut bytes)?;
         Ok(bytes)
@@ -207,7 +207,7 @@ fn start_sessions(
             }
         })?;
         let bytes = &buffer.as_slice()[place..][..addressable(weight.sealed.length)?];
-        // SAFETY: the bytes are as many as type and extents take (`skeleton::rewrite`
+        // SAFETY: the bytes are as many as type and extents take (`normalise::rewrite`
         // compared them) and aligned to a cache line. The buffer outlives value and
         // sessions: both are dropped before it (see `Loaded`), and nothing writes to it
         // any more.

@@ -30,7 +30,6 @@ mod loading;
 pub mod memory;
 mod model;
 mod pool;
-
 #[allow(unsafe_code, reason = "calls ONNX Runtime's C API")]
 mod value;
 

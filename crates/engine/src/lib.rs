@@ -23,6 +23,7 @@
 #[allow(unsafe_code, reason = "provides ONNX Runtime with memory")]
 mod allocator;
 mod error;
+mod graph;
 mod library;
 #[allow(unsafe_code, reason = "gives ONNX Runtime weights to borrow")]
 mod loading;
@@ -30,7 +31,6 @@ mod loading;
 pub mod memory;
 mod model;
 mod pool;
-mod skeleton;
 #[allow(unsafe_code, reason = "calls ONNX Runtime's C API")]
 mod value;
 

@@ -1,6 +1,6 @@
 //! From an opened container to sessions over borrowed weights.
 //!
-//! 1. The skeleton is rewritten (see [`crate::skeleton`]), so that every weight is
+//! 1. The skeleton is rewritten (see [`crate::graph`]), so that every weight is
 //!    external, its values standing in a sparse file of zeros.
 //! 2. Each weight is opened from its chunks straight into one protected buffer.
 //! 3. A value over its place there is given to ONNX Runtime as that initializer:
@@ -21,10 +21,12 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
 use crate::allocator::Allocator;
 use crate::error::LoadError;
+use crate::graph::{
+    Emitted, RewriteOptions, SealedTensor, Source, Survey, Weight, ZEROS_FILE_NAME,
+};
 use crate::library::Runtime;
 use crate::memory::ProtectedBuffer;
 use crate::model::LoadOptions;
-use crate::skeleton::{self, Rewritten, SealedTensor, Weight, ZEROS_FILE_NAME};
 use crate::value;
 
 /// Weights start at multiples of this: a cache line, and the widest vector.
@@ -33,6 +35,13 @@ const WEIGHT_ALIGNMENT: usize = 64;
 /// Fusions that depend on operators and shapes only. Beyond this level ONNX
 /// Runtime changes data layouts, which needs constant weights to pay.
 const OPTIMIZATION: GraphOptimizationLevel = GraphOptimizationLevel::Level2;
+
+/// Every weight is left to ONNX Runtime.
+const REWRITE: RewriteOptions = RewriteOptions {
+    sealed_operators: false,
+    block: None,
+    smallest_streamed: u64::MAX,
+};
 
 pub(crate) struct Loaded {
     /// They borrow `weights` and must be dropped before it.
@@ -54,14 +63,15 @@ pub(crate) fn load(
     container: &OpenContainer,
     options: &LoadOptions,
 ) -> Result<Loaded, LoadError> {
-    let rewritten = rewrite_skeleton(container)?;
-    let places = places(&rewritten.weights)?;
-    let weights = open_weights(container, &rewritten.weights, &places, options)?;
+    let survey = survey(container)?;
+    let emitted = survey.emit(&|_| true)?;
+    let places = places(&emitted.weights)?;
+    let weights = open_weights(container, &emitted.weights, &places, options)?;
     let zeros = zeros_folder(container)?;
     let compartments = start_sessions(
         runtime,
         session_builder(runtime, zeros.path()),
-        &rewritten,
+        &emitted,
         &places,
         &weights,
         options,
@@ -69,11 +79,11 @@ pub(crate) fn load(
     Ok(Loaded {
         compartments,
         weights,
-        unranked: rewritten.unranked,
+        unranked: survey.unranked().clone(),
     })
 }
 
-fn rewrite_skeleton(container: &OpenContainer) -> Result<Rewritten, LoadError> {
+fn survey(container: &OpenContainer) -> Result<Survey, LoadError> {
     let entries = container.tensors();
     let tensors: HashMap<u64, SealedTensor> = entries
         .iter()
@@ -83,11 +93,12 @@ fn rewrite_skeleton(container: &OpenContainer) -> Result<Rewritten, LoadError> {
             (entry.offset, SealedTensor { index, length })
         })
         .collect();
-    skeleton::rewrite(container.skeleton(), &tensors, &mut |index| {
+    let mut read = |index: usize| {
         let mut bytes = vec![0; addressable(entries[index].length)?];
         container.read_tensor(index, &mut bytes)?;
         Ok(bytes)
-    })
+    };
+    Survey::of(container.skeleton(), &tensors, &mut read, &REWRITE)
 }
 
 /// Where each weight starts in the buffer, and after the last one its size.
@@ -95,7 +106,7 @@ fn places(weights: &[Weight]) -> Result<Vec<usize>, LoadError> {
     let mut places = vec![0];
     let mut end = 0_usize;
     for weight in weights {
-        end = addressable(weight.sealed.length)?
+        end = addressable(weight.length())?
             .checked_next_multiple_of(WEIGHT_ALIGNMENT)
             .and_then(|length| end.checked_add(length))
             .ok_or_else(too_large)?;
@@ -130,10 +141,7 @@ fn open_weights(
     let mut rest = buffer.as_mut_slice();
     for (weight, place) in weights.iter().zip(places.windows(2)) {
         let (slot, after) = rest.split_at_mut(place[1] - place[0]);
-        jobs.push((
-            weight.sealed.index,
-            &mut slot[..addressable(weight.sealed.length)?],
-        ));
+        jobs.push((&weight.source, &mut slot[..addressable(weight.length())?]));
         rest = after;
     }
 
@@ -142,7 +150,10 @@ fn open_weights(
         loop {
             let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).next();
             match job {
-                Some((index, slot)) => container.read_tensor(index, slot)?,
+                Some((Source::Sealed(tensor), slot)) => {
+                    container.read_tensor(tensor.index, slot)?;
+                }
+                Some((Source::Inline(bytes), slot)) => slot.copy_from_slice(bytes),
                 None => return Ok(()),
             }
         }
@@ -197,21 +208,21 @@ fn session_builder(runtime: &'static Runtime, zeros: &Path) -> Result<SessionBui
 fn start_sessions(
     runtime: &'static Runtime,
     builder: Result<SessionBuilder, ort::Error>,
-    rewritten: &Rewritten,
+    emitted: &Emitted,
     places: &[usize],
     buffer: &ProtectedBuffer,
     options: &LoadOptions,
 ) -> Result<Vec<Compartment>, LoadError> {
     let refused = |error: ort::Error| LoadError::Rejected(error.into());
     let mut builder = builder.map_err(refused)?;
-    for (weight, &place) in rewritten.weights.iter().zip(places) {
+    for (weight, &place) in emitted.weights.iter().zip(places) {
         let element = value::weight_element_type(weight.data_type).ok_or({
             LoadError::WeightType {
                 data_type: weight.data_type,
             }
         })?;
-        let bytes = &buffer.as_slice()[place..][..addressable(weight.sealed.length)?];
-        // SAFETY: the bytes are as many as type and extents take (`skeleton::rewrite`
+        let bytes = &buffer.as_slice()[place..][..addressable(weight.length())?];
+        // SAFETY: the bytes are as many as type and extents take (`Survey::of`
         // compared them) and aligned to a cache line. The buffer outlives value and
         // sessions: both are dropped before it (see `Loaded`), and nothing writes to it
         // any more.
@@ -226,7 +237,7 @@ fn start_sessions(
             let memory = Allocator::new().map_err(refused)?;
             let session = memory
                 .lend_to_session(runtime.environment(), || {
-                    builder.commit_from_memory(&rewritten.model)
+                    builder.commit_from_memory(&emitted.model)
                 })
                 .and_then(|session| session)
                 .map_err(refused)?;

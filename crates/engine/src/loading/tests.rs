@@ -81,9 +81,9 @@ fn large_initializers(graph: &GraphProto) -> BTreeSet<String> {
 fn optimized(model: &ModelProto, level: GraphOptimizationLevel) -> GraphProto {
     let container = opened(model);
     let options = one_thread();
-    let rewritten = rewrite_skeleton(&container).unwrap();
-    let places = places(&rewritten.weights).unwrap();
-    let weights = open_weights(&container, &rewritten.weights, &places, &options).unwrap();
+    let emitted = survey(&container).unwrap().emit(&|_| true).unwrap();
+    let places = places(&emitted.weights).unwrap();
+    let weights = open_weights(&container, &emitted.weights, &places, &options).unwrap();
     let zeros = zeros_folder(&container).unwrap();
     let dump = zeros.path().join("optimized.onnx");
     let builder = session_builder(runtime(), zeros.path())
@@ -95,7 +95,7 @@ fn optimized(model: &ModelProto, level: GraphOptimizationLevel) -> GraphProto {
     let started = start_sessions(
         runtime(),
         Ok(builder),
-        &rewritten,
+        &emitted,
         &places,
         &weights,
         &options,
@@ -127,10 +127,11 @@ fn even_layout_optimisations_keep_the_set_of_initializers() {
 #[test]
 fn the_skeleton_given_to_onnx_runtime_holds_no_weight() {
     let model = tempting();
-    let rewritten = rewrite_skeleton(&opened(&model)).unwrap();
+    let container = opened(&model);
+    let emitted = survey(&container).unwrap().emit(&|_| true).unwrap();
     for initializer in model.graph.unwrap().initializer {
         for window in initializer.raw_data.unwrap().windows(16).step_by(16) {
-            assert!(!rewritten.model.windows(16).any(|found| found == window));
+            assert!(!emitted.model.windows(16).any(|found| found == window));
         }
     }
 }
@@ -141,7 +142,7 @@ fn weights_start_at_cache_lines_and_do_not_overlap() {
         name: String::new(),
         data_type: occlude_onnx::DataType::Uint8,
         dims: vec![],
-        sealed: SealedTensor { index: 0, length },
+        source: Source::Sealed(SealedTensor { index: 0, length }),
     };
     let places = places(&[weight(1), weight(64), weight(65), weight(0)]).unwrap();
     assert_eq!(places, [0, 64, 128, 256, 256]);

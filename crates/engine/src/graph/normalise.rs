@@ -1,21 +1,14 @@
-//! Turns an opened skeleton into one that ONNX Runtime can complete with weights
-//! it borrows.
+//! Decodes a skeleton and gives every constant one form.
 //!
-//! Guaranteed for every weight that is borrowed: it is an initializer of the
-//! main graph *and* one of the main graph's inputs. Since version 4 of the ONNX
-//! IR such an initializer is only a default that a caller may override, so no
-//! optimizer of ONNX Runtime may treat it as a constant: none reads the zeros
-//! that stand in for it here, folds it, lays it out anew or drops it. (Nobody can
-//! override it in fact: [`crate::Model::run`] takes the model's own inputs only.)
-//!
-//! Weights inside subgraphs (If, Loop, Scan) are moved to the main graph, whose
-//! values subgraphs may use. What cannot be moved (tensors inside local functions,
-//! in attributes other than Constant's, and sparse tensors) is put into the
-//! rewritten skeleton itself, which is wiped after loading; ONNX Runtime then
-//! keeps its own copy.
-//!
-//! The skeleton is authentic (its owner sealed it), but may have been made from
-//! anything: nothing here panics on it.
+//! 1. Constants become initializers of the main graph: large Constant nodes, and
+//!    weights inside subgraphs (If, Loop, Scan), whose values subgraphs may use from
+//!    outside.
+//! 2. What cannot be moved (tensors inside local functions, in attributes other than
+//!    Constant's, and sparse tensors) is put into the skeleton itself, which is wiped
+//!    after loading; ONNX Runtime then keeps its own copy.
+//! 3. Each reference to a tensor is checked against the container's index, and each
+//!    tensor's type and extents against its length. References elsewhere are refused:
+//!    ONNX Runtime would read whatever file of the host's is named there.
 
 use std::collections::{HashMap, HashSet};
 
@@ -23,62 +16,32 @@ use occlude_container::PAYLOAD_LOCATION;
 use occlude_onnx::DataType;
 use occlude_onnx::messages::{
     AttributeProto, DataLocation, GraphProto, ModelProto, NodeProto, SparseTensorProto,
-    StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
-    tensor_shape_proto, type_proto,
+    TensorProto, type_proto,
 };
 use prost::Message;
-use zeroize::Zeroizing;
 
+use super::{BLOCKED_DOMAIN, SEALED_DOMAIN, SealedTensor, Source, Weight};
 use crate::error::LoadError;
-
-/// The file of zeros that stands in for every weight; see [`Rewritten::zeros`].
-pub(crate) const ZEROS_FILE_NAME: &str = "zeros";
 
 /// Since this version of the IR, initializers that are also inputs are defaults.
 const FIRST_IR_VERSION_WITH_DEFAULTS: i64 = 4;
 
-/// One tensor of the container, as the skeleton refers to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct SealedTensor {
-    /// Its place among the container's tensors.
-    pub(crate) index: usize,
-    /// Its size in bytes.
-    pub(crate) length: u64,
-}
-
-/// One weight for ONNX Runtime to borrow.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Weight {
-    /// Its name in the main graph.
-    pub(crate) name: String,
-    pub(crate) data_type: DataType,
-    pub(crate) dims: Vec<i64>,
-    pub(crate) sealed: SealedTensor,
-}
-
-/// What [`rewrite`] makes.
-pub(crate) struct Rewritten {
-    /// The encoded model, without the values of `weights`.
-    pub(crate) model: Zeroizing<Vec<u8>>,
-    /// In the order of the main graph's initializers.
-    pub(crate) weights: Vec<Weight>,
+/// A decoded skeleton in the form described above.
+pub(super) struct Normalised {
+    /// Sealed initializers of its main graph still refer to the container.
+    pub(super) model: ModelProto,
+    /// Those initializers, in order.
+    pub(super) weights: Vec<Weight>,
     /// The main graph's inputs and outputs whose rank the model leaves open.
-    pub(crate) unranked: HashSet<String>,
+    pub(super) unranked: HashSet<String>,
 }
 
-/// Rewrites `skeleton`.
-///
-/// `tensors` maps an offset in the sealed plaintext to the tensor there; `read`
-/// returns the bytes of one that has to go into the skeleton.
-///
-/// # Errors
-/// [`LoadError::Skeleton`] where the skeleton is no model or disagrees with
-/// `tensors`; whatever `read` returns.
-pub(crate) fn rewrite(
+/// See [`super::Survey::of`].
+pub(super) fn normalise(
     skeleton: &[u8],
     tensors: &HashMap<u64, SealedTensor>,
     read: &mut dyn FnMut(usize) -> Result<Vec<u8>, LoadError>,
-) -> Result<Rewritten, LoadError> {
+) -> Result<Normalised, LoadError> {
     let mut model = ModelProto::decode(skeleton)
         .map_err(|error| LoadError::Skeleton(format!("it does not decode: {error}")))?;
     let mut graph = model
@@ -99,14 +62,11 @@ pub(crate) fn rewrite(
     graph.initializer.append(&mut moved);
 
     let mut weights = Vec::new();
-    for initializer in &mut graph.initializer {
+    for initializer in &graph.initializer {
         if let Some(sealed) = sealed_tensor(initializer, tensors)? {
-            let weight = weight(initializer, sealed)?;
-            initializer.external_data = zeros(sealed.length);
-            weights.push(weight);
+            weights.push(weight(initializer, sealed)?);
         }
     }
-    declare_as_inputs(&mut graph, &weights);
 
     // Training graphs never run here.
     model.training_info.clear();
@@ -117,11 +77,33 @@ pub(crate) fn rewrite(
         inline.attributes(&mut function.attribute_proto)?;
     }
     model.graph = Some(graph);
-    Ok(Rewritten {
-        model: Zeroizing::new(model.encode_to_vec()),
+    Ok(Normalised {
+        model,
         weights,
         unranked,
     })
+}
+
+/// Refuses a model that brings nodes of the operator sets that the rewrite writes:
+/// their attributes would point into our layers.
+pub(super) fn refuse_own_operators(model: &ModelProto) -> Result<(), LoadError> {
+    let main = model.graph.iter().flat_map(|graph| &graph.node);
+    let functions = model.functions.iter().flat_map(|function| &function.node);
+    if main.chain(functions).any(uses_own_operators) {
+        return Err(LoadError::Skeleton(
+            "it uses operators that are the engine's own".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+fn uses_own_operators(node: &NodeProto) -> bool {
+    let graphs = node
+        .attribute
+        .iter()
+        .flat_map(|attribute| attribute.g.as_deref().into_iter().chain(&attribute.graphs));
+    matches!(node.domain.as_str(), SEALED_DOMAIN | BLOCKED_DOMAIN)
+        || graphs.flat_map(|graph| &graph.node).any(uses_own_operators)
 }
 
 /// Before IR version 4 every initializer was an input too and yet a constant.
@@ -245,36 +227,6 @@ fn subgraphs(node: &mut NodeProto) -> impl Iterator<Item = &mut GraphProto> {
     })
 }
 
-fn declare_as_inputs(graph: &mut GraphProto, weights: &[Weight]) {
-    let declared: HashSet<String> = graph.input.iter().map(|input| input.name.clone()).collect();
-    let missing = weights
-        .iter()
-        .filter(|weight| !declared.contains(&weight.name));
-    graph.input.extend(missing.map(|weight| ValueInfoProto {
-        name: weight.name.clone(),
-        r#type: Some(tensor_type(weight)),
-        ..ValueInfoProto::default()
-    }));
-}
-
-fn tensor_type(weight: &Weight) -> TypeProto {
-    let dim = weight
-        .dims
-        .iter()
-        .map(|&extent| tensor_shape_proto::Dimension {
-            value: Some(tensor_shape_proto::dimension::Value::DimValue(extent)),
-            ..Default::default()
-        })
-        .collect();
-    TypeProto {
-        value: Some(type_proto::Value::TensorType(type_proto::Tensor {
-            elem_type: weight.data_type.number(),
-            shape: Some(TensorShapeProto { dim }),
-        })),
-        ..TypeProto::default()
-    }
-}
-
 fn weight(tensor: &TensorProto, sealed: SealedTensor) -> Result<Weight, LoadError> {
     let disagrees = || {
         LoadError::Skeleton(format!(
@@ -297,26 +249,11 @@ fn weight(tensor: &TensorProto, sealed: SealedTensor) -> Result<Weight, LoadErro
         name: tensor.name.clone(),
         data_type,
         dims: tensor.dims.clone(),
-        sealed,
+        source: Source::Sealed(sealed),
     })
 }
 
-/// Every weight points at the same zeros: its own place in the plaintext is of no
-/// use to ONNX Runtime.
-fn zeros(length: u64) -> Vec<StringStringEntryProto> {
-    [
-        ("location", ZEROS_FILE_NAME.to_owned()),
-        ("offset", "0".to_owned()),
-        ("length", length.to_string()),
-    ]
-    .map(|(key, value)| StringStringEntryProto {
-        key: key.to_owned(),
-        value,
-    })
-    .into()
-}
-
-fn is_sealed(tensor: &TensorProto) -> bool {
+pub(super) fn is_sealed(tensor: &TensorProto) -> bool {
     tensor.data_location == DataLocation::External as i32
         && entry(tensor, "location") == Some(PAYLOAD_LOCATION)
 }

@@ -1,11 +1,18 @@
 //! Rewriting skeletons that are malformed, disagree or keep weights in odd places.
 
-use occlude_onnx::messages::{AttributeProto, TrainingInfoProto};
+use occlude_onnx::messages::{AttributeProto, StringStringEntryProto, TrainingInfoProto};
 
 use super::*;
+use crate::graph::{RewriteOptions, Survey};
 use crate::support::{floats, graph, model, node, subgraph, value, with};
 
 const OFFSET: u64 = 4096;
+
+const WITHOUT_LAYERS: RewriteOptions = RewriteOptions {
+    sealed_operators: false,
+    block: None,
+    smallest_streamed: 0,
+};
 
 fn sealed(name: &str, dims: &[i64], offset: u64, length: u64) -> TensorProto {
     let mut tensor = floats(name, dims, &[]);
@@ -36,12 +43,15 @@ fn one_tensor() -> HashMap<u64, SealedTensor> {
 }
 
 fn rewritten(model: &ModelProto) -> Result<(ModelProto, Vec<Weight>), LoadError> {
-    let rewritten = rewrite(&model.encode_to_vec(), &one_tensor(), &mut |index| {
+    let mut read = |index| {
         assert_eq!(index, 7);
         Ok(vec![0x77; 1600])
-    })?;
-    let model = ModelProto::decode(rewritten.model.as_slice()).unwrap();
-    Ok((model, rewritten.weights))
+    };
+    let skeleton = model.encode_to_vec();
+    let survey = Survey::of(&skeleton, &one_tensor(), &mut read, &WITHOUT_LAYERS)?;
+    let emitted = survey.emit(&|_| true)?;
+    let model = ModelProto::decode(emitted.model.as_slice()).unwrap();
+    Ok((model, emitted.weights))
 }
 
 fn with_initializer(initializer: TensorProto) -> ModelProto {
@@ -71,10 +81,10 @@ fn a_weight_becomes_an_input_whose_default_lies_in_the_zeros() {
             name: "weight".to_owned(),
             data_type: DataType::Float,
             dims: vec![20, 20],
-            sealed: SealedTensor {
+            source: Source::Sealed(SealedTensor {
                 index: 7,
                 length: 1600
-            },
+            }),
         }],
     );
     let graph = model.graph.unwrap();
@@ -116,7 +126,7 @@ fn a_tensor_in_a_file_of_the_hosts_is_refused_wherever_it_stands() {
 
 #[test]
 fn bytes_that_are_no_protobuf_are_refused() {
-    let result = rewrite(&[0xff; 9], &HashMap::new(), &mut |_| Ok(vec![]));
+    let result = normalise(&[0xff; 9], &HashMap::new(), &mut |_| Ok(vec![]));
     let Err(LoadError::Skeleton(message)) = result else {
         panic!("it was accepted or failed otherwise");
     };

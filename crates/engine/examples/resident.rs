@@ -33,6 +33,13 @@ fn main() -> Outcome<()> {
     let options = LoadOptions {
         threads: arguments.threads,
         sessions: NonZeroUsize::MIN,
+        memory: match std::env::var("SHARE") {
+            Ok(s) => occlude_engine::ProtectedMemory::WeightShare(s.parse::<f64>()? / 100.0),
+            Err(_) => match std::env::var("MIB") {
+                Ok(m) => occlude_engine::ProtectedMemory::Bytes(m.parse::<u64>()? << 20),
+                Err(_) => occlude_engine::ProtectedMemory::Resident,
+            },
+        },
         ..LoadOptions::default()
     };
 

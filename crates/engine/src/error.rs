@@ -48,6 +48,30 @@ pub enum LoadError {
         /// What it answered.
         source: io::Error,
     },
+    /// A panel of weights came back from the spill store altered.
+    #[error("the store of streamed weights was altered: {0}")]
+    Spilled(occlude_spill::OpenError),
+    /// The model cannot be run to see what memory it takes.
+    #[error("the model's memory cannot be measured: {reason}")]
+    DryRun {
+        /// Why.
+        reason: String,
+    },
+    /// The budget of protected memory is too small.
+    #[error(
+        "{budget} bytes of protected memory are not enough: the model needs {smallest}, of which \
+         {resident} for weights that must be resident and {working} for running"
+    )]
+    Budget {
+        /// The budget.
+        budget: u64,
+        /// The smallest that works.
+        smallest: u64,
+        /// Weights that must be resident.
+        resident: u64,
+        /// Intermediate results and scratch of all sessions.
+        working: u64,
+    },
     /// ONNX Runtime refuses the model.
     #[error("ONNX Runtime refuses the model")]
     Rejected(Confidential),

@@ -24,12 +24,14 @@
 mod allocator;
 mod error;
 mod graph;
+mod layers;
 mod library;
 #[allow(unsafe_code, reason = "gives ONNX Runtime weights to borrow")]
 mod loading;
 #[allow(unsafe_code, reason = "maps, locks and unmaps memory")]
 pub mod memory;
 mod model;
+mod operators;
 mod pool;
 #[allow(unsafe_code, reason = "calls ONNX Runtime's C API")]
 mod value;

@@ -1,11 +1,14 @@
 //! From an opened container to sessions over borrowed weights.
 //!
-//! 1. The skeleton is rewritten (see [`crate::graph`]), so that every weight is
-//!    external, its values standing in a sparse file of zeros.
-//! 2. Each weight is opened from its chunks straight into one protected buffer.
-//! 3. A value over its place there is given to ONNX Runtime as that initializer:
-//!    it then neither reads the file nor copies the value. Prepacking is off, since
-//!    a prepacked weight is a second copy in memory that nobody wipes.
+//! 1. The skeleton is rewritten (see [`crate::graph`]): operators of our own take the
+//!    place of those that our kernels compute, and every other weight is external, its
+//!    values standing in a sparse file of zeros.
+//! 2. The weights of our operators are opened, laid out and put into protected memory
+//!    or, encrypted, into the spill store (see [`layers`]).
+//! 3. Each other weight is opened from its chunks straight into one protected buffer.
+//!    A value over its place there is given to ONNX Runtime as that initializer: it
+//!    then neither reads the file nor copies the value. Prepacking is off, since a
+//!    prepacked weight is a second copy in memory that nobody wipes.
 //!
 //! No file ever holds anything of the model. The file of zeros has the size of the
 //! sealed container's plaintext, which is public.
@@ -16,6 +19,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use occlude_container::OpenContainer;
+use occlude_spill::CipherKind;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
@@ -24,10 +28,18 @@ use crate::error::LoadError;
 use crate::graph::{
     Emitted, RewriteOptions, SealedTensor, Source, Survey, Weight, ZEROS_FILE_NAME,
 };
+use crate::layers::Layers;
 use crate::library::Runtime;
 use crate::memory::ProtectedBuffer;
-use crate::model::LoadOptions;
+use crate::model::{LoadOptions, ProtectedMemory};
+use crate::operators;
 use crate::value;
+
+mod layers;
+pub(crate) mod residency;
+
+/// What our kernels block images by where ONNX Runtime has no such layout.
+const NARROWEST_BLOCK: usize = 8;
 
 /// Weights start at multiples of this: a cache line, and the widest vector.
 const WEIGHT_ALIGNMENT: usize = 64;
@@ -36,17 +48,13 @@ const WEIGHT_ALIGNMENT: usize = 64;
 /// Runtime changes data layouts, which needs constant weights to pay.
 const OPTIMIZATION: GraphOptimizationLevel = GraphOptimizationLevel::Level2;
 
-/// Every weight is left to ONNX Runtime.
-const REWRITE: RewriteOptions = RewriteOptions {
-    sealed_operators: false,
-    block: None,
-    smallest_streamed: u64::MAX,
-};
-
 pub(crate) struct Loaded {
     /// They borrow `weights` and must be dropped before it.
     pub(crate) compartments: Vec<Compartment>,
     pub(crate) weights: ProtectedBuffer,
+    pub(crate) layers: Arc<Layers>,
+    /// Bytes of all weights as the model stores them.
+    pub(crate) weight_bytes: u64,
     /// Inputs and outputs of open rank.
     pub(crate) unranked: HashSet<String>,
 }
@@ -63,7 +71,26 @@ pub(crate) fn load(
     container: &OpenContainer,
     options: &LoadOptions,
 ) -> Result<Loaded, LoadError> {
-    let survey = survey(container)?;
+    let rewrite = RewriteOptions {
+        sealed_operators: true,
+        block: blocked_channels(),
+        smallest_streamed: options.smallest_streamed,
+    };
+    let survey = survey(container, &rewrite)?;
+    let destination = match options.memory {
+        ProtectedMemory::Resident => layers::Destination::Resident,
+        ProtectedMemory::WeightShare(_) | ProtectedMemory::Bytes(_) => {
+            layers::Destination::Store(CipherKind::fastest())
+        }
+    };
+    let layers = Arc::new(layers::load(
+        container,
+        survey.layers(),
+        blocked_channels().unwrap_or(NARROWEST_BLOCK),
+        runtime.options().threads.get(),
+        options.threads.get(),
+        destination,
+    )?);
     let emitted = survey.emit(&|_| true)?;
     let places = places(&emitted.weights)?;
     let weights = open_weights(container, &emitted.weights, &places, options)?;
@@ -74,16 +101,37 @@ pub(crate) fn load(
         &emitted,
         &places,
         &weights,
+        &layers,
         options,
     )?;
+    let borrowed = survey.borrowed().iter().map(Weight::length);
+    let streamed = survey.layers().iter().map(|layer| layer.weight.length());
+    let weight_bytes = borrowed.chain(streamed).sum();
     Ok(Loaded {
         compartments,
         weights,
+        layers,
+        weight_bytes,
         unranked: survey.unranked().clone(),
     })
 }
 
-fn survey(container: &OpenContainer) -> Result<Survey, LoadError> {
+/// Channels of a block in ONNX Runtime's blocked layout on this processor, which its
+/// kernels choose by the same instructions.
+fn blocked_channels() -> Option<usize> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if std::is_x86_feature_detected!("avx512f") {
+            return Some(16);
+        }
+        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
+            return Some(8);
+        }
+    }
+    None
+}
+
+fn survey(container: &OpenContainer, rewrite: &RewriteOptions) -> Result<Survey, LoadError> {
     let entries = container.tensors();
     let tensors: HashMap<u64, SealedTensor> = entries
         .iter()
@@ -98,7 +146,7 @@ fn survey(container: &OpenContainer) -> Result<Survey, LoadError> {
         container.read_tensor(index, &mut bytes)?;
         Ok(bytes)
     };
-    Survey::of(container.skeleton(), &tensors, &mut read, &REWRITE)
+    Survey::of(container.skeleton(), &tensors, &mut read, rewrite)
 }
 
 /// Where each weight starts in the buffer, and after the last one its size.
@@ -141,8 +189,11 @@ fn open_weights(
     let mut rest = buffer.as_mut_slice();
     for (weight, place) in weights.iter().zip(places.windows(2)) {
         let (slot, after) = rest.split_at_mut(place[1] - place[0]);
-        jobs.push((&weight.source, &mut slot[..addressable(weight.length())?]));
         rest = after;
+        // Weights in the skeleton are not borrowed.
+        if let Source::Sealed(tensor) = &weight.source {
+            jobs.push((tensor.index, &mut slot[..addressable(weight.length())?]));
+        }
     }
 
     let jobs = Mutex::new(jobs.into_iter());
@@ -150,10 +201,7 @@ fn open_weights(
         loop {
             let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).next();
             match job {
-                Some((Source::Sealed(tensor), slot)) => {
-                    container.read_tensor(tensor.index, slot)?;
-                }
-                Some((Source::Inline(bytes), slot)) => slot.copy_from_slice(bytes),
+                Some((index, slot)) => container.read_tensor(index, slot)?,
                 None => return Ok(()),
             }
         }
@@ -211,6 +259,7 @@ fn start_sessions(
     emitted: &Emitted,
     places: &[usize],
     buffer: &ProtectedBuffer,
+    layers: &Arc<Layers>,
     options: &LoadOptions,
 ) -> Result<Vec<Compartment>, LoadError> {
     let refused = |error: ort::Error| LoadError::Rejected(error.into());
@@ -222,14 +271,20 @@ fn start_sessions(
             }
         })?;
         let bytes = &buffer.as_slice()[place..][..addressable(weight.length())?];
-        // SAFETY: the bytes are as many as type and extents take (`Survey::of`
-        // compared them) and aligned to a cache line. The buffer outlives value and
+        // SAFETY: the bytes are as many as type and extents take (`graph` compared
+        // them) and aligned to a cache line. The buffer outlives value and
         // sessions: both are dropped before it (see `Loaded`), and nothing writes to it
         // any more.
         let value =
             unsafe { value::value_over(bytes.as_ptr(), bytes.len(), &weight.dims, element) };
         builder = builder
             .with_initializer(&weight.name, Arc::new(value.map_err(refused)?))
+            .map_err(|error| refused(error.into()))?;
+    }
+    if !layers.layers.is_empty() {
+        let operators = operators::domain(layers).map_err(refused)?;
+        builder = builder
+            .with_operators(operators)
             .map_err(|error| refused(error.into()))?;
     }
     (0..options.sessions.get())

@@ -12,11 +12,13 @@ use occlude_container::OpenContainer;
 use occlude_inference_protocol::{Tensor, TensorMetadata};
 use ort::session::{NoSelectedOutputs, OutputSelector, RunOptions, SessionInputValue};
 use ort::value::{Outlet, ValueType};
+use zeroize::Zeroizing;
 
 use crate::allocator::{Allocator, Refusal};
 use crate::error::{LoadError, RunError};
+use crate::layers::Layers;
 use crate::library::Runtime;
-use crate::loading::{self, Compartment};
+use crate::loading::{self, Compartment, residency};
 use crate::memory::ProtectedBuffer;
 use crate::pool::Pool;
 use crate::value;
@@ -45,7 +47,12 @@ pub struct LoadOptions {
     pub sessions: NonZeroUsize,
     /// The budget of protected memory.
     pub memory: ProtectedMemory,
+    /// The smallest weight in bytes that is streamed for an operator of ONNX Runtime.
+    pub smallest_streamed: u64,
 }
+
+/// Below this, opening a weight for each run costs more than it saves.
+const SMALLEST_STREAMED: u64 = 64 << 10;
 
 impl Default for LoadOptions {
     /// Every core for loading, and one request at a time.
@@ -54,6 +61,7 @@ impl Default for LoadOptions {
             threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             sessions: NonZeroUsize::MIN,
             memory: ProtectedMemory::default(),
+            smallest_streamed: SMALLEST_STREAMED,
         }
     }
 }
@@ -64,6 +72,8 @@ pub struct Model {
     compartments: Pool<Compartment>,
     memories: Vec<Arc<Allocator>>,
     weights: ProtectedBuffer,
+    layers: Arc<Layers>,
+    weight_bytes: u64,
     inputs: Vec<Interface>,
     outputs: Vec<TensorMetadata>,
     input_metadata: Vec<TensorMetadata>,
@@ -88,13 +98,72 @@ impl Model {
         options: &LoadOptions,
     ) -> Result<Self, LoadError> {
         let loaded = loading::load(runtime, container, options)?;
-        Self::over(loaded)
+        let model = Self::over(loaded)?;
+        model.settle(options)?;
+        Ok(model)
+    }
+
+    /// Makes as many panels resident as the budget allows.
+    fn settle(&self, options: &LoadOptions) -> Result<(), LoadError> {
+        let budget = match options.memory {
+            ProtectedMemory::Resident => return Ok(()),
+            ProtectedMemory::WeightShare(share) => {
+                let resident = self.weight_bytes as f64 * share.clamp(0.0, 1.0);
+                (resident as usize).saturating_sub(self.weights.len())
+            }
+            ProtectedMemory::Bytes(budget) => {
+                let working = self.dry_run()? * options.sessions.get() as u64;
+                let resident = self.weights.len() as u64;
+                let left = budget.checked_sub(resident + working);
+                let Some(left) = left else {
+                    return Err(LoadError::Budget {
+                        budget,
+                        smallest: resident + working,
+                        resident,
+                        working,
+                    });
+                };
+                usize::try_from(left).unwrap_or(usize::MAX)
+            }
+        };
+        residency::promote(&self.layers, budget)
+    }
+
+    /// Runs the model on zeros, with 1 for each extent that may be any, and returns the
+    /// bytes that a session then holds; it never holds more from then on.
+    fn dry_run(&self) -> Result<u64, LoadError> {
+        let failed = |reason: String| LoadError::DryRun { reason };
+        let zeros = |input: &TensorMetadata| {
+            let any = |&extent: &i64| u64::try_from(extent).unwrap_or(1);
+            let shape: Vec<u64> = input.shape.iter().map(any).collect();
+            let elements = shape.iter().product::<u64>() as usize;
+            // A byte string takes its length, 4 bytes, which is 0.
+            let bytes = elements * input.datatype.size().unwrap_or(4);
+            Tensor::new(
+                &input.name,
+                input.datatype,
+                shape,
+                Zeroizing::new(vec![0; bytes]),
+            )
+        };
+        let inputs: Result<Vec<Tensor>, _> = self.input_metadata.iter().map(zeros).collect();
+        let inputs = inputs.map_err(|error| failed(error.to_string()))?;
+        self.run(inputs, &[])
+            .map_err(|error| failed(error.to_string()))?;
+        let held = |memory: &Arc<Allocator>| memory.held().peak as u64;
+        let most = self.memories.iter().map(held).max().unwrap_or(0);
+        for memory in &self.memories {
+            memory.set_limit(usize::try_from(most).unwrap_or(usize::MAX));
+        }
+        Ok(most)
     }
 
     fn over(loaded: loading::Loaded) -> Result<Self, LoadError> {
         // In this order: an error drops the compartments before the weights they borrow.
         let loading::Loaded {
             weights,
+            layers,
+            weight_bytes,
             compartments,
             unranked,
         } = loaded;
@@ -117,6 +186,8 @@ impl Model {
             })?,
             memories,
             weights,
+            layers,
+            weight_bytes,
             input_metadata: inputs.iter().map(|input| input.metadata.clone()).collect(),
             inputs,
             outputs: outputs.into_iter().map(|output| output.metadata).collect(),
@@ -139,19 +210,19 @@ impl Model {
     /// Bytes of weights held in protected memory.
     #[must_use]
     pub fn resident_bytes(&self) -> usize {
-        self.weights.len()
+        self.weights.len() + self.layers.resident_bytes()
     }
 
     /// Bytes of all weights, resident or not, as the model stores them.
     #[must_use]
-    pub fn weight_bytes(&self) -> usize {
-        self.weights.len()
+    pub fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
     }
 
     /// Bytes of streamed weights that were opened since the model was loaded.
     #[must_use]
     pub fn opened_bytes(&self) -> u64 {
-        0
+        self.layers.opened_bytes()
     }
 
     /// Whether the kernel keeps the weights and everything of requests that is in

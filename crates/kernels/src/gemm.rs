@@ -71,6 +71,18 @@ impl Gemm {
         Self { k, n, packing }
     }
 
+    /// Rows of the weights: numbers of each input.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.k
+    }
+
+    /// Columns of the weights: numbers of each output.
+    #[must_use]
+    pub fn columns(&self) -> usize {
+        self.n
+    }
+
     /// How many panels the weights make.
     #[must_use]
     pub fn panels(&self) -> usize {

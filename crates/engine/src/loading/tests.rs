@@ -77,11 +77,25 @@ fn large_initializers(graph: &GraphProto) -> BTreeSet<String> {
         .collect()
 }
 
+/// Every weight is left to ONNX Runtime.
+const BORROWING: RewriteOptions = RewriteOptions {
+    sealed_operators: false,
+    block: None,
+    smallest_streamed: u64::MAX,
+};
+
+fn no_layers() -> Arc<Layers> {
+    Arc::new(Layers::new(8, 1, Vec::new(), None))
+}
+
 /// The graph after ONNX Runtime's optimisations, at the engine's level or another.
 fn optimized(model: &ModelProto, level: GraphOptimizationLevel) -> GraphProto {
     let container = opened(model);
     let options = one_thread();
-    let emitted = survey(&container).unwrap().emit(&|_| true).unwrap();
+    let emitted = survey(&container, &BORROWING)
+        .unwrap()
+        .emit(&|_| true)
+        .unwrap();
     let places = places(&emitted.weights).unwrap();
     let weights = open_weights(&container, &emitted.weights, &places, &options).unwrap();
     let zeros = zeros_folder(&container).unwrap();
@@ -98,6 +112,7 @@ fn optimized(model: &ModelProto, level: GraphOptimizationLevel) -> GraphProto {
         &emitted,
         &places,
         &weights,
+        &no_layers(),
         &options,
     );
     assert_eq!(started.unwrap().len(), 1);
@@ -128,7 +143,10 @@ fn even_layout_optimisations_keep_the_set_of_initializers() {
 fn the_skeleton_given_to_onnx_runtime_holds_no_weight() {
     let model = tempting();
     let container = opened(&model);
-    let emitted = survey(&container).unwrap().emit(&|_| true).unwrap();
+    let emitted = survey(&container, &BORROWING)
+        .unwrap()
+        .emit(&|_| true)
+        .unwrap();
     for initializer in model.graph.unwrap().initializer {
         for window in initializer.raw_data.unwrap().windows(16).step_by(16) {
             assert!(!emitted.model.windows(16).any(|found| found == window));

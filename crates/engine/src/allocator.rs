@@ -132,7 +132,6 @@ impl Allocator {
 
     /// The allocator of the session that this thread is just creating: for the
     /// constructors of operators, which ONNX Runtime calls meanwhile.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for our operators"))]
     pub(crate) fn of_starting_session() -> Option<Arc<Self>> {
         STARTING.with_borrow(Clone::clone)
     }
@@ -151,7 +150,6 @@ impl Allocator {
 
     /// Bytes taken from the kernel, in use or not: what the session costs. At its
     /// highest since the last [`Self::reset_peak`], and now.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the planner"))]
     pub(crate) fn held(&self) -> Level {
         self.lock().heap.held
     }
@@ -164,7 +162,6 @@ impl Allocator {
 
     /// Never holds more than `bytes` from the kernel from now on; what is in use
     /// already stays. Requests beyond are refused, see [`Self::watch`].
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the planner"))]
     pub(crate) fn set_limit(&self, bytes: usize) {
         self.lock().heap.set_limit(bytes);
     }
@@ -185,7 +182,6 @@ impl Allocator {
     ///
     /// # Errors
     /// [`Refusal`]
-    #[cfg_attr(not(test), expect(dead_code, reason = "for our operators"))]
     pub(crate) fn scratch(&self, length: usize) -> Result<Scratch<'_>, Refusal> {
         let bytes = length
             .checked_mul(size_of::<f32>())

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use occlude_kernels::{Convolution, Gemm, Panels};
+use occlude_onnx::DataType;
 use occlude_spill::{MappedStore, OpenError, PanelName, Ticket};
 
 use crate::graph::Pads;
@@ -19,7 +20,25 @@ pub(crate) enum LayerKernel {
     Gemm(Gemm),
     Convolution(Convolution),
     /// An operator of ONNX Runtime.
-    Whole,
+    Whole(Whole),
+}
+
+/// A tensor that is opened as the model stores it.
+pub(crate) struct Whole {
+    pub(crate) bytes: usize,
+    pub(crate) dims: Vec<i64>,
+    pub(crate) data_type: DataType,
+}
+
+/// Bytes of each panel of a [`Whole`] tensor but the last: pieces that several threads
+/// can share.
+const WHOLE_PANEL: usize = 256 << 10;
+
+impl Whole {
+    /// The bytes of panel `panel`.
+    pub(crate) fn place(&self, panel: usize) -> Range<usize> {
+        panel * WHOLE_PANEL..((panel + 1) * WHOLE_PANEL).min(self.bytes)
+    }
 }
 
 impl LayerKernel {
@@ -27,16 +46,16 @@ impl LayerKernel {
         match self {
             Self::Gemm(gemm) => gemm.panels(),
             Self::Convolution(convolution) => convolution.panels(),
-            Self::Whole => 0,
+            Self::Whole(whole) => whole.bytes.div_ceil(WHOLE_PANEL),
         }
     }
 
-    /// Numbers of panel `panel`.
-    pub(crate) fn panel_length(&self, panel: usize) -> usize {
+    /// Bytes of panel `panel`.
+    pub(crate) fn panel_bytes(&self, panel: usize) -> usize {
         match self {
-            Self::Gemm(gemm) => gemm.panel_length(panel),
-            Self::Convolution(convolution) => convolution.panel_length(panel),
-            Self::Whole => 0,
+            Self::Gemm(gemm) => gemm.panel_length(panel) * size_of::<f32>(),
+            Self::Convolution(convolution) => convolution.panel_length(panel) * size_of::<f32>(),
+            Self::Whole(whole) => whole.place(panel).len(),
         }
     }
 }
@@ -133,6 +152,13 @@ impl Panels for LayerPanels<'_> {
     }
 
     fn open(&self, index: usize, out: &mut [f32]) -> Result<(), OpenError> {
+        self.open_bytes(index, bytemuck::cast_slice_mut(out))
+    }
+}
+
+impl LayerPanels<'_> {
+    /// Opens panel `index` into `out`, which has its length.
+    pub(crate) fn open_bytes(&self, index: usize, out: &mut [u8]) -> Result<(), OpenError> {
         // At most 2^32 of each: they were counted when the store was filled.
         let name = PanelName {
             layer: self.index as u32,
@@ -142,7 +168,7 @@ impl Panels for LayerPanels<'_> {
         else {
             return Err(OpenError::Inauthentic { name });
         };
-        store.open(name, ticket, bytemuck::cast_slice_mut(out))?;
+        store.open(name, ticket, out)?;
         self.layers
             .opened
             .fetch_add(ticket.length() as u64, Ordering::Relaxed);

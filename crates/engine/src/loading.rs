@@ -83,15 +83,17 @@ pub(crate) fn load(
             layers::Destination::Store(CipherKind::fastest())
         }
     };
+    let borrowed = residency::borrowed(&survey, options.memory);
     let layers = Arc::new(layers::load(
         container,
         survey.layers(),
+        &borrowed,
         blocked_channels().unwrap_or(NARROWEST_BLOCK),
         runtime.options().threads.get(),
         options.threads.get(),
         destination,
     )?);
-    let emitted = survey.emit(&|_| true)?;
+    let emitted = survey.emit(&|layer| borrowed[layer])?;
     let places = places(&emitted.weights)?;
     let weights = open_weights(container, &emitted.weights, &places, options)?;
     let zeros = zeros_folder(container)?;

@@ -13,7 +13,7 @@ use occlude_inference_protocol::{DataType, Tensor};
 use ort::AsPointer;
 use ort::memory::{Allocator, MemoryInfo};
 use ort::sys::{ONNXTensorElementDataType as ElementType, OrtValue};
-use ort::value::{DynValue, TensorElementType, ValueType};
+use ort::value::{DynValue, TensorElementType, ValueRef, ValueRefMut, ValueType};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::error::RunError;
@@ -239,6 +239,64 @@ fn tensor_data(value: &DynValue) -> *mut c_void {
     match result {
         Ok(()) => start,
         Err(_) => ptr::null_mut(),
+    }
+}
+
+/// The type of a weight in a graph; nothing where ONNX Runtime has none.
+pub(crate) fn tensor_element_type(data_type: occlude_onnx::DataType) -> Option<TensorElementType> {
+    weight_element_type(data_type).map(TensorElementType::from)
+}
+
+fn bytes_of_tensor(value: &DynValue) -> Result<usize, ort::Error> {
+    let mut size = 0;
+    // SAFETY: ONNX Runtime checks that the value is a tensor of numbers and writes one
+    // size.
+    unsafe {
+        let status = (ort::api().GetTensorSizeInBytes)(value.ptr(), &raw mut size);
+        ort::Error::result_from_status(status)?;
+    }
+    Ok(size)
+}
+
+/// The bytes of an output that an operator of ours is about to write.
+pub(crate) fn output_bytes<'a>(
+    output: &'a mut ValueRefMut<'_>,
+) -> Result<&'a mut [u8], ort::Error> {
+    let (length, start) = (bytes_of_tensor(output)?, tensor_data(output));
+    if length == 0 || start.is_null() {
+        return Ok(&mut []);
+    }
+    // SAFETY: ONNX Runtime allocated as many bytes for this output, which our operator
+    // alone has now; any bytes are values of numbers.
+    Ok(unsafe { slice::from_raw_parts_mut(start.cast(), length) })
+}
+
+/// Makes `output` hold what `input` does; nothing is to be done where ONNX Runtime gave
+/// both the same memory.
+pub(crate) fn hand_on(input: &DynValue, output: &mut ValueRefMut<'_>) -> Result<(), ort::Error> {
+    let (from, to) = (tensor_data(input), tensor_data(output));
+    if from == to {
+        return Ok(());
+    }
+    let length = bytes_of_tensor(input)?;
+    if bytes_of_tensor(output)? != length {
+        return Err(ort::Error::new("a value is handed on as another type"));
+    }
+    if length > 0 {
+        // SAFETY: both tensors hold as many bytes of numbers; memory that ONNX Runtime
+        // does not share it keeps apart.
+        unsafe { ptr::copy_nonoverlapping(from.cast::<u8>(), to.cast(), length) };
+    }
+    Ok(())
+}
+
+/// Zeroes a tensor of numbers that an operator of ours read last.
+pub(crate) fn zero_input(input: &ValueRef<'_>) {
+    let (length, start) = (bytes_of_tensor(input).unwrap_or(0), tensor_data(input));
+    if length > 0 && !start.is_null() {
+        // SAFETY: ONNX Runtime allocated this memory for an output of `OpenedWeight`,
+        // and frees it after the node that calls this: nothing else reads it.
+        unsafe { slice::from_raw_parts_mut(start.cast::<u8>(), length) }.zeroize();
     }
 }
 

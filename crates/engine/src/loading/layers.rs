@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::error::LoadError;
 use crate::graph::{self, BatchNorm, LayerKind, Source, Weight};
-use crate::layers::{Layer, LayerKernel, Layers, Resident};
+use crate::layers::{Layer, LayerKernel, Layers, Resident, Whole};
 use crate::memory::ProtectedBuffer;
 
 /// Where panels go at first.
@@ -30,10 +30,11 @@ pub(super) enum Destination {
 }
 
 /// Opens and lays out the weights of `surveyed` with `threads` threads, for operators
-/// that run on `computing`.
+/// that run on `computing`; not those that are `borrowed`, which ONNX Runtime gets.
 pub(super) fn load(
     container: &OpenContainer,
     surveyed: &[graph::Layer],
+    borrowed: &[bool],
     block: usize,
     computing: usize,
     threads: usize,
@@ -42,7 +43,8 @@ pub(super) fn load(
     let isa = Isa::detect_at_most(block);
     let prepared: Vec<Prepared> = surveyed
         .iter()
-        .map(|layer| Prepared::of(container, layer, isa, block))
+        .zip(borrowed)
+        .map(|(layer, &borrowed)| Prepared::of(container, layer, borrowed, isa, block))
         .collect::<Result<_, _>>()?;
     let store = match destination {
         Destination::Resident => None,
@@ -121,12 +123,14 @@ enum Shelf {
 struct Buffers {
     slab: Zeroizing<Vec<f32>>,
     panel: Zeroizing<Vec<f32>>,
+    whole: Zeroizing<Vec<u8>>,
 }
 
 impl Prepared {
     fn of(
         container: &OpenContainer,
         layer: &graph::Layer,
+        borrowed: bool,
         isa: Isa,
         block: usize,
     ) -> Result<Self, LoadError> {
@@ -157,7 +161,15 @@ impl Prepared {
                 };
                 LayerKernel::Convolution(occlude_kernels::Convolution::new(isa, shape, block))
             }
-            LayerKind::Whole => LayerKernel::Whole,
+            LayerKind::Whole => LayerKernel::Whole(Whole {
+                bytes: if borrowed {
+                    0
+                } else {
+                    super::addressable(layer.weight.length())?
+                },
+                dims: layer.weight.dims.clone(),
+                data_type: layer.weight.data_type,
+            }),
         };
         Ok(Self {
             kernel,
@@ -172,18 +184,20 @@ impl Prepared {
         match &self.kernel {
             LayerKernel::Gemm(gemm) => gemm.slabs(),
             LayerKernel::Convolution(convolution) => convolution.slabs(),
-            LayerKernel::Whole => Vec::new(),
+            // In bytes.
+            LayerKernel::Whole(whole) => (0..self.kernel.panels())
+                .map(|panel| Slab {
+                    source: whole.place(panel),
+                    panels: vec![panel],
+                })
+                .collect(),
         }
-    }
-
-    fn panel_bytes(&self, panel: usize) -> usize {
-        self.kernel.panel_length(panel) * size_of::<f32>()
     }
 
     /// Bytes of the store that all panels take.
     fn room(&self) -> usize {
         (0..self.kernel.panels())
-            .map(|panel| MappedStore::room_for(self.panel_bytes(panel)))
+            .map(|panel| MappedStore::room_for(self.kernel.panel_bytes(panel)))
             .sum()
     }
 
@@ -209,12 +223,19 @@ impl Prepared {
         let Buffers {
             slab: source,
             panel,
+            whole,
         } = buffers;
-        read(container, &self.source, slab.source.clone(), source)?;
+        if let LayerKernel::Whole(_) = &self.kernel {
+            whole.clear();
+            whole.resize(slab.source.len(), 0);
+            read_bytes(container, &self.source, slab.source.start, whole)?;
+        } else {
+            read(container, &self.source, slab.source.clone(), source)?;
+        }
         let scale = self.scale.as_deref();
         for &number in &slab.panels {
             panel.clear();
-            panel.resize(self.kernel.panel_length(number), 0.0);
+            panel.resize(self.kernel.panel_bytes(number) / size_of::<f32>(), 0.0);
             match &self.kernel {
                 LayerKernel::Gemm(gemm) => {
                     gemm.pack(number, source, slab.source.start, scale, panel);
@@ -222,9 +243,12 @@ impl Prepared {
                 LayerKernel::Convolution(convolution) => {
                     convolution.pack(number, source, slab.source.start, scale, panel);
                 }
-                LayerKernel::Whole => {}
+                LayerKernel::Whole(_) => {}
             }
-            let bytes: &[u8] = bytemuck::cast_slice(panel);
+            let bytes: &[u8] = match &self.kernel {
+                LayerKernel::Whole(_) => whole,
+                _ => bytemuck::cast_slice(panel),
+            };
             match (shelf, store) {
                 (Shelf::Memory(buffer, places), _) => {
                     let mut buffer = buffer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -278,7 +302,7 @@ pub(super) fn room_in_memory(
     let mut places = vec![0..0; kernel.panels()];
     let mut end = 0_usize;
     for &panel in panels {
-        let length = kernel.panel_length(panel) * size_of::<f32>();
+        let length = kernel.panel_bytes(panel);
         places[panel] = end..end + length;
         end += length.next_multiple_of(super::WEIGHT_ALIGNMENT);
     }
@@ -295,19 +319,29 @@ fn read(
 ) -> Result<(), LoadError> {
     into.clear();
     into.resize(numbers.len(), 0.0);
-    let bytes: &mut [u8] = bytemuck::cast_slice_mut(into);
     let start = numbers.start * size_of::<f32>();
-    match source {
-        Source::Sealed(tensor) => container.read_part(tensor.index, start as u64, bytes)?,
-        Source::Inline(all) => match all.get(start..start + bytes.len()) {
-            Some(part) => bytes.copy_from_slice(part),
-            None => return Err(LoadError::Skeleton("a tensor is too short".to_owned())),
-        },
-    }
+    read_bytes(container, source, start, bytemuck::cast_slice_mut(into))?;
     if cfg!(target_endian = "big") {
         for number in into.iter_mut() {
             *number = f32::from_bits(number.to_bits().swap_bytes());
         }
+    }
+    Ok(())
+}
+
+/// Reads bytes of a tensor from its byte `start` on.
+fn read_bytes(
+    container: &OpenContainer,
+    source: &Source,
+    start: usize,
+    into: &mut [u8],
+) -> Result<(), LoadError> {
+    match source {
+        Source::Sealed(tensor) => container.read_part(tensor.index, start as u64, into)?,
+        Source::Inline(all) => match all.get(start..start + into.len()) {
+            Some(part) => into.copy_from_slice(part),
+            None => return Err(LoadError::Skeleton("a tensor is too short".to_owned())),
+        },
     }
     Ok(())
 }

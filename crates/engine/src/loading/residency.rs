@@ -5,11 +5,42 @@
 //! the fewest bytes come first, whole, and of the first that does not fit as many
 //! panels as do.
 
-use occlude_kernels::Panels;
-
 use super::layers::room_in_memory;
 use crate::error::LoadError;
-use crate::layers::{Layers, Resident};
+use crate::graph::{LayerKind, Survey, Weight};
+use crate::layers::{LayerKernel, Layers, Resident};
+use crate::model::ProtectedMemory;
+
+/// Which layers of kind [`LayerKind::Whole`] ONNX Runtime borrows from protected memory
+/// for good: those that are opened for each run cost twice, to open and to read again,
+/// so as many as the budget allows, the smallest first.
+pub(crate) fn borrowed(survey: &Survey, memory: ProtectedMemory) -> Vec<bool> {
+    let layers = survey.layers();
+    let always: u64 = survey.borrowed().iter().map(Weight::length).sum();
+    let all: u64 = layers.iter().map(|layer| layer.weight.length()).sum();
+    let mut left = match memory {
+        ProtectedMemory::Resident => u64::MAX,
+        ProtectedMemory::WeightShare(share) => {
+            (((always + all) as f64 * share.clamp(0.0, 1.0)) as u64).saturating_sub(always)
+        }
+        // What a run takes is not known yet.
+        ProtectedMemory::Bytes(_) => 0,
+    };
+    let mut order: Vec<usize> = (0..layers.len())
+        .filter(|&layer| layers[layer].kind == LayerKind::Whole)
+        .collect();
+    order.sort_by_key(|&layer| layers[layer].weight.length());
+    let mut borrowed = vec![false; layers.len()];
+    for layer in order {
+        let length = layers[layer].weight.length();
+        if length > left {
+            break;
+        }
+        left -= length;
+        borrowed[layer] = true;
+    }
+    borrowed
+}
 
 /// Brings panels of at most `budget` bytes into protected memory.
 ///
@@ -23,7 +54,11 @@ pub(crate) fn promote(layers: &Layers, budget: usize) -> Result<(), LoadError> {
             .map(|panel| aligned_bytes(layers, layer, panel))
             .sum()
     };
-    let mut order: Vec<usize> = (0..layers.layers.len()).collect();
+    // Whole tensors are opened into ONNX Runtime's own memory.
+    let whole = |layer: &usize| matches!(layers.layers[*layer].kernel, LayerKernel::Whole(_));
+    let mut order: Vec<usize> = (0..layers.layers.len())
+        .filter(|layer| !whole(layer))
+        .collect();
     order.sort_by_key(|&layer| bytes(layer));
     let mut left = budget;
     for layer in order {
@@ -44,7 +79,7 @@ pub(crate) fn promote(layers: &Layers, budget: usize) -> Result<(), LoadError> {
             let target = &mut buffer.as_mut_slice()[places[panel].clone()];
             let panels = layers.panels(layer);
             panels
-                .open(panel, bytemuck::cast_slice_mut(target))
+                .open_bytes(panel, target)
                 .map_err(LoadError::Spilled)?;
         }
         // A layer is promoted once: here, before the model runs for anybody.
@@ -56,6 +91,6 @@ pub(crate) fn promote(layers: &Layers, budget: usize) -> Result<(), LoadError> {
 }
 
 fn aligned_bytes(layers: &Layers, layer: usize, panel: usize) -> usize {
-    let length = layers.layers[layer].kernel.panel_length(panel) * size_of::<f32>();
+    let length = layers.layers[layer].kernel.panel_bytes(panel);
     length.next_multiple_of(super::WEIGHT_ALIGNMENT)
 }

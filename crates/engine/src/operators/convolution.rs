@@ -87,7 +87,7 @@ impl ort::operator::Kernel for Kernel {
     fn compute(&mut self, context: &ComputeContext) -> Result<(), ort::Error> {
         guarded(|| match &self.layers.layers[self.common.layer].kernel {
             LayerKernel::Convolution(convolution) => self.convolve(convolution, context),
-            LayerKernel::Gemm(_) | LayerKernel::Whole => {
+            LayerKernel::Gemm(_) | LayerKernel::Whole(_) => {
                 Err(ort::Error::new("the layer is no convolution"))
             }
         })

@@ -68,7 +68,7 @@ impl ort::operator::Kernel for Kernel {
     fn compute(&mut self, context: &ComputeContext) -> Result<(), ort::Error> {
         guarded(|| match &self.layers.layers[self.common.layer].kernel {
             LayerKernel::Gemm(gemm) => self.multiply(gemm, context),
-            LayerKernel::Convolution(_) | LayerKernel::Whole => {
+            LayerKernel::Convolution(_) | LayerKernel::Whole(_) => {
                 Err(ort::Error::new("the layer is no matrix"))
             }
         })

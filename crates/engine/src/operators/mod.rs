@@ -5,14 +5,16 @@
 //! |---|---|---|
 //! | `SealedGemm` | x `[..., k]`, bias `[n]`?, residual like y? | `layer`, `activation`, `minimum`, `maximum` |
 //! | `SealedConvolution` | x, bias `[channels]`?, residual like y? | these and `input_blocked`, `output_blocked` |
+//! | `OpenedWeight`, `WipedAfter` | see [`whole`] | |
 //!
-//! All tensors are `f32`. `activation` is 0 for none, 1 for Relu, 2 for Clip. Nothing
+//! All tensors of the first two are `f32`. `activation` is 0 for none, 1 for Relu, 2 for Clip. Nothing
 //! here panics into ONNX Runtime, which would end the process: a panic becomes an
 //! error of the node.
 
 mod convolution;
 mod gemm;
 mod threads;
+mod whole;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -31,7 +33,9 @@ use crate::layers::Layers;
 pub(crate) fn domain(layers: &Arc<Layers>) -> Result<OperatorDomain, ort::Error> {
     OperatorDomain::new("occlude")?
         .add(gemm::SealedGemm(Arc::clone(layers)))?
-        .add(convolution::SealedConvolution(Arc::clone(layers)))
+        .add(convolution::SealedConvolution(Arc::clone(layers)))?
+        .add(whole::OpenedWeight(Arc::clone(layers)))?
+        .add(whole::WipedAfter)
 }
 
 fn inputs() -> [OperatorInput; 3] {
@@ -46,7 +50,7 @@ fn outputs() -> [OperatorOutput; 1] {
     [OperatorOutput::required(TensorElementType::Float32)]
 }
 
-/// The attributes that both operators have.
+/// The attributes of the sealed operators.
 #[derive(Clone, Copy)]
 struct Common {
     layer: usize,

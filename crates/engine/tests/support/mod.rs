@@ -156,6 +156,15 @@ pub(crate) fn integers_attribute(name: &str, values: &[i64]) -> AttributeProto {
     }
 }
 
+pub(crate) fn integer(name: &str, value: i64) -> AttributeProto {
+    AttributeProto {
+        name: name.to_owned(),
+        r#type: AttributeType::Int as i32,
+        i: Some(value),
+        ..AttributeProto::default()
+    }
+}
+
 /// A tensor of raw bytes.
 pub(crate) fn tensor(name: &str, data_type: DataType, dims: &[i64], bytes: Vec<u8>) -> TensorProto {
     TensorProto {
@@ -169,6 +178,11 @@ pub(crate) fn tensor(name: &str, data_type: DataType, dims: &[i64], bytes: Vec<u
 
 pub(crate) fn floats(name: &str, dims: &[i64], values: &[f32]) -> TensorProto {
     tensor(name, DataType::Float, dims, little_endian(values))
+}
+
+pub(crate) fn integers(name: &str, dims: &[i64], values: &[i64]) -> TensorProto {
+    let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+    tensor(name, DataType::Int64, dims, bytes.collect())
 }
 
 pub(crate) fn little_endian(values: &[f32]) -> Vec<u8> {

@@ -1,17 +1,15 @@
 //! Occlude on a model: sealed, opened, loaded with every weight streamed that can
 //! be, and run.
 
-use std::num::NonZeroUsize;
-
 use occlude_container::{ChunkSize, Container, SealError, SealOptions, model_key, seal_file};
-use occlude_engine::{LoadError, LoadOptions, Model, ProtectedMemory, RunError};
+use occlude_engine::{LoadError, Model, RunError};
 use occlude_inference_protocol::Tensor;
 use occlude_keys::{ModelId, OwnerKey};
 use occlude_onnx::messages::ModelProto;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
-use crate::support::runtime;
+use crate::support::{everything_streamed, runtime};
 
 /// What the engine did with the weights of one test.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
@@ -37,15 +35,6 @@ pub(crate) enum NoAnswer {
     Run(#[from] RunError),
     #[error("{0}")]
     Resources(#[from] std::io::Error),
-}
-
-fn load_options() -> LoadOptions {
-    LoadOptions {
-        // Enough for everything that is done in parallel.
-        threads: const { NonZeroUsize::new(2).unwrap() },
-        sessions: NonZeroUsize::MIN,
-        memory: ProtectedMemory::WeightShare(0.0),
-    }
 }
 
 /// The engine says only how many bytes it opened.
@@ -82,7 +71,7 @@ pub(crate) fn run(
     let opened = signed
         .open(&model_key)
         .map_err(|error| NoAnswer::Open(error.to_string()))?;
-    let model = Model::load(runtime(), &opened, &load_options())?;
+    let model = Model::load(runtime(), &opened, &everything_streamed())?;
     let answers = model.run(inputs, &[])?;
     Ok((answers, facts(&model)))
 }

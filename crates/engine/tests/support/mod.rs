@@ -7,7 +7,9 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use occlude_container::{ChunkSize, Container, OpenContainer, SealOptions, model_key, seal_file};
-use occlude_engine::{LIBRARY_FILE_NAME, LibrarySearch, LoadError, LoadOptions, Model, Runtime};
+use occlude_engine::{
+    LIBRARY_FILE_NAME, LibrarySearch, LoadError, LoadOptions, Model, ProtectedMemory, Runtime,
+};
 use occlude_keys::{ModelId, OwnerKey};
 use occlude_onnx::DataType;
 use occlude_onnx::messages::{
@@ -34,6 +36,23 @@ pub(crate) fn runtime() -> &'static Runtime {
 pub(crate) fn one_thread() -> LoadOptions {
     LoadOptions {
         threads: NonZeroUsize::MIN,
+        sessions: NonZeroUsize::MIN,
+        ..LoadOptions::default()
+    }
+}
+
+/// Every weight streamed that can be, however small.
+pub(crate) fn everything_streamed() -> LoadOptions {
+    LoadOptions {
+        memory: ProtectedMemory::WeightShare(0.0),
+        ..two_threads()
+    }
+}
+
+/// Enough threads for everything that is done in parallel; every weight resident.
+pub(crate) fn two_threads() -> LoadOptions {
+    LoadOptions {
+        threads: const { NonZeroUsize::new(2).unwrap() },
         sessions: NonZeroUsize::MIN,
         ..LoadOptions::default()
     }

@@ -140,7 +140,9 @@ fn tests_folder() -> Option<PathBuf> {
 
 fn names(tests: &Path) -> Outcome<Vec<String>> {
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(tests)? {
+    let entries = std::fs::read_dir(tests)
+        .map_err(|error| format!("{}: {error}; run `make node-tests`", tests.display()))?;
+    for entry in entries {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
             names.push(entry.file_name().to_string_lossy().into_owned());

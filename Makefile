@@ -24,6 +24,7 @@ export CARGO_TARGET_DIR := $(TARGET)
 export OCCLUDE_PYTHON := $(VENV_PYTHON)
 export OCCLUDE_BINARY := $(DEVELOPMENT)/occlude
 export OCCLUDE_PRODUCTION_BINARY := $(PRODUCTION)/occlude
+export OCCLUDE_NODE_TESTS := $(TARGET)/node-tests
 
 .PHONY: help
 help: ## what can be made
@@ -34,7 +35,7 @@ demo: build ## the whole story in a terminal: seal, serve, verify, infer
 	@$(VENV_PYTHON) -B demo/demo.py
 
 .PHONY: test
-test: production build postgresql ## every test, and each fuzz target for a few seconds
+test: production build postgresql node-tests ## every test, and each fuzz target for a few seconds
 	@$(VENV_PYTHON) scripts/test.py --fuzz-seconds $(FUZZ_SECONDS)
 
 .PHONY: build
@@ -62,6 +63,14 @@ onnxruntime: venv ## the pinned ONNX Runtime library, beside target/release/occl
 .PHONY: venv
 venv: ## .venv, with the Python packages of requirements/python.txt
 	@scripts/venv
+
+.PHONY: conformance
+conformance: onnxruntime node-tests ## every node test of the onnx package, sealed and run
+	$(CARGO) test --release --locked --package occlude-engine --test conformance -- --all
+
+.PHONY: node-tests
+node-tests: venv
+	@$(VENV_PYTHON) -B scripts/node-tests.py $(OCCLUDE_NODE_TESTS)
 
 .PHONY: postgresql
 postgresql:

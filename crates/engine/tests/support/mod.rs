@@ -7,7 +7,9 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use occlude_container::{ChunkSize, Container, OpenContainer, SealOptions, model_key, seal_file};
-use occlude_engine::{LIBRARY_FILE_NAME, LibrarySearch, LoadError, LoadOptions, Model, Runtime};
+use occlude_engine::{
+    LIBRARY_FILE_NAME, LibrarySearch, LoadError, LoadOptions, Model, ProtectedMemory, Runtime,
+};
 use occlude_keys::{ModelId, OwnerKey};
 use occlude_onnx::DataType;
 use occlude_onnx::messages::{
@@ -34,6 +36,23 @@ pub(crate) fn runtime() -> &'static Runtime {
 pub(crate) fn one_thread() -> LoadOptions {
     LoadOptions {
         threads: NonZeroUsize::MIN,
+        sessions: NonZeroUsize::MIN,
+        ..LoadOptions::default()
+    }
+}
+
+/// Every weight streamed that can be, however small.
+pub(crate) fn everything_streamed() -> LoadOptions {
+    LoadOptions {
+        memory: ProtectedMemory::WeightShare(0.0),
+        ..two_threads()
+    }
+}
+
+/// Enough threads for everything that is done in parallel; every weight resident.
+pub(crate) fn two_threads() -> LoadOptions {
+    LoadOptions {
+        threads: const { NonZeroUsize::new(2).unwrap() },
         sessions: NonZeroUsize::MIN,
         ..LoadOptions::default()
     }
@@ -156,6 +175,15 @@ pub(crate) fn integers_attribute(name: &str, values: &[i64]) -> AttributeProto {
     }
 }
 
+pub(crate) fn integer(name: &str, value: i64) -> AttributeProto {
+    AttributeProto {
+        name: name.to_owned(),
+        r#type: AttributeType::Int as i32,
+        i: Some(value),
+        ..AttributeProto::default()
+    }
+}
+
 /// A tensor of raw bytes.
 pub(crate) fn tensor(name: &str, data_type: DataType, dims: &[i64], bytes: Vec<u8>) -> TensorProto {
     TensorProto {
@@ -169,6 +197,11 @@ pub(crate) fn tensor(name: &str, data_type: DataType, dims: &[i64], bytes: Vec<u
 
 pub(crate) fn floats(name: &str, dims: &[i64], values: &[f32]) -> TensorProto {
     tensor(name, DataType::Float, dims, little_endian(values))
+}
+
+pub(crate) fn integers(name: &str, dims: &[i64], values: &[i64]) -> TensorProto {
+    let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+    tensor(name, DataType::Int64, dims, bytes.collect())
 }
 
 pub(crate) fn little_endian(values: &[f32]) -> Vec<u8> {

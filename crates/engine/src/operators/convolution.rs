@@ -45,16 +45,20 @@ impl Operator for SealedConvolution {
             let LayerKernel::Convolution(convolution) = &layer.kernel else {
                 return Ok(());
             };
+            // A shape that is not known at all has no extents here.
+            let Some((&batch, sides)) = shape.split_first() else {
+                return Ok(());
+            };
+            let sides = sides.get(1..).unwrap_or_default();
             let channels = channels(convolution, &self.0, blocked) as i64;
-            let sides: Vec<i64> = shape.get(2..).unwrap_or_default().iter().copied().collect();
-            let spatial = match extents(&sides).and_then(|sides| places(layer, &sides)) {
+            let spatial = match extents(sides).and_then(|sides| places(layer, &sides)) {
                 Some(places) => places.output[2 - sides.len()..]
                     .iter()
                     .map(|&side| side as i64)
                     .collect(),
                 None => vec![-1; sides.len()],
             };
-            let mut output = vec![shape[0], channels];
+            let mut output = vec![batch, channels];
             output.extend(spatial);
             set_shape(context, output)
         })

@@ -105,7 +105,12 @@ fn input_shape(context: &ShapeInferenceContext, index: usize) -> Option<Vec<i64>
     }
 }
 
+/// Says what shape the output has, if all of it is known: two extents that are not
+/// would look equal, and ONNX Runtime would give both values the same memory.
 fn set_shape(context: &mut ShapeInferenceContext, shape: Vec<i64>) -> Result<(), ort::Error> {
+    if shape.iter().any(|&extent| extent < 0) {
+        return Ok(());
+    }
     let dimension_symbols = SymbolicDimensions::empty(shape.len());
     context.set_output(
         0,

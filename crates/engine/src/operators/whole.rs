@@ -147,7 +147,11 @@ impl Operator for WipedAfter {
 
     fn infer_shape(&self, context: &mut ShapeInferenceContext) -> Result<(), ort::Error> {
         guarded(|| match context.inputs().first() {
-            Some(kind @ ValueType::Tensor { .. }) => context.set_output(0, kind),
+            Some(kind @ ValueType::Tensor { shape, .. })
+                if shape.iter().all(|&extent| extent >= 0) =>
+            {
+                context.set_output(0, kind)
+            }
             _ => Ok(()),
         })
     }

@@ -45,6 +45,7 @@ pub(crate) fn one_thread() -> LoadOptions {
 pub(crate) fn everything_streamed() -> LoadOptions {
     LoadOptions {
         memory: ProtectedMemory::WeightShare(0.0),
+        smallest_streamed: 0,
         ..two_threads()
     }
 }

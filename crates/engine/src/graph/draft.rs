@@ -10,7 +10,9 @@ use occlude_onnx::messages::{
 use zeroize::Zeroizing;
 
 use super::normalise::is_sealed;
-use super::{BLOCKED_DOMAIN, Layer, LayerKind, SEALED_DOMAIN, Source, Weight, attributes, order};
+use super::{
+    BLOCKED_DOMAIN, Layer, LayerKind, SEALED_DOMAIN, Source, Weight, attributes, order, wipe,
+};
 
 /// Older versions of ONNX's operators broadcast otherwise.
 const LOWEST_OPSET: i64 = 7;
@@ -27,7 +29,7 @@ pub(super) struct Draft {
     pub(super) names: Names,
     /// For now, what the attribute `layer` of each sealed operator counts.
     pub(super) layers: Vec<Layer>,
-    /// The names of `constants`, in the order in which initializers are written.
+    /// The names of the model's own constants, in order.
     pub(super) constant_order: Vec<String>,
     functions: HashSet<(String, String)>,
     added: Vec<TensorProto>,
@@ -51,8 +53,12 @@ impl Draft {
             .collect();
         let constant_order = graph.initializer.iter();
         let constant_order = constant_order.map(|tensor| tensor.name.clone()).collect();
+        let mut nodes = graph.node.clone();
+        if !order::sort(&mut nodes) {
+            return None;
+        }
         let mut draft = Self {
-            nodes: order::sorted(graph.node.clone())?,
+            nodes,
             constants,
             inputs: graph.input.clone(),
             outputs: graph
@@ -100,14 +106,16 @@ impl Draft {
                 .flatten();
             let known = tensor.and_then(|tensor| Some((inline_constant(&tensor)?, tensor)));
             match known {
-                Some((weight, tensor)) => self.add(weight, tensor),
+                Some((weight, tensor)) => {
+                    self.constant_order.push(weight.name.clone());
+                    self.add(weight, tensor);
+                }
                 None => self.nodes.push(node),
             }
         }
     }
 
     fn add(&mut self, weight: Weight, tensor: TensorProto) {
-        self.constant_order.push(weight.name.clone());
         self.constants.insert(weight.name.clone(), weight);
         self.added.push(tensor);
     }
@@ -219,6 +227,7 @@ impl Draft {
                 import(&mut model.opset_import, domain);
             }
         }
+        wipe::nodes(&mut graph.node);
         graph.node = self.nodes;
         *layers = self.layers;
     }

@@ -24,7 +24,7 @@ use zeroize::Zeroizing;
 use super::draft::{Names, import, is_onnx};
 use super::normalise::is_sealed;
 use super::order::{self, Readers};
-use super::{BLOCKED_DOMAIN, Layer, LayerKind, SEALED_DOMAIN, Survey, Weight, attributes};
+use super::{BLOCKED_DOMAIN, Layer, LayerKind, SEALED_DOMAIN, Survey, Weight, attributes, wipe};
 use crate::error::LoadError;
 
 /// The file of zeros that stands in for every weight that is borrowed.
@@ -82,8 +82,10 @@ impl Survey {
             }
         }
         declare_as_inputs(graph, &borrowed);
+        let encoded = Zeroizing::new(model.encode_to_vec());
+        wipe::model(&mut model);
         Ok(Emitted {
-            model: Zeroizing::new(model.encode_to_vec()),
+            model: encoded,
             weights: borrowed,
         })
     }
@@ -167,8 +169,12 @@ fn open_in_time(graph: &mut GraphProto, streamed: &[(usize, &Layer)]) -> Result<
         // The last holds what the node made, each other what a later one made.
         nodes.extend(behind.into_iter().rev());
     }
-    graph.node = order::sorted(nodes)
-        .ok_or_else(|| LoadError::Skeleton("its weights cannot be opened in time".to_owned()))?;
+    graph.node = nodes;
+    if !order::sort(&mut graph.node) {
+        return Err(LoadError::Skeleton(
+            "its weights cannot be opened in time".to_owned(),
+        ));
+    }
     graph
         .input
         .retain(|input| !gone.contains(input.name.as_str()));

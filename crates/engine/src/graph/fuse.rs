@@ -37,7 +37,7 @@ pub(super) fn fuse(draft: &mut Draft) {
             .batch_norm(draft, index)
             .or_else(|| fusion.bias(draft, index));
     }
-    let shapes = fusion.shapes(draft);
+    let shapes = Shapes::new(draft, fusion.nodes.iter().flatten());
     // Where two sealed results are added, the later adds: the other one is ready then.
     for &index in sealed.iter().rev() {
         let _ = fusion.residual(draft, &shapes, index);
@@ -45,10 +45,10 @@ pub(super) fn fuse(draft: &mut Draft) {
     for &index in &sealed {
         let _ = fusion.activation(draft, index);
     }
-    let nodes: Vec<NodeProto> = fusion.nodes.into_iter().flatten().collect();
+    draft.nodes = fusion.nodes.into_iter().flatten().collect();
     // A residual may come from further down. No cycle can arise: what is added does
-    // not depend on the addition.
-    draft.nodes = order::sorted(nodes.clone()).unwrap_or(nodes);
+    // not depend on the addition. Were there one, ONNX Runtime would find it.
+    let _ = order::sort(&mut draft.nodes);
 }
 
 /// The nodes, where `None` stands for one that is folded into another.
@@ -60,13 +60,6 @@ struct Fusion {
 impl Fusion {
     fn layer(&self, index: usize) -> Option<usize> {
         layer_index(self.nodes[index].as_ref()?)
-    }
-
-    fn shapes(&mut self, draft: &mut Draft) -> Shapes {
-        draft.nodes = self.nodes.iter().flatten().cloned().collect();
-        let shapes = Shapes::new(draft);
-        draft.nodes.clear();
-        shapes
     }
 
     /// The node that alone reads the result of node `index`, and by which input.

@@ -224,7 +224,7 @@ fn is_streamable(data_type: DataType) -> bool {
 
 /// What is transposed by each Transpose that swaps a constant's two axes, by name of
 /// the result.
-fn plain_transposes(draft: &Draft) -> Vec<(String, String)> {
+fn plain_transposes(draft: &Draft) -> HashMap<String, String> {
     let transposes = draft.nodes.iter().filter_map(|node| {
         let ([from], [to]) = (node.input.as_slice(), node.output.as_slice()) else {
             return None;
@@ -237,11 +237,11 @@ fn plain_transposes(draft: &Draft) -> Vec<(String, String)> {
     transposes.collect()
 }
 
-fn drop_unread_transposes(draft: &mut Draft, transposes: &[(String, String)]) {
+fn drop_unread_transposes(draft: &mut Draft, transposes: &HashMap<String, String>) {
     let readers = draft.readers();
     let unread: HashSet<&str> = transposes
-        .iter()
-        .map(|(to, _)| to.as_str())
+        .keys()
+        .map(String::as_str)
         .filter(|to| readers.of(to).is_empty() && !readers.leaves(to))
         .collect();
     draft.nodes.retain(|node| match node.output.as_slice() {
@@ -251,7 +251,7 @@ fn drop_unread_transposes(draft: &mut Draft, transposes: &[(String, String)]) {
 }
 
 struct Sealing {
-    transposes: Vec<(String, String)>,
+    transposes: HashMap<String, String>,
     resident: HashSet<String>,
     smallest: u64,
 }
@@ -259,7 +259,8 @@ struct Sealing {
 impl Sealing {
     /// What `node` becomes, if it becomes sealed.
     fn replace(&mut self, draft: &mut Draft, node: &NodeProto) -> Option<Vec<NodeProto>> {
-        if node.output.len() != 1 {
+        let has_one = |names: &[String]| names.first().is_some_and(|name| !name.is_empty());
+        if node.output.len() != 1 || !has_one(&node.output) || !has_one(&node.input) {
             return None;
         }
         if draft.is_standard(node, "Conv") {
@@ -366,9 +367,8 @@ impl Sealing {
     /// A matrix that may be sealed, seen through one Transpose; `transposed` says
     /// whether the operator transposes it as well.
     fn matrix(&self, draft: &Draft, name: &str, transposed: bool) -> Option<(Weight, Gemm)> {
-        let behind = self.transposes.iter().find(|(to, _)| to == name);
-        let (name, transposed) = match behind {
-            Some((_, from)) => (from.as_str(), !transposed),
+        let (name, transposed) = match self.transposes.get(name) {
+            Some(from) => (from.as_str(), !transposed),
             None => (name, transposed),
         };
         let weight = self.weight(draft, name)?;

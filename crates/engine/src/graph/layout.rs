@@ -68,7 +68,7 @@ const COMBINE: &[&str] = &["Add", "Max", "Min", "Mul", "Sub", "Sum"];
 
 pub(super) fn block(draft: &mut Draft, block: u64) {
     let mut layout = Layout {
-        shapes: Shapes::new(draft),
+        shapes: Shapes::new(draft, draft.nodes.iter()),
         block,
         channels: HashMap::new(),
     };
@@ -116,7 +116,7 @@ impl Layout {
 
     /// What `node` can do, and the channels of its result if that can be blocked.
     fn role(&self, draft: &Draft, node: &NodeProto) -> (Role, Option<u64>) {
-        if node.output.len() != 1 {
+        if !matches!(node.output.as_slice(), [name] if !name.is_empty()) {
             return (Role::default(), None);
         }
         if layer_index(node).is_some() {

@@ -24,6 +24,7 @@ mod layout;
 mod normalise;
 mod order;
 mod shapes;
+mod wipe;
 
 #[cfg(test)]
 mod test_support;
@@ -187,12 +188,18 @@ pub(crate) struct BatchNorm {
     pub(crate) epsilon: f32,
 }
 
-/// A skeleton whose layers are known.
+/// A skeleton whose layers are known. Wiped when it is dropped.
 pub(crate) struct Survey {
     model: ModelProto,
     layers: Vec<Layer>,
     borrowed: Vec<Weight>,
     unranked: HashSet<String>,
+}
+
+impl Drop for Survey {
+    fn drop(&mut self) {
+        wipe::model(&mut self.model);
+    }
 }
 
 impl Survey {

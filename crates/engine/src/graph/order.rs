@@ -51,9 +51,21 @@ pub(super) fn producers(nodes: &[NodeProto]) -> HashMap<&str, usize> {
 }
 
 /// Sorts `nodes` so that each follows those whose values it reads, and otherwise
-/// keeps their order. `None` where they form a cycle or two make the same value.
-pub(super) fn sorted(nodes: Vec<NodeProto>) -> Option<Vec<NodeProto>> {
-    let makers = producers(&nodes);
+/// keeps their order. Where they form a cycle or two make the same value, it leaves
+/// them as they are and returns false.
+#[must_use]
+pub(super) fn sort(nodes: &mut Vec<NodeProto>) -> bool {
+    let Some(order) = sorted(nodes) else {
+        return false;
+    };
+    let mut unsorted: Vec<Option<NodeProto>> =
+        std::mem::take(nodes).into_iter().map(Some).collect();
+    nodes.extend(order.into_iter().filter_map(|index| unsorted[index].take()));
+    true
+}
+
+fn sorted(nodes: &[NodeProto]) -> Option<Vec<usize>> {
+    let makers = producers(nodes);
     let values = nodes.iter().flat_map(|node| &node.output);
     if values.filter(|name| !name.is_empty()).count() != makers.len() {
         return None;
@@ -66,16 +78,13 @@ pub(super) fn sorted(nodes: Vec<NodeProto>) -> Option<Vec<NodeProto>> {
             missing[index] += 1;
         }
     }
-    drop(makers);
-
     let mut ready: BinaryHeap<Reverse<usize>> = (0..nodes.len())
         .filter(|&index| missing[index] == 0)
         .map(Reverse)
         .collect();
-    let mut waiting: Vec<Option<NodeProto>> = nodes.into_iter().map(Some).collect();
-    let mut done = Vec::with_capacity(waiting.len());
+    let mut order = Vec::with_capacity(nodes.len());
     while let Some(Reverse(index)) = ready.pop() {
-        done.extend(waiting[index].take());
+        order.push(index);
         for &follower in &followers[index] {
             missing[follower] -= 1;
             if missing[follower] == 0 {
@@ -83,7 +92,7 @@ pub(super) fn sorted(nodes: Vec<NodeProto>) -> Option<Vec<NodeProto>> {
             }
         }
     }
-    (done.len() == waiting.len()).then_some(done)
+    (order.len() == nodes.len()).then_some(order)
 }
 
 /// Where a value is read.
@@ -147,13 +156,14 @@ mod tests {
 
     #[test]
     fn nodes_are_moved_only_as_far_as_they_must() {
-        let nodes = vec![
+        let mut nodes = vec![
             node("Relu", &["c"], &["d"]),
             node("Relu", &["x"], &["a"]),
             node("Add", &["a", "b"], &["c"]),
             node("Relu", &["x"], &["b"]),
         ];
-        assert_eq!(outputs(&sorted(nodes).unwrap()), ["a", "b", "c", "d"]);
+        assert!(sort(&mut nodes));
+        assert_eq!(outputs(&nodes), ["a", "b", "c", "d"]);
     }
 
     #[test]
@@ -164,7 +174,7 @@ mod tests {
             vec![value("inner", DataType::Float, &[])],
             vec![],
         );
-        let nodes = vec![
+        let mut nodes = vec![
             with(
                 node("If", &["c"], &["y"]),
                 subgraph("then_branch", branch.clone()),
@@ -172,7 +182,8 @@ mod tests {
             node("Relu", &["x"], &["late"]),
         ];
         assert_eq!(captures(&nodes[0]), ["late"]);
-        assert_eq!(outputs(&sorted(nodes).unwrap()), ["late", "y"]);
+        assert!(sort(&mut nodes));
+        assert_eq!(outputs(&nodes), ["late", "y"]);
     }
 
     #[test]
@@ -193,9 +204,12 @@ mod tests {
     #[test]
     fn cycles_and_values_made_twice_have_no_order() {
         let cycle = vec![node("Relu", &["a"], &["b"]), node("Relu", &["b"], &["a"])];
-        assert!(sorted(cycle).is_none());
         let twice = vec![node("Relu", &["x"], &["a"]), node("Neg", &["x"], &["a"])];
-        assert!(sorted(twice).is_none());
+        for nodes in [cycle, twice] {
+            let mut sorted = nodes.clone();
+            assert!(!sort(&mut sorted));
+            assert_eq!(sorted, nodes);
+        }
     }
 
     #[test]

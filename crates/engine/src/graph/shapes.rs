@@ -96,7 +96,8 @@ const BROADCAST: &[&str] = &[
 ];
 
 impl Shapes {
-    pub(super) fn new(draft: &Draft) -> Self {
+    /// `nodes` are those of `draft`, in an order in which they can run.
+    pub(super) fn new<'a>(draft: &Draft, nodes: impl Iterator<Item = &'a NodeProto>) -> Self {
         let mut shapes = Self::default();
         for input in &draft.inputs {
             if let Some(dims) = extents(input) {
@@ -113,7 +114,7 @@ impl Shapes {
             let shape = weight.dims.iter().map(|&extent| Extent::Known(extent));
             shapes.of.insert(name.clone(), shape.collect());
         }
-        for node in &draft.nodes {
+        for node in nodes {
             shapes.visit(draft, node);
         }
         shapes

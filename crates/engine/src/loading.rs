@@ -28,7 +28,7 @@ use crate::error::LoadError;
 use crate::graph::{
     Emitted, RewriteOptions, SealedTensor, Source, Survey, Weight, ZEROS_FILE_NAME,
 };
-use crate::layers::Layers;
+use crate::layers::{LayerKernel, Layers};
 use crate::library::Runtime;
 use crate::memory::ProtectedBuffer;
 use crate::model::{LoadOptions, ProtectedMemory};
@@ -97,15 +97,25 @@ pub(crate) fn load(
     let places = places(&emitted.weights)?;
     let weights = open_weights(container, &emitted.weights, &places, options)?;
     let zeros = zeros_folder(container)?;
-    let compartments = start_sessions(
-        runtime,
-        session_builder(runtime, zeros.path()),
-        &emitted,
-        &places,
-        &weights,
-        &layers,
-        options,
-    )?;
+    let start = |emitted: &Emitted| {
+        start_sessions(
+            runtime,
+            session_builder(runtime, zeros.path()),
+            emitted,
+            &places,
+            &weights,
+            &layers,
+            options,
+        )
+    };
+    let compartments = match start(&emitted) {
+        // Perhaps for want of a type that only `WipedAfter` needs. Without it opened
+        // weights are wiped with everything else, after the run.
+        Err(LoadError::Rejected(_)) if opens_whole_weights(&layers) => {
+            start(&survey.emit_with(&|layer| borrowed[layer], false)?)?
+        }
+        outcome => outcome?,
+    };
     let borrowed = survey.borrowed().iter().map(Weight::length);
     let streamed = survey.layers().iter().map(|layer| layer.weight.length());
     let weight_bytes = borrowed.chain(streamed).sum();
@@ -116,6 +126,13 @@ pub(crate) fn load(
         weight_bytes,
         unranked: survey.unranked().clone(),
     })
+}
+
+fn opens_whole_weights(layers: &Layers) -> bool {
+    let streamed = |layer: &crate::layers::Layer| {
+        matches!(layer.kernel, LayerKernel::Whole(_)) && layer.kernel.panels() > 0
+    };
+    layers.layers.iter().any(streamed)
 }
 
 /// Channels of a block in ONNX Runtime's blocked layout on this processor, which its

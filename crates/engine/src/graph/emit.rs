@@ -48,6 +48,17 @@ impl Survey {
     /// [`LoadError::Skeleton`] if opening weights in time would need a cycle, which
     /// no graph of a survey gives.
     pub(crate) fn emit(&self, resident: &dyn Fn(usize) -> bool) -> Result<Emitted, LoadError> {
+        self.emit_with(resident, true)
+    }
+
+    /// [`Self::emit`], and whether `WipedAfter` follows each operator that reads an
+    /// opened weight: ONNX Runtime must infer the type of what it hands on, which it
+    /// cannot where the rank is open.
+    pub(crate) fn emit_with(
+        &self,
+        resident: &dyn Fn(usize) -> bool,
+        wiped: bool,
+    ) -> Result<Emitted, LoadError> {
         let mut model = self.model.clone();
         let mut weights: HashMap<&str, &Weight> = self
             .borrowed
@@ -66,7 +77,7 @@ impl Survey {
         }
         let graph = model.graph.get_or_insert_default();
         if !streamed.is_empty() {
-            open_in_time(graph, &streamed)?;
+            open_in_time(graph, &streamed, wiped)?;
             import(&mut model.opset_import, SEALED_DOMAIN);
         }
 
@@ -93,7 +104,11 @@ impl Survey {
 
 /// Puts OpenedWeight before and WipedAfter behind every node that reads one of
 /// `streamed`, which are then no initializers any more.
-fn open_in_time(graph: &mut GraphProto, streamed: &[(usize, &Layer)]) -> Result<(), LoadError> {
+fn open_in_time(
+    graph: &mut GraphProto,
+    streamed: &[(usize, &Layer)],
+    wiped: bool,
+) -> Result<(), LoadError> {
     let mut names = Names::of(graph);
     let order = {
         let constants = constants(graph);
@@ -158,6 +173,9 @@ fn open_in_time(graph: &mut GraphProto, streamed: &[(usize, &Layer)]) -> Result<
                     r#type: Some(tensor_type(like.data_type, &like.dims)),
                     ..ValueInfoProto::default()
                 });
+            }
+            if !wiped {
+                continue;
             }
             let held = names.fresh(&format!("held/{}", node.output[result]));
             let mut wipe = sealed_node("WipedAfter", names.fresh(&format!("wiped/{name}")));

@@ -7,11 +7,12 @@ use occlude_kernels::{Convolution, Epilogue, Extents, Layout, Workers};
 use ort::operator::{
     ComputeContext, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
 };
+use ort::value::TensorElementType;
 
 use super::threads::Threads;
 use super::{
     Common, extents, guarded, input_shape, inputs, optional, outputs, padded_bias, session_memory,
-    set_shape,
+    set_output,
 };
 use crate::allocator::Allocator;
 use crate::graph::Pads;
@@ -38,14 +39,14 @@ impl Operator for SealedConvolution {
         guarded(|| {
             let layer = usize::try_from(context.attr::<i64>("layer")?).unwrap_or(usize::MAX);
             let blocked = context.attr::<i64>("output_blocked").unwrap_or(0) != 0;
-            let (Some(shape), Some(layer)) = (input_shape(context, 0), self.0.layers.get(layer))
+            let (Some((shape, symbols)), Some(layer)) =
+                (input_shape(context), self.0.layers.get(layer))
             else {
                 return Ok(());
             };
             let LayerKernel::Convolution(convolution) = &layer.kernel else {
                 return Ok(());
             };
-            // A shape that is not known at all has no extents here.
             let Some((&batch, sides)) = shape.split_first() else {
                 return Ok(());
             };
@@ -60,7 +61,8 @@ impl Operator for SealedConvolution {
             };
             let mut output = vec![batch, channels];
             output.extend(spatial);
-            set_shape(context, output)
+            let batch = symbols.get(..1).unwrap_or_default();
+            set_output(context, TensorElementType::Float32, output, batch)
         })
     }
 

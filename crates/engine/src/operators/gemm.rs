@@ -6,11 +6,12 @@ use occlude_kernels::{Epilogue, Gemm, Workers};
 use ort::operator::{
     ComputeContext, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
 };
+use ort::value::TensorElementType;
 
 use super::threads::Threads;
 use super::{
     Common, extents, guarded, input_shape, inputs, optional, outputs, padded_bias, session_memory,
-    set_shape,
+    set_output,
 };
 use crate::allocator::Allocator;
 use crate::layers::{LayerKernel, Layers};
@@ -35,8 +36,8 @@ impl Operator for SealedGemm {
     fn infer_shape(&self, context: &mut ShapeInferenceContext) -> Result<(), ort::Error> {
         guarded(|| {
             let layer = usize::try_from(context.attr::<i64>("layer")?).unwrap_or(usize::MAX);
-            let (Some(mut shape), Some(LayerKernel::Gemm(gemm))) = (
-                input_shape(context, 0),
+            let (Some((mut shape, mut symbols)), Some(LayerKernel::Gemm(gemm))) = (
+                input_shape(context),
                 self.0.layers.get(layer).map(|layer| &layer.kernel),
             ) else {
                 return Ok(());
@@ -45,7 +46,8 @@ impl Operator for SealedGemm {
                 return Ok(());
             };
             *last = gemm.columns() as i64;
-            set_shape(context, shape)
+            symbols.truncate(shape.len() - 1);
+            set_output(context, TensorElementType::Float32, shape, &symbols)
         })
     }
 

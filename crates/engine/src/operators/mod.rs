@@ -18,13 +18,14 @@ mod whole;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use occlude_kernels::BIAS_MULTIPLE;
 use ort::operator::{
     ComputeContext, KernelContext, OperatorDomain, OperatorInput, OperatorOutput,
     ShapeInferenceContext,
 };
-use ort::value::{Shape, SymbolicDimensions, TensorElementType, ValueType};
+use ort::value::{Shape, TensorElementType, ValueType};
 
 use crate::allocator::Allocator;
 use crate::layers::Layers;
@@ -97,29 +98,41 @@ fn extents(shape: &[i64]) -> Option<Vec<usize>> {
         .collect()
 }
 
-/// The known shape of input `index`.
-fn input_shape(context: &ShapeInferenceContext, index: usize) -> Option<Vec<i64>> {
-    match context.inputs().get(index) {
-        Some(ValueType::Tensor { shape, .. }) => Some(shape.to_vec()),
+/// The known shape of input 0, and the names of its extents. A shape that is not known
+/// at all has no extents, and so looks like a scalar's.
+fn input_shape(context: &ShapeInferenceContext) -> Option<(Vec<i64>, Vec<String>)> {
+    match context.inputs().first() {
+        Some(ValueType::Tensor {
+            shape,
+            dimension_symbols,
+            ..
+        }) if !shape.is_empty() => Some((shape.to_vec(), dimension_symbols.to_vec())),
         _ => None,
     }
 }
 
-/// Says what shape the output has, if all of it is known: two extents that are not
-/// would look equal, and ONNX Runtime would give both values the same memory.
-fn set_shape(context: &mut ShapeInferenceContext, shape: Vec<i64>) -> Result<(), ort::Error> {
-    if shape.iter().any(|&extent| extent < 0) {
-        return Ok(());
-    }
-    let dimension_symbols = SymbolicDimensions::empty(shape.len());
-    context.set_output(
-        0,
-        &ValueType::Tensor {
-            ty: TensorElementType::Float32,
-            shape: Shape::from(shape),
-            dimension_symbols,
-        },
-    )
+/// Says what type and shape the output has. An extent that is not known, -1, gets a
+/// name that no other has: without one all of them would look equal, and ONNX Runtime
+/// would give values of different sizes the same memory.
+fn set_output(
+    context: &mut ShapeInferenceContext,
+    ty: TensorElementType,
+    shape: Vec<i64>,
+    symbols: &[String],
+) -> Result<(), ort::Error> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let name = |(axis, &extent): (usize, &i64)| match symbols.get(axis) {
+        Some(symbol) if !symbol.is_empty() => symbol.clone(),
+        _ if extent < 0 => format!("occlude/{}", NEXT.fetch_add(1, Ordering::Relaxed)),
+        _ => String::new(),
+    };
+    let dimension_symbols = shape.iter().enumerate().map(name).collect();
+    let kind = ValueType::Tensor {
+        ty,
+        shape: Shape::from(shape),
+        dimension_symbols,
+    };
+    context.set_output(0, &kind)
 }
 
 /// The values of input `index`, if it is there, and its shape.

@@ -14,10 +14,10 @@ use occlude_kernels::Parallel;
 use ort::operator::{
     ComputeContext, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
 };
-use ort::value::{Shape, SymbolicDimensions, ValueType};
+use ort::value::ValueType;
 
 use super::threads::Threads;
-use super::{Common, guarded};
+use super::{Common, guarded, input_shape, set_output};
 use crate::layers::{LayerKernel, Layers, Whole};
 use crate::value;
 
@@ -49,14 +49,7 @@ impl Operator for OpenedWeight {
             let Some(ty) = value::tensor_element_type(whole.data_type) else {
                 return Ok(());
             };
-            context.set_output(
-                0,
-                &ValueType::Tensor {
-                    ty,
-                    shape: Shape::from(whole.dims.clone()),
-                    dimension_symbols: SymbolicDimensions::empty(whole.dims.len()),
-                },
-            )
+            set_output(context, ty, whole.dims.clone(), &[])
         })
     }
 
@@ -146,13 +139,14 @@ impl Operator for WipedAfter {
     }
 
     fn infer_shape(&self, context: &mut ShapeInferenceContext) -> Result<(), ort::Error> {
-        guarded(|| match context.inputs().first() {
-            Some(kind @ ValueType::Tensor { shape, .. })
-                if shape.iter().all(|&extent| extent >= 0) =>
-            {
-                context.set_output(0, kind)
+        guarded(|| {
+            let Some((shape, symbols)) = input_shape(context) else {
+                return Ok(());
+            };
+            match context.inputs().first() {
+                Some(ValueType::Tensor { ty, .. }) => set_output(context, *ty, shape, &symbols),
+                _ => Ok(()),
             }
-            _ => Ok(()),
         })
     }
 

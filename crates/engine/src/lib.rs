@@ -41,7 +41,7 @@ pub use library::{
     LIBRARY_FILE_NAME, LibrarySearch, LoadLibraryError, ONNX_RUNTIME_VERSION, Runtime,
     RuntimeOptions,
 };
-pub use model::{LoadOptions, Model, ProtectedMemory};
+pub use model::{LayerCounts, LoadOptions, Model, ProtectedMemory};
 
 // So that unit tests can share the models of the tests in `tests/`.
 #[cfg(test)]

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::allocator::{Allocator, Refusal};
 use crate::error::{LoadError, RunError};
-use crate::layers::Layers;
+use crate::layers::{Layer, LayerKernel, Layers};
 use crate::library::Runtime;
 use crate::loading::{self, Compartment, residency};
 use crate::memory::ProtectedBuffer;
@@ -64,6 +64,15 @@ impl Default for LoadOptions {
             smallest_streamed: SMALLEST_STREAMED,
         }
     }
+}
+
+/// What became of a model's weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerCounts {
+    /// Weights that our own kernels read panel by panel.
+    pub sealed: usize,
+    /// Weights that are opened as a whole, just in time, for operators of ONNX Runtime.
+    pub opened_whole: usize,
 }
 
 /// A model that is ready to run.
@@ -223,6 +232,22 @@ impl Model {
     #[must_use]
     pub fn opened_bytes(&self) -> u64 {
         self.layers.opened_bytes()
+    }
+
+    /// How many layers compute with weights of their own, and how many weights are
+    /// opened for operators of ONNX Runtime.
+    #[must_use]
+    pub fn layer_counts(&self) -> LayerCounts {
+        let whole = |layer: &&Layer| matches!(layer.kernel, LayerKernel::Whole(_));
+        let layers = &self.layers.layers;
+        LayerCounts {
+            sealed: layers.iter().filter(|layer| !whole(layer)).count(),
+            opened_whole: layers
+                .iter()
+                .filter(whole)
+                .filter(|layer| layer.kernel.panels() > 0)
+                .count(),
+        }
     }
 
     /// Whether the kernel keeps the weights and everything of requests that is in

@@ -290,12 +290,19 @@ pub(crate) fn hand_on(input: &DynValue, output: &mut ValueRefMut<'_>) -> Result<
     Ok(())
 }
 
-/// Zeroes a tensor of numbers that an operator of ours read last.
-pub(crate) fn zero_input(input: &ValueRef<'_>) {
+/// Zeroes a tensor of numbers that an operator of ours read last, unless `kept` is in
+/// the same memory: ONNX Runtime leaves out operators that change nothing, and others
+/// give their input as their output.
+pub(crate) fn zero_input(input: &ValueRef<'_>, kept: &DynValue) {
     let (length, start) = (bytes_of_tensor(input).unwrap_or(0), tensor_data(input));
-    if length > 0 && !start.is_null() {
+    let (kept_length, kept_start) = (bytes_of_tensor(kept).unwrap_or(0), tensor_data(kept));
+    let (start_address, kept_address) = (start as usize, kept_start as usize);
+    let apart =
+        start_address >= kept_address + kept_length || kept_address >= start_address + length;
+    if length > 0 && !start.is_null() && apart {
         // SAFETY: ONNX Runtime allocated this memory for an output of `OpenedWeight`,
-        // and frees it after the node that calls this: nothing else reads it.
+        // and frees it after the node that calls this: nothing else reads it, and what
+        // it hands on lies elsewhere.
         unsafe { slice::from_raw_parts_mut(start.cast::<u8>(), length) }.zeroize();
     }
 }

@@ -59,6 +59,18 @@ impl Survey {
         resident: &dyn Fn(usize) -> bool,
         wiped: bool,
     ) -> Result<Emitted, LoadError> {
+        // Where waiting for the first reader of a result would make a cycle, a weight is
+        // opened earlier than it must be.
+        self.emit_ordered(resident, wiped, true)
+            .or_else(|_| self.emit_ordered(resident, wiped, false))
+    }
+
+    fn emit_ordered(
+        &self,
+        resident: &dyn Fn(usize) -> bool,
+        wiped: bool,
+        patient: bool,
+    ) -> Result<Emitted, LoadError> {
         let mut model = self.model.clone();
         let mut weights: HashMap<&str, &Weight> = self
             .borrowed
@@ -77,7 +89,7 @@ impl Survey {
         }
         let graph = model.graph.get_or_insert_default();
         if !streamed.is_empty() {
-            open_in_time(graph, &streamed, wiped)?;
+            open_in_time(graph, &streamed, wiped, patient)?;
             import(&mut model.opset_import, SEALED_DOMAIN);
         }
 
@@ -108,6 +120,7 @@ fn open_in_time(
     graph: &mut GraphProto,
     streamed: &[(usize, &Layer)],
     wiped: bool,
+    patient: bool,
 ) -> Result<(), LoadError> {
     let mut names = Names::of(graph);
     let order = {
@@ -132,7 +145,7 @@ fn open_in_time(
                 opened[node].push(Opened {
                     layer,
                     name: weight.name.clone(),
-                    after: order.ready_before(node),
+                    after: order.ready_before(node, patient),
                     result: order.result_to_hold(node),
                 });
             }
@@ -232,9 +245,13 @@ struct Order<'a> {
 impl Order<'_> {
     /// The tensor that is ready last among those that `node` waits for. A node that
     /// reads constants only could run long before its result is needed: it waits for
-    /// what the first reader of its result waits for.
-    fn ready_before(&self, node: usize) -> Option<String> {
-        self.last_input(node, node).or_else(|| {
+    /// what the first reader of its result waits for, if it is `patient`.
+    fn ready_before(&self, node: usize, patient: bool) -> Option<String> {
+        let own = self.last_input(node, node);
+        if own.is_some() || !patient {
+            return own;
+        }
+        own.or_else(|| {
             let results = self.graph.node[node].output.iter();
             let readers = results.flat_map(|name| self.readers.of(name));
             let first = readers.map(|reader| reader.node).min()?;

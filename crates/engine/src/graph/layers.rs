@@ -32,7 +32,7 @@ const LOOK_UPS: &[(&str, usize)] = &[
 
 /// ONNX's own operators whose result may be their first input, not a copy: wiping
 /// the weight would wipe the result.
-const ALIASES: &[&str] = &["Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze"];
+const ALIASES: &[&str] = &["Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze"];
 
 /// ONNX Runtime's own operators that read the whole of their weights.
 const KNOWN_TO_READ_ALL: &[&str] = &[
@@ -204,7 +204,10 @@ fn opens_whole(draft: &Draft, node: &NodeProto, input: usize) -> bool {
         .any(|&(name, tables)| name == operator && input < tables);
     let known = match node.domain.as_str() {
         domain if is_onnx(domain) => {
+            // ONNX Runtime leaves a Dropout out, and takes the wrong one of its inputs for
+            // its result if only a later one comes from a node.
             !is_table
+                && operator != "Dropout"
                 && !MAY_MAKE_NO_TENSOR.contains(&operator)
                 && (input > 0 || !ALIASES.contains(&operator))
         }

@@ -170,7 +170,7 @@ impl ort::operator::Kernel for Wiping {
                 .ok_or_else(|| ort::Error::new("no output"))?;
             value::hand_on(&held, &mut output)?;
             let weight = context.input(1)?.ok_or_else(missing)?;
-            value::zero_input(&weight);
+            value::zero_input(&weight, &output);
             Ok(())
         })
     }

@@ -37,12 +37,13 @@ pub(crate) enum NoAnswer {
     Resources(#[from] std::io::Error),
 }
 
-/// The engine says only how many bytes it opened.
+/// What became of the weights.
 fn facts(model: &Model) -> Facts {
+    let counts = model.layer_counts();
     Facts {
         streamed: model.opened_bytes() > 0,
-        sealed_operator: false,
-        fallback: false,
+        sealed_operator: counts.sealed > 0,
+        fallback: counts.opened_whole > 0,
     }
 }
 

@@ -72,6 +72,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Policy(arguments) => commands::policy::run(&arguments),
         Command::Infer(arguments) => asynchronous(commands::infer::run(arguments)),
         Command::Proxy(arguments) => asynchronous(commands::proxy::run(arguments)),
+        Command::Bench(arguments) => commands::bench::run(arguments),
+        Command::MeasureMemory => commands::bench::measure_memory(),
         Command::Completions(arguments) => commands::completions::run(&arguments),
     }
 }

@@ -47,9 +47,12 @@ fn main() -> std::process::ExitCode {
         tracing::debug!("a TLS provider was installed before");
     }
     logging::start(arguments.log_format);
-    // Whatever the command, it may hold a key: no core dump, no swap where allowed.
-    let hardening = occlude_engine::memory::harden_process();
-    tracing::debug!(?hardening, "process hardened");
+    // Whatever the command, it may hold a key: no core dump, no swap where allowed. A
+    // process that measures hardens itself where it measures Occlude.
+    if !matches!(arguments.command, Command::MeasureMemory) {
+        let hardening = occlude_engine::memory::harden_process();
+        tracing::debug!(?hardening, "process hardened");
+    }
     match run(arguments.command) {
         Ok(()) => Exit::Done.into(),
         Err(failure) => {

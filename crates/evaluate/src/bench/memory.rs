@@ -119,7 +119,7 @@ impl<'a> Carrier<'a> {
             data: self.data.as_raw_fd(),
             inputs: self.inputs.clone(),
         };
-        let task = Zeroizing::new(serde_json::to_vec(&task).map_err(|error| process_error(error))?);
+        let task = Zeroizing::new(serde_json::to_vec(&task).map_err(process_error)?);
         let mut child = process()
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -139,7 +139,7 @@ impl<'a> Carrier<'a> {
                 output.status
             )));
         }
-        match serde_json::from_slice(&output.stdout).map_err(|error| process_error(error))? {
+        match serde_json::from_slice(&output.stdout).map_err(process_error)? {
             Answer::PeakBytes(peak) => Ok(Ok(peak)),
             Answer::Refused(reason) => Ok(Err(reason)),
         }
@@ -153,7 +153,8 @@ fn process_error(error: impl Into<io::Error>) -> BenchError {
 /// What a measuring process does: reads its task from `input`, loads and runs, and
 /// writes the highest memory to `output`.
 ///
-/// Call it first thing in the process: what was allocated before counts.
+/// Call it first thing in the process: what was allocated before counts. The process
+/// must not be hardened by then: plain ONNX Runtime's users do not harden theirs.
 ///
 /// # Errors
 /// [`BenchError`] if it has no task or cannot measure. A model that does not load or
@@ -164,8 +165,7 @@ pub fn measure_memory(
     mut output: impl Write,
 ) -> Result<(), BenchError> {
     let sampler = Sampler::start().map_err(BenchError::Process)?;
-    let task: Task<Access> =
-        serde_json::from_reader(input).map_err(|error| process_error(error))?;
+    let task: Task<Access> = serde_json::from_reader(input).map_err(process_error)?;
     let outcome = task.run(library);
     let peak = sampler.stop().map_err(BenchError::Process)?;
     let answer = match outcome {
@@ -174,7 +174,7 @@ pub fn measure_memory(
         Err(Stop::Failed(BenchError::Plain(reason))) => Answer::Refused(reason),
         Err(Stop::Failed(error)) => return Err(error),
     };
-    serde_json::to_writer(&mut output, &answer).map_err(|error| process_error(error))?;
+    serde_json::to_writer(&mut output, &answer).map_err(process_error)?;
     output.flush().map_err(BenchError::Process)
 }
 
@@ -184,7 +184,7 @@ impl Task<Access> {
         let runtime = super::runtime(library, self.threads)?;
         match self.subject {
             Subject::Plain => {
-                let mut plain = PlainModel::load(runtime, &self.model, self.threads)?;
+                let mut plain = PlainModel::load(runtime, &self.model)?;
                 plain.feed(&inputs)?;
                 drop(inputs);
                 for _ in 0..RUNS {
@@ -192,6 +192,9 @@ impl Task<Access> {
                 }
             }
             Subject::Occlude(budget) => {
+                // As every command of Occlude does; not where plain ONNX Runtime is
+                // measured, since locked memory is not given back in the same way.
+                let _ = occlude_engine::memory::harden_process();
                 let container = self.container.open()?;
                 let options = super::load_options(budget, self.threads);
                 let model = Model::load(runtime, &container, &options)?;

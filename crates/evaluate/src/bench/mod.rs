@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 use occlude_container::{ContainerError, OpenError, SealError};
 use occlude_engine::{
     LibrarySearch, LoadError, LoadLibraryError, LoadOptions, Model, RunError, Runtime,
+    RuntimeOptions,
 };
 use occlude_inference_protocol::Tensor;
 
@@ -191,7 +192,7 @@ pub fn bench(
     let sealed = SealedModel::seal(&options.model, &mut |at| progress(Stage::Sealing(at)))?;
 
     progress(Stage::Loading { what: PLAIN });
-    let mut plain = PlainModel::load(runtime, &options.model, options.threads)?;
+    let mut plain = PlainModel::load(runtime, &options.model)?;
     let inputs = inputs::tensors(&options.inputs, plain.inputs(), &sealed)?;
     plain.feed(&inputs)?;
     let expected = plain.answer()?;
@@ -256,10 +257,15 @@ pub fn bench(
     })
 }
 
-/// ONNX Runtime with as many threads for either side. The only place that knows how
-/// they are shared.
-fn runtime(search: &LibrarySearch, _threads: NonZeroUsize) -> Result<&'static Runtime, BenchError> {
-    Ok(Runtime::load(search)?)
+/// ONNX Runtime with one pool of threads, which both sides share: a pool of each
+/// side's own would take cores from the other while it spins, or be slower without.
+fn runtime(search: &LibrarySearch, threads: NonZeroUsize) -> Result<&'static Runtime, BenchError> {
+    let options = RuntimeOptions {
+        threads,
+        // As plain ONNX Runtime does by default.
+        spinning: true,
+    };
+    Ok(Runtime::load_with(search, &options)?)
 }
 
 /// How Occlude is loaded.
@@ -268,6 +274,7 @@ fn load_options(budget: Budget, threads: NonZeroUsize) -> LoadOptions {
         threads,
         sessions: NonZeroUsize::MIN,
         memory: budget.protected_memory(),
+        ..LoadOptions::default()
     }
 }
 
@@ -354,7 +361,7 @@ impl Compared<'_> {
             first_answer,
             plain_times,
             occlude_times,
-            weights: model.weight_bytes() as u64,
+            weights: model.weight_bytes(),
             resident: model.resident_bytes() as u64,
             opened_per_run: opened as f64 / f64::from(runs.max(1)),
             difference,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use occlude_engine::Runtime;
 use occlude_inference_protocol::{Tensor, TensorMetadata};
 use ort::session::Session;
-use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::session::builder::GraphOptimizationLevel;
 use ort::value::{DynValue, ValueType};
 
 use super::turns::Times;
@@ -25,13 +25,10 @@ pub(super) struct PlainModel {
 }
 
 impl PlainModel {
-    pub(super) fn load(
-        runtime: &'static Runtime,
-        path: &Path,
-        threads: NonZeroUsize,
-    ) -> Result<Self, BenchError> {
+    pub(super) fn load(runtime: &'static Runtime, path: &Path) -> Result<Self, BenchError> {
         let load_began = Instant::now();
-        let session = session_builder(runtime, threads)
+        let session = Session::builder(runtime.environment())
+            .and_then(|builder| Ok(builder.with_optimization_level(GraphOptimizationLevel::All)?))
             .and_then(|mut builder| builder.commit_from_file(path))
             .map_err(plain)?;
         let load_time = load_began.elapsed();
@@ -116,17 +113,6 @@ impl PlainModel {
         }
         Ok(times)
     }
-}
-
-fn session_builder(
-    runtime: &'static Runtime,
-    threads: NonZeroUsize,
-) -> Result<SessionBuilder, ort::Error> {
-    Ok(Session::builder(runtime.environment())?
-        .with_optimization_level(GraphOptimizationLevel::All)?
-        .with_intra_threads(threads.get())?
-        // A pool that spins takes a core from the other side.
-        .with_intra_op_spinning(false)?)
 }
 
 fn plain(error: impl std::fmt::Display) -> BenchError {

@@ -52,7 +52,6 @@ pub struct BudgetReport {
 /// What came of a budget.
 #[derive(Debug, Clone, Serialize)]
 #[serde(untagged)]
-#[expect(clippy::large_enum_variant, reason = "there are a handful")]
 pub enum Outcome {
     /// It works.
     Measured(Measured),

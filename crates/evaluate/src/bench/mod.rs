@@ -4,9 +4,9 @@
 //! ONNX Runtime is as its users have it: all optimisations, its own arena, prepacked
 //! weights. Occlude is as `occlude serve` has it, below the network.
 //!
-//! Times come from turns within one process ([`turns`]), since a machine drifts by
-//! more than the two differ; memory comes from a process for each
-//! ([`memory`]), since one process's memory cannot be told apart.
+//! Times come from turns within one process, since a machine drifts by more than the
+//! two differ; memory comes from a process for each, since one process's memory
+//! cannot be told apart.
 
 mod budget;
 mod comparison;

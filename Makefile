@@ -12,6 +12,8 @@ CARGO ?= cargo
 PYTHON ?= python3
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 5
+# Measured runs of each model under each budget, at least.
+BENCH_RUNS ?= 30
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 DEVELOPMENT := $(TARGET)/release
@@ -85,10 +87,10 @@ lint: ## formatting, clippy, documentation, dependencies
 	@scripts/lint
 
 .PHONY: bench
-bench: onnxruntime ## sealing's throughput and memory, the engine's memory
+bench: build ## time and memory of sealing, and of five models against plain ONNX Runtime
 	$(CARGO) run --release --locked --package occlude-container --example throughput
-	@$(VENV_PYTHON) scripts/models.py $(TARGET)/models vgg16
-	$(CARGO) run --release --locked --package occlude-engine --example resident
+	@$(VENV_PYTHON) scripts/models.py $(TARGET)/models
+	@$(VENV_PYTHON) -B scripts/bench.py $(TARGET)/models $(TARGET)/bench --runs $(BENCH_RUNS)
 
 # Needs pip-tools; what it writes is reviewed like code.
 .PHONY: requirements

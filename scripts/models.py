@@ -1,25 +1,36 @@
 #!/usr/bin/env python3
 """Makes ONNX models of well-known architectures with random weights.
 
-    scripts/models.py FOLDER [vgg16 resnet50 mobilenetv2 bert ...]
+    scripts/models.py FOLDER [--batch N|any] [vgg16 resnet50 mobilenetv2 bert digits ...]
 
 Speed and memory do not depend on what the weights are, so measurements need no
 download. The architectures are those of the papers, in the form that exporters
 write: batch normalisation already folded into the convolutions, Gelu spelled
-out, opset 17. The same seed gives the same file.
+out, opset 17. The same seed gives the same file. `digits` is the classifier of
+the demonstration, which is trained.
+
+Models over 2 GiB, which no protobuf can hold, have their weights in a file of
+external data beside them. What is there and newer than this script stays.
 """
 
 import argparse
 import math
 import pathlib
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 OPSET = 17
 IR_VERSION = 8
+# What a protobuf may hold is 2 GiB; the graph needs some of it.
+LARGEST_FILE = 2**31 - 2**24
+
+# An extent of inputs and outputs: a number, or a name where any number will do.
+Extent = int | str
 
 
 class Graph:
@@ -68,7 +79,7 @@ class Graph:
         return self.apply("Add", self.normal((outputs,), 0.01), product)
 
     def model(self, name: str, inputs: list[onnx.ValueInfoProto], result: str,
-              shape: list[int]) -> onnx.ModelProto:
+              shape: list[Extent]) -> onnx.ModelProto:
         self.nodes.append(helper.make_node("Identity", [result], ["output"], name="output"))
         outputs = [helper.make_tensor_value_info("output", TensorProto.FLOAT, shape)]
         graph = helper.make_graph(self.nodes, name, inputs, outputs, self.initializers)
@@ -78,11 +89,11 @@ class Graph:
         )
 
 
-def image_input() -> list[onnx.ValueInfoProto]:
-    return [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 224, 224])]
+def image_input(batch: Extent) -> list[onnx.ValueInfoProto]:
+    return [helper.make_tensor_value_info("input", TensorProto.FLOAT, [batch, 3, 224, 224])]
 
 
-def vgg16() -> onnx.ModelProto:
+def vgg16(batch: Extent) -> onnx.ModelProto:
     """Simonyan and Zisserman, 2014, configuration D: 528 MiB of weights."""
     graph, x, channels = Graph(), "input", 3
     for filters, repeats in [(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]:
@@ -93,10 +104,12 @@ def vgg16() -> onnx.ModelProto:
     x = graph.apply("Flatten", x, axis=1)
     x = graph.apply("Relu", graph.fully_connected(x, 512 * 7 * 7, 4096))
     x = graph.apply("Relu", graph.fully_connected(x, 4096, 4096))
-    return graph.model("vgg16", image_input(), graph.fully_connected(x, 4096, 1000), [1, 1000])
+    return graph.model(
+        "vgg16", image_input(batch), graph.fully_connected(x, 4096, 1000), [batch, 1000]
+    )
 
 
-def resnet50() -> onnx.ModelProto:
+def resnet50(batch: Extent) -> onnx.ModelProto:
     """He et al., 2015, with the stride on the 3x3 convolution: 97 MiB."""
     graph = Graph()
     x = graph.apply("Relu", graph.convolution("input", 3, 64, 7, stride=2))
@@ -112,10 +125,12 @@ def resnet50() -> onnx.ModelProto:
                 x = graph.convolution(x, channels, 4 * width, 1, stride)
             x, channels = graph.apply("Relu", graph.apply("Add", y, x)), 4 * width
     x = graph.apply("Flatten", graph.apply("GlobalAveragePool", x), axis=1)
-    return graph.model("resnet50", image_input(), graph.fully_connected(x, 2048, 1000), [1, 1000])
+    return graph.model(
+        "resnet50", image_input(batch), graph.fully_connected(x, 2048, 1000), [batch, 1000]
+    )
 
 
-def mobilenetv2() -> onnx.ModelProto:
+def mobilenetv2(batch: Extent) -> onnx.ModelProto:
     """Sandler et al., 2018, width 1: 13 MiB."""
     graph = Graph()
     low, high = graph.scalar(0), graph.scalar(6)
@@ -139,13 +154,13 @@ def mobilenetv2() -> onnx.ModelProto:
     x = relu6(graph.convolution(x, channels, 1280, 1))
     x = graph.apply("Flatten", graph.apply("GlobalAveragePool", x), axis=1)
     return graph.model(
-        "mobilenetv2", image_input(), graph.fully_connected(x, 1280, 1000), [1, 1000]
+        "mobilenetv2", image_input(batch), graph.fully_connected(x, 1280, 1000), [batch, 1000]
     )
 
 
-def bert() -> onnx.ModelProto:
+def bert(batch: Extent, width: int = 768) -> onnx.ModelProto:
     """Devlin et al., 2018, base, 128 tokens, encoder output: 414 MiB."""
-    tokens, width, heads, vocabulary = 128, 768, 12, 30522
+    tokens, heads, vocabulary = 128, width // 64, 30522
     graph = Graph()
 
     def normalize(x: str) -> str:
@@ -155,8 +170,10 @@ def bert() -> onnx.ModelProto:
     def split_heads(x: str, permutation: list[int]) -> str:
         return graph.apply("Transpose", graph.apply("Reshape", x, by_head), perm=permutation)
 
-    by_head = graph.constant(np.array([1, tokens, heads, width // heads], np.int64))
-    joined = graph.constant(np.array([1, tokens, width], np.int64))
+    # Zero: as many as come in.
+    first = batch if isinstance(batch, int) else 0
+    by_head = graph.constant(np.array([first, tokens, heads, width // heads], np.int64))
+    joined = graph.constant(np.array([first, tokens, width], np.int64))
     scale = graph.scalar(math.sqrt(width // heads))
     root, one, half = graph.scalar(math.sqrt(2)), graph.scalar(1), graph.scalar(0.5)
 
@@ -177,28 +194,71 @@ def bert() -> onnx.ModelProto:
         gated = graph.apply("Mul", hidden, graph.apply("Add", error_function, one))
         x = normalize(graph.apply(
             "Add", graph.linear(graph.apply("Mul", gated, half), 4 * width, width), x))
-    inputs = [helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, tokens])]
-    return graph.model("bert", inputs, x, [1, tokens, width])
+    inputs = [helper.make_tensor_value_info("input_ids", TensorProto.INT64, [batch, tokens])]
+    return graph.model("bert", inputs, x, [batch, tokens, width])
 
 
-MODELS = {"vgg16": vgg16, "resnet50": resnet50, "mobilenetv2": mobilenetv2, "bert": bert}
+def wide_bert(batch: Extent) -> onnx.ModelProto:
+    """As `bert`, 2,048 numbers for each token: 2.5 GiB."""
+    return bert(batch, width=2048)
+
+
+def save(model: onnx.ModelProto, path: pathlib.Path) -> None:
+    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if weights > LARGEST_FILE:
+        data = path.name + ".data"
+        path.with_name(data).unlink(missing_ok=True)
+        onnx.save(model, path, save_as_external_data=True, location=data)
+    else:
+        onnx.save(model, path)
+    # By its path: a model in memory cannot be checked beyond 2 GiB.
+    onnx.checker.check_model(path)
+
+
+def save_digits(path: pathlib.Path) -> None:
+    sys.path.insert(0, str(ROOT / "demo"))
+    import digits
+
+    classifier = digits.train(digits.load(), hidden=(256, 128), iterations=40, seed=7)
+    digits.export(classifier, path)
+
+
+ARCHITECTURES: dict[str, Callable[[Extent], onnx.ModelProto]] = {
+    "vgg16": vgg16, "resnet50": resnet50, "mobilenetv2": mobilenetv2, "bert": bert,
+    "wide-bert": wide_bert,
+}
+# Without those that are only for trying out what size does.
+BENCHMARKED = ["vgg16", "resnet50", "mobilenetv2", "bert", "digits"]
+MODELS = [*ARCHITECTURES, "digits"]
+
+
+def extent(argument: str) -> Extent:
+    return "batch" if argument == "any" else int(argument)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(MODELS))
-    arguments = parser.parse_args()
+    parser.add_argument("--batch", type=extent, default=1, metavar="N|any",
+                        help="examples in one request (default 1; digits takes any)")
+    arguments = parser.parse_intermixed_args()
     unknown = set(arguments.models) - set(MODELS)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
 
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    for name in arguments.models or MODELS:
+    for name in arguments.models or BENCHMARKED:
         path = arguments.folder / f"{name}.onnx"
-        onnx.save(MODELS[name](), path)
-        onnx.checker.check_model(path)
-        print(f"{path}: {path.stat().st_size / 2**20:.0f} MiB")
+        script = pathlib.Path(__file__).stat().st_mtime
+        if path.exists() and path.stat().st_mtime > script:
+            continue
+        if name == "digits":
+            save_digits(path)
+        else:
+            save(ARCHITECTURES[name](arguments.batch), path)
+        files = [path, *path.parent.glob(path.name + ".data")]
+        print(f"{path}: {sum(file.stat().st_size for file in files) / 2**20:.1f} MiB")
     return 0
 
 

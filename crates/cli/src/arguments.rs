@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use occlude_attest::TeeKind;
+use occlude_evaluate::bench::Budget;
 use occlude_keys::{ModelId, ModelVersion, OwnerPublic};
 use url::Url;
 
@@ -61,6 +62,11 @@ pub(crate) enum Command {
     Infer(InferArguments),
     /// Offer a verified server's inference protocol as plain HTTP on this machine.
     Proxy(ProxyArguments),
+    /// Measure time and memory against plain ONNX Runtime.
+    Bench(BenchArguments),
+    /// One process of `bench`, which measures its own memory.
+    #[command(hide = true)]
+    MeasureMemory,
     /// Print a shell's completions.
     Completions(CompletionsArguments),
 }
@@ -448,6 +454,55 @@ pub(crate) struct ProxyArguments {
     /// Ask every request for the bearer token in this file.
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The model is sealed in memory, under a key that is thrown away. Plain ONNX Runtime, as it
+is by default, and Occlude then run in turns in one process, over one pool of threads:
+a few runs of the one, a few of the other, the first of each turn discarded. Ratios
+compare the runs of one budget with the plain ones between them.
+
+Memory is measured in a process for each: the highest anonymous memory (RssAnon) from its
+start to its last run, loading included, nothing subtracted. Sealed weights lie in a shared
+mapping, which is untrusted memory, and are not in it.
+
+Budgets:
+  resident  all weights stay in protected memory
+  25%       a quarter of the weights' bytes does; tables that must stay count in
+  0%        everything is streamed that can be
+  256MiB    protected memory in total: weights, intermediate results and scratch
+A budget that cannot work is shown with the reason; the others are measured.
+
+Inputs are random, the same every time, unless --inputs has them. An open first extent
+is the batch; the others are 224 for images (rank 4) and 128 for everything else.
+
+Examples:
+  occlude bench model.onnx
+  occlude bench model.onnx --budget 0% --budget 64MiB --threads 4 --json
+  occlude bench model.onnx --inputs batch-of-16.npz")]
+pub(crate) struct BenchArguments {
+    /// The ONNX model; its external data is found beside it.
+    #[arg(value_name = "MODEL.onnx")]
+    pub(crate) model: PathBuf,
+    /// A budget of protected memory; may be repeated.
+    #[arg(long, value_name = "resident|NN%|NNMiB", default_values = ["resident", "50%", "25%", "0%"])]
+    pub(crate) budget: Vec<Budget>,
+    /// Threads of either side.
+    #[arg(long, value_name = "N", default_value = "2")]
+    pub(crate) threads: NonZeroUsize,
+    /// Examples in one request, where the model leaves their number open.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "inputs")]
+    pub(crate) batch: u64,
+    /// Measured runs of either side, at least; quick models run more often.
+    #[arg(long, value_name = "N", default_value = "30")]
+    pub(crate) runs: NonZeroUsize,
+    /// Inputs by their names, as numpy.savez writes them.
+    #[arg(long, value_name = "FILE.npz")]
+    pub(crate) inputs: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -47,9 +47,12 @@ fn main() -> std::process::ExitCode {
         tracing::debug!("a TLS provider was installed before");
     }
     logging::start(arguments.log_format);
-    // Whatever the command, it may hold a key: no core dump, no swap where allowed.
-    let hardening = occlude_engine::memory::harden_process();
-    tracing::debug!(?hardening, "process hardened");
+    // Whatever the command, it may hold a key: no core dump, no swap where allowed. A
+    // process that measures hardens itself where it measures Occlude.
+    if !matches!(arguments.command, Command::MeasureMemory) {
+        let hardening = occlude_engine::memory::harden_process();
+        tracing::debug!(?hardening, "process hardened");
+    }
     match run(arguments.command) {
         Ok(()) => Exit::Done.into(),
         Err(failure) => {
@@ -72,6 +75,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Policy(arguments) => commands::policy::run(&arguments),
         Command::Infer(arguments) => asynchronous(commands::infer::run(arguments)),
         Command::Proxy(arguments) => asynchronous(commands::proxy::run(arguments)),
+        Command::Bench(arguments) => commands::bench::run(arguments),
+        Command::MeasureMemory => commands::bench::measure_memory(),
         Command::Completions(arguments) => commands::completions::run(&arguments),
     }
 }

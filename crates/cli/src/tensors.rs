@@ -1,4 +1,4 @@
-//! Tensors as files: `.npy` and `.json` in; `.npz`, `.json` or a table out.
+//! Tensors as files: `.npy`, `.npz` and `.json` in; `.npz`, `.json` or a table out.
 //!
 //! A `.npy` file says its own type and shape. A `.json` file holds nested lists, so
 //! its type is the one that the model's metadata names.
@@ -48,6 +48,8 @@ pub(crate) enum TensorFileError {
         expected: u64,
         found: u64,
     },
+    #[error("{}: {reason}", path.display())]
+    Archive { path: PathBuf, reason: String },
     #[error("the model has no input {name:?}; its inputs are {expected}")]
     UnknownInput { name: String, expected: String },
     #[error("{}: {reason}", path.display())]
@@ -84,18 +86,7 @@ impl std::str::FromStr for InputFile {
 impl InputFile {
     /// Reads the tensor; `inputs` is what the model takes.
     pub(crate) fn read(&self, inputs: &[TensorMetadata]) -> Result<Tensor, TensorFileError> {
-        let io = |source| TensorFileError::Io {
-            path: self.path.clone(),
-            source,
-        };
-        let file = File::open(&self.path).map_err(io)?;
-        let size = file.metadata().map_err(io)?.len();
-        if size > LARGEST_INPUT {
-            return Err(TensorFileError::TooLarge {
-                path: self.path.clone(),
-                size,
-            });
-        }
+        let (file, size) = open(&self.path)?;
         match extension(&self.path) {
             Some("npy") => self.read_npy(BufReader::new(file), size),
             Some("json") => self.read_json(BufReader::new(file), inputs),
@@ -187,6 +178,48 @@ impl InputFile {
             .next()
             .ok_or_else(|| malformed("no tensor".to_owned()))
     }
+}
+
+/// Reads every array of a `.npz` file, which holds a `.npy` file for each input.
+pub(crate) fn read_npz(path: &Path) -> Result<Vec<Tensor>, TensorFileError> {
+    let malformed = |reason: String| TensorFileError::Archive {
+        path: path.to_owned(),
+        reason,
+    };
+    let (file, _) = open(path)?;
+    let mut archive =
+        zip::ZipArchive::new(BufReader::new(file)).map_err(|error| malformed(error.to_string()))?;
+    (0..archive.len())
+        .map(|index| {
+            let unreadable =
+                |error| malformed(format!("{error}; numpy.savez writes what can be read here"));
+            let entry = archive.by_index(index).map_err(unreadable)?;
+            let name = entry.name().map_err(unreadable)?.into_owned();
+            let input = InputFile {
+                name: name.strip_suffix(".npy").unwrap_or(&name).to_owned(),
+                path: path.join(&name),
+            };
+            let size = entry.size();
+            input.read_npy(entry.take(LARGEST_INPUT), size)
+        })
+        .collect()
+}
+
+/// Opens a file of at most [`LARGEST_INPUT`] bytes, and says how many it has.
+fn open(path: &Path) -> Result<(File, u64), TensorFileError> {
+    let io = |source| TensorFileError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(io)?;
+    let size = file.metadata().map_err(io)?.len();
+    if size > LARGEST_INPUT {
+        return Err(TensorFileError::TooLarge {
+            path: path.to_owned(),
+            size,
+        });
+    }
+    Ok((file, size))
 }
 
 /// Refuses an output file whose form is not known, before anything is asked.
@@ -461,6 +494,7 @@ mod tests {
         let tensor = file.read(&[]).unwrap();
         let path = folder.path().join("out.npz");
         write(&path, std::slice::from_ref(&tensor)).unwrap();
+        assert_eq!(read_npz(&path).unwrap(), [tensor]);
         let mut archive = zip::ZipArchive::new(File::open(&path).unwrap()).unwrap();
         let mut bytes = Vec::new();
         archive
@@ -468,7 +502,13 @@ mod tests {
             .unwrap()
             .read_to_end(&mut bytes)
             .unwrap();
-        assert!(bytes.ends_with(tensor.data()));
         assert!(bytes.starts_with(b"\x93NUMPY"));
+    }
+
+    #[test]
+    fn what_is_no_archive_is_no_npz() {
+        let (_folder, file) = input("x.npz", NUMPY_FILE);
+        let error = read_npz(&file.path).unwrap_err();
+        assert!(matches!(error, TensorFileError::Archive { .. }), "{error}");
     }
 }

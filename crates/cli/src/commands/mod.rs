@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub(crate) mod attest;
+pub(crate) mod bench;
 pub(crate) mod broker;
 pub(crate) mod completions;
 pub(crate) mod infer;

@@ -59,6 +59,7 @@ fn the_help_teaches() {
             "policy show --help",
             "infer --help",
             "proxy --help",
+            "bench --help",
             "completions --help",
         ],
     );
@@ -83,6 +84,11 @@ fn wrong_usage_is_told_and_ends_in_exit_code_2() {
         "infer http://127.0.0.1:1 --model digits --policy policy.toml --input x.npy",
         "infer http://127.0.0.1:1 --model digits --policy policy.toml --input x=x.npy --output out.png",
         "proxy http://127.0.0.1:1",
+        "bench",
+        "bench model.onnx --budget half",
+        "bench model.onnx --budget 101%",
+        "bench model.onnx --threads 0",
+        "bench model.onnx --batch 2 --inputs x.npz",
     ];
     let said = transcript(folder.path(), &lines);
     assert_eq!(said.matches("[exit code 2]").count(), lines.len(), "{said}");

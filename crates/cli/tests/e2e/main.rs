@@ -3,6 +3,7 @@
 
 mod attacks;
 mod bad_input;
+mod bench;
 mod golden;
 mod main_job;
 mod support;

@@ -1,0 +1,174 @@
+//! `occlude bench`
+
+use std::process::Command;
+
+use occlude_engine::LibrarySearch;
+use occlude_evaluate::bench::{
+    self, BenchError, BenchOptions, BudgetReport, Inputs, Measured, Outcome, Report, Stage,
+};
+
+use crate::arguments::BenchArguments;
+use crate::failure::Failure;
+use crate::output::{self, Activity};
+use crate::tensors;
+
+/// What the text says of its last column but three.
+const MEMORY_NOTE: &str = "\
+Peak: the highest anonymous memory (RssAnon) of a process of its own, from its start to
+its last run, loading included, nothing subtracted. Sealed weights lie in a shared
+mapping, which is untrusted memory, and are not in it.";
+
+pub(crate) fn run(arguments: BenchArguments) -> Result<(), Failure> {
+    let inputs = match &arguments.inputs {
+        Some(path) => Inputs::Given(tensors::read_npz(path).map_err(Failure::failed)?),
+        None => Inputs::Random {
+            batch: arguments.batch,
+        },
+    };
+    let name = arguments.model.display().to_string();
+    let options = BenchOptions {
+        model: arguments.model,
+        budgets: arguments.budget,
+        threads: arguments.threads,
+        runs: arguments.runs,
+        inputs,
+        library: LibrarySearch::standard(),
+    };
+    let activity = Activity::new();
+    let report = bench::bench(&options, &measuring_process, &mut |stage| {
+        activity.is(describe(stage));
+    })
+    .map_err(|error| match error {
+        BenchError::FixedBatch { .. } => Failure::usage(format!("--batch: {error}")),
+        _ => Failure::failed(error).while_doing(name),
+    })?;
+    drop(activity);
+    if arguments.json {
+        return output::json(&report);
+    }
+    print(&report);
+    Ok(())
+}
+
+/// One of [`run`]'s measuring processes.
+pub(crate) fn measure_memory() -> Result<(), Failure> {
+    let (input, output) = (std::io::stdin().lock(), std::io::stdout().lock());
+    bench::measure_memory(&LibrarySearch::standard(), input, output).map_err(Failure::failed)
+}
+
+/// This very program, even if its file has been replaced since.
+fn measuring_process() -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("measure-memory");
+    command
+}
+
+fn describe(stage: Stage<'_>) -> String {
+    match stage {
+        Stage::Sealing(at) => format!(
+            "sealing: {} of {}",
+            output::size(at.done),
+            output::size(at.total)
+        ),
+        Stage::Loading { what } => format!("{what}: loading"),
+        Stage::Running { what, done, total } => format!("{what}: turn {done} of {total}"),
+        Stage::Memory { what } => format!("{what}: measuring memory"),
+        _ => String::new(),
+    }
+}
+
+fn print(report: &Report) {
+    let threads = if report.threads.get() == 1 {
+        "thread"
+    } else {
+        "threads"
+    };
+    output::line(format_args!(
+        "{}: {} {threads}, batch {}\n",
+        report.model, report.threads, report.batch
+    ));
+    let plain = &report.plain;
+    let first_answer = report.first_plain_answer.as_secs_f64() * 1e3;
+    let mut rows = vec![vec![
+        "plain ONNX Runtime".to_owned(),
+        number(plain.p50_ms),
+        String::new(),
+        number(plain.min_ms),
+        String::new(),
+        number(plain.load_ms),
+        number(first_answer),
+        number(plain.peak_mib),
+    ]];
+    rows.extend(report.budgets.iter().map(row));
+    output::table(
+        &[
+            "",
+            "p50 ms",
+            "ratio",
+            "min ms",
+            "ratio",
+            "load ms",
+            "first answer ms",
+            "peak MiB",
+            "resident MiB",
+            "opened MiB/run",
+            "largest difference",
+        ],
+        rows,
+        &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
+    );
+    output::line("");
+    for entry in &report.budgets {
+        if let Outcome::Refused { refused } = &entry.outcome {
+            output::line(format_args!("{}: {refused}", entry.budget));
+        }
+    }
+    if let Some(measured) = report.budgets.iter().find_map(measured) {
+        output::line(format_args!(
+            "Weights: {} MiB. Outputs: up to {}.",
+            number(measured.occlude.weights_mib),
+            number(measured.max_abs_output)
+        ));
+    }
+    output::line(MEMORY_NOTE);
+}
+
+fn measured(entry: &BudgetReport) -> Option<&Measured> {
+    match &entry.outcome {
+        Outcome::Measured(measured) => Some(measured),
+        Outcome::Refused { .. } => None,
+    }
+}
+
+fn row(entry: &BudgetReport) -> Vec<String> {
+    let mut row = vec![entry.budget.to_string()];
+    match measured(entry) {
+        Some(measured) => {
+            let occlude = &measured.occlude;
+            row.extend([
+                number(occlude.p50_ms),
+                format!("{:.2}", measured.ratio_p50),
+                number(occlude.min_ms),
+                format!("{:.2}", measured.ratio_min),
+                number(occlude.load_ms),
+                number(occlude.first_answer_ms),
+                number(occlude.peak_protected_mib),
+                number(occlude.resident_mib),
+                number(occlude.opened_mib_per_run),
+                format!("{:.1e}", measured.max_abs_diff),
+            ]);
+        }
+        None => row.push("refused".to_owned()),
+    }
+    row
+}
+
+/// Three digits that count, or all before the point.
+fn number(value: f64) -> String {
+    match value {
+        100.0.. => format!("{value:.0}"),
+        10.0.. => format!("{value:.1}"),
+        1.0.. => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}

@@ -1,0 +1,392 @@
+//! `occlude bench`: plain ONNX Runtime and Occlude, in turns, in one process.
+//!
+//! Both sides have the same threads, the same inputs and one answer at a time. Plain
+//! ONNX Runtime is as its users have it: all optimisations, its own arena, prepacked
+//! weights. Occlude is as `occlude serve` has it, below the network.
+//!
+//! Times come from turns within one process, since a machine drifts by more than the
+//! two differ; memory comes from a process for each, since one process's memory
+//! cannot be told apart.
+
+mod budget;
+mod comparison;
+mod inputs;
+mod memory;
+mod plain;
+mod report;
+mod sealed;
+mod turns;
+mod values;
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use occlude_container::{ContainerError, OpenError, SealError};
+use occlude_engine::{
+    LibrarySearch, LoadError, LoadLibraryError, LoadOptions, Model, RunError, Runtime,
+    RuntimeOptions,
+};
+use occlude_inference_protocol::Tensor;
+
+pub use budget::{Budget, BudgetError};
+pub use memory::measure_memory;
+pub use report::{BudgetReport, Measured, Occlude, Outcome, Plain, Report};
+
+use comparison::Difference;
+use memory::Subject;
+use plain::PlainModel;
+use sealed::SealedModel;
+use turns::Times;
+
+/// What is measured, and how.
+#[derive(Debug)]
+pub struct BenchOptions {
+    /// The ONNX model; its external data is found beside it.
+    pub model: PathBuf,
+    /// The budgets of protected memory, in the order of the report.
+    pub budgets: Vec<Budget>,
+    /// Threads of either side.
+    pub threads: NonZeroUsize,
+    /// Measured runs of either side for each budget, at least.
+    pub runs: NonZeroUsize,
+    /// What the model is run on.
+    pub inputs: Inputs,
+    /// Where ONNX Runtime is looked for.
+    pub library: LibrarySearch,
+}
+
+/// What a model is run on.
+#[derive(Debug)]
+pub enum Inputs {
+    /// Random values, the same ones every time. Open first extents become `batch`.
+    Random {
+        /// Examples in one request.
+        batch: u64,
+    },
+    /// These tensors.
+    Given(Vec<Tensor>),
+}
+
+/// What is being done, for whoever waits.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Stage<'a> {
+    /// The model is being sealed.
+    Sealing(occlude_container::Progress),
+    /// `what` (a budget, or plain ONNX Runtime) is being loaded.
+    Loading {
+        /// Which side.
+        what: &'a str,
+    },
+    /// Runs of both sides, in turns.
+    Running {
+        /// Which budget.
+        what: &'a str,
+        /// Turns done.
+        done: usize,
+        /// Turns in all.
+        total: usize,
+    },
+    /// A process of its own measures the memory of `what`.
+    Memory {
+        /// Which side.
+        what: &'a str,
+    },
+}
+
+/// Why nothing was measured. That Occlude refuses a budget is no such error but a
+/// line of the report.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BenchError {
+    /// ONNX Runtime is not there.
+    #[error(transparent)]
+    Library(#[from] LoadLibraryError),
+    /// The model cannot be sealed.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// The model as sealed a moment ago is no container: a defect.
+    #[error("the model as just sealed: {0}")]
+    Container(#[from] ContainerError),
+    /// The model as sealed a moment ago does not open: a defect.
+    #[error("the model as just sealed: {0}")]
+    Open(#[from] OpenError),
+    /// Plain ONNX Runtime refuses the model or the inputs.
+    #[error("plain ONNX Runtime: {0}")]
+    Plain(String),
+    /// No values can be made up for an input.
+    #[error("input {name:?} is {found}: no values can be made up for it, give --inputs")]
+    NoSample {
+        /// The input.
+        name: String,
+        /// Its type.
+        found: String,
+    },
+    /// Another batch was asked for than the model has.
+    #[error("the model's inputs have fixed extents: a batch of {batch} is not one of theirs")]
+    FixedBatch {
+        /// What was asked for.
+        batch: u64,
+    },
+    /// A process that measures memory could not be run.
+    #[error("measuring memory in another process: {0}")]
+    Process(io::Error),
+    /// No anonymous file, or it could not be used.
+    #[error("an anonymous file: {0}")]
+    AnonymousFile(io::Error),
+}
+
+/// Plain ONNX Runtime's name in what is said to people.
+const PLAIN: &str = "plain ONNX Runtime";
+
+/// Why a budget's measurement stopped.
+enum Stop {
+    /// Nothing can be measured.
+    Failed(BenchError),
+    /// This budget cannot; others may.
+    Refused(String),
+}
+
+impl From<BenchError> for Stop {
+    fn from(error: BenchError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<LoadError> for Stop {
+    /// What ONNX Runtime said names layers; here the owner reads it.
+    fn from(error: LoadError) -> Self {
+        Self::Refused(match &error {
+            LoadError::Rejected(said) => format!("{error}: {}", said.reveal()),
+            _ => error.to_string(),
+        })
+    }
+}
+
+impl From<RunError> for Stop {
+    fn from(error: RunError) -> Self {
+        Self::Refused(match &error {
+            RunError::Failed(said) => format!("{error}: {}", said.reveal()),
+            _ => error.to_string(),
+        })
+    }
+}
+
+/// Measures `options.model` plain and under each budget.
+///
+/// `process` makes the command of a process that calls [`measure_memory`] with its
+/// standard input and output; its standard streams are set here.
+///
+/// # Errors
+/// [`BenchError`]. A budget under which the model does not load or run is reported
+/// as refused, and the others are measured nevertheless.
+pub fn bench(
+    options: &BenchOptions,
+    process: &dyn Fn() -> Command,
+    progress: &mut dyn FnMut(Stage<'_>),
+) -> Result<Report, BenchError> {
+    let runtime = runtime(&options.library, options.threads)?;
+    let sealed = SealedModel::seal(&options.model, &mut |at| progress(Stage::Sealing(at)))?;
+
+    progress(Stage::Loading { what: PLAIN });
+    let mut plain = PlainModel::load(runtime, &options.model)?;
+    let inputs = inputs::tensors(&options.inputs, plain.inputs(), &sealed)?;
+    plain.feed(&inputs)?;
+    let expected = plain.answer()?;
+    let first_plain_answer = plain.since_load_began();
+
+    let mut plain_times = Times::default();
+    let mut timed = Vec::with_capacity(options.budgets.len());
+    for budget in &options.budgets {
+        let mut compared = Compared {
+            runtime,
+            options,
+            inputs: &inputs,
+            plain: &mut plain,
+            expected: &expected,
+        };
+        match compared.measure(&sealed, budget, progress) {
+            Ok(measured) => {
+                plain_times.extend(&measured.plain_times);
+                timed.push(Ok(measured));
+            }
+            Err(Stop::Refused(reason)) => timed.push(Err(reason)),
+            Err(Stop::Failed(error)) => return Err(error),
+        }
+    }
+    if plain_times.is_empty() {
+        plain_times = plain.times(options.runs)?;
+    }
+    let load = plain.load_time();
+    drop(plain);
+
+    let carrier = memory::Carrier::new(options, &sealed, &inputs)?;
+    progress(Stage::Memory { what: PLAIN });
+    let peak = carrier
+        .measure(Subject::Plain, process)?
+        .map_err(BenchError::Plain)?;
+    let mut budgets = Vec::with_capacity(timed.len());
+    for (budget, timed) in options.budgets.iter().zip(timed) {
+        let outcome = match timed {
+            Ok(timed) => {
+                progress(Stage::Memory {
+                    what: &budget.to_string(),
+                });
+                match carrier.measure(Subject::Occlude(*budget), process)? {
+                    Ok(peak) => Outcome::Measured(timed.report(peak)),
+                    Err(refused) => Outcome::Refused { refused },
+                }
+            }
+            Err(refused) => Outcome::Refused { refused },
+        };
+        budgets.push(BudgetReport {
+            budget: *budget,
+            outcome,
+        });
+    }
+    Ok(Report {
+        model: file_name(&options.model),
+        threads: options.threads,
+        batch: inputs::batch(&options.inputs, &inputs),
+        plain: Plain::new(&plain_times, load, peak),
+        budgets,
+        first_plain_answer,
+    })
+}
+
+/// ONNX Runtime with one pool of threads, which both sides share: a pool of each
+/// side's own would take cores from the other while it spins, or be slower without.
+fn runtime(search: &LibrarySearch, threads: NonZeroUsize) -> Result<&'static Runtime, BenchError> {
+    let options = RuntimeOptions {
+        threads,
+        // As plain ONNX Runtime does by default.
+        spinning: true,
+    };
+    Ok(Runtime::load_with(search, &options)?)
+}
+
+/// How Occlude is loaded.
+fn load_options(budget: Budget, threads: NonZeroUsize) -> LoadOptions {
+    LoadOptions {
+        threads,
+        sessions: NonZeroUsize::MIN,
+        memory: budget.protected_memory(),
+        ..LoadOptions::default()
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or(path.as_os_str())
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// What one budget is compared with.
+struct Compared<'a> {
+    runtime: &'static Runtime,
+    options: &'a BenchOptions,
+    inputs: &'a [Tensor],
+    plain: &'a mut PlainModel,
+    /// Plain ONNX Runtime's answer.
+    expected: &'a [Tensor],
+}
+
+/// Times of one budget, and of plain ONNX Runtime in turns with it.
+struct Timed {
+    load: Duration,
+    first_answer: Duration,
+    plain_times: Times,
+    occlude_times: Times,
+    weights: u64,
+    resident: u64,
+    opened_per_run: f64,
+    difference: Difference,
+}
+
+impl Compared<'_> {
+    fn measure(
+        &mut self,
+        sealed: &SealedModel,
+        budget: &Budget,
+        progress: &mut dyn FnMut(Stage<'_>),
+    ) -> Result<Timed, Stop> {
+        let what = budget.to_string();
+        progress(Stage::Loading { what: &what });
+        let load_options = load_options(*budget, self.options.threads);
+        let inputs = self.inputs.to_vec();
+        let start = Instant::now();
+        let container = sealed.open()?;
+        let model = Model::load(self.runtime, &container, &load_options)?;
+        let load = start.elapsed();
+        let answer = model.run(inputs, &[])?;
+        let first_answer = start.elapsed();
+        let mut difference = Difference::default();
+        difference
+            .add(&answer, self.expected)
+            .map_err(Stop::Refused)?;
+
+        let mut runs = 0_u32;
+        let opened_before = model.opened_bytes();
+        let plain = &mut *self.plain;
+        let (inputs, expected) = (self.inputs, self.expected);
+        let (plain_times, occlude_times) = turns::take::<Stop>(
+            self.options.runs,
+            &mut || Ok(plain.run()?),
+            &mut |last| {
+                let inputs = inputs.to_vec();
+                let start = Instant::now();
+                let answer = model.run(inputs, &[])?;
+                let elapsed = start.elapsed();
+                runs += 1;
+                if last {
+                    difference.add(&answer, expected).map_err(Stop::Refused)?;
+                }
+                Ok(elapsed)
+            },
+            &mut |done, total| {
+                progress(Stage::Running {
+                    what: &what,
+                    done,
+                    total,
+                });
+            },
+        )?;
+        let opened = model.opened_bytes() - opened_before;
+        Ok(Timed {
+            load,
+            first_answer,
+            plain_times,
+            occlude_times,
+            weights: model.weight_bytes(),
+            resident: model.resident_bytes() as u64,
+            opened_per_run: opened as f64 / f64::from(runs.max(1)),
+            difference,
+        })
+    }
+}
+
+impl Timed {
+    /// `peak` in bytes.
+    fn report(&self, peak: u64) -> Measured {
+        Measured {
+            occlude: Occlude {
+                p50_ms: report::milliseconds(self.occlude_times.median()),
+                min_ms: report::milliseconds(self.occlude_times.minimum()),
+                load_ms: report::milliseconds(self.load),
+                first_answer_ms: report::milliseconds(self.first_answer),
+                peak_protected_mib: report::mebibytes(peak as f64),
+                weights_mib: report::mebibytes(self.weights as f64),
+                resident_mib: report::mebibytes(self.resident as f64),
+                opened_mib_per_run: report::mebibytes(self.opened_per_run),
+            },
+            ratio_p50: report::ratio(self.occlude_times.median(), self.plain_times.median()),
+            ratio_min: report::ratio(self.occlude_times.minimum(), self.plain_times.minimum()),
+            max_abs_diff: self.difference.largest,
+            max_abs_output: self.difference.largest_output,
+        }
+    }
+}

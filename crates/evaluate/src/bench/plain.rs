@@ -1,0 +1,135 @@
+//! Plain ONNX Runtime, as its users have it: every optimisation, its own arena,
+//! prepacked weights, the file as it lies on disk.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use occlude_engine::Runtime;
+use occlude_inference_protocol::{Tensor, TensorMetadata};
+use ort::session::Session;
+use ort::session::builder::GraphOptimizationLevel;
+use ort::value::{DynValue, ValueType};
+
+use super::turns::Times;
+use super::{BenchError, values};
+
+/// A plain model and the values that it is run on.
+pub(super) struct PlainModel {
+    session: Session,
+    inputs: Vec<TensorMetadata>,
+    outputs: Vec<String>,
+    values: Vec<(String, DynValue)>,
+    load_began: Instant,
+    load_time: Duration,
+}
+
+impl PlainModel {
+    pub(super) fn load(runtime: &'static Runtime, path: &Path) -> Result<Self, BenchError> {
+        let load_began = Instant::now();
+        let session = Session::builder(runtime.environment())
+            .and_then(|builder| Ok(builder.with_optimization_level(GraphOptimizationLevel::All)?))
+            .and_then(|mut builder| builder.commit_from_file(path))
+            .map_err(plain)?;
+        let load_time = load_began.elapsed();
+        let inputs = session
+            .inputs()
+            .iter()
+            .map(|input| metadata(input.name(), input.dtype()))
+            .collect::<Result<_, _>>()?;
+        let outputs = session.outputs().iter();
+        Ok(Self {
+            outputs: outputs.map(|output| output.name().to_owned()).collect(),
+            session,
+            inputs,
+            values: Vec::new(),
+            load_began,
+            load_time,
+        })
+    }
+
+    /// What it takes; -1 for an open extent.
+    pub(super) fn inputs(&self) -> &[TensorMetadata] {
+        &self.inputs
+    }
+
+    pub(super) fn load_time(&self) -> Duration {
+        self.load_time
+    }
+
+    pub(super) fn since_load_began(&self) -> Duration {
+        self.load_began.elapsed()
+    }
+
+    /// Sets what it is run on from now on.
+    pub(super) fn feed(&mut self, inputs: &[Tensor]) -> Result<(), BenchError> {
+        self.values = inputs
+            .iter()
+            .map(|tensor| Ok((tensor.name().to_owned(), values::to_onnx_runtime(tensor)?)))
+            .collect::<Result<_, ort::Error>>()
+            .map_err(plain)?;
+        Ok(())
+    }
+
+    /// Runs once and says how long that took.
+    pub(super) fn run(&mut self) -> Result<Duration, BenchError> {
+        let feeds: Vec<_> = self
+            .values
+            .iter()
+            .map(|(name, value)| (name.as_str(), value))
+            .collect();
+        let start = Instant::now();
+        let outputs = self.session.run(feeds).map_err(plain)?;
+        let elapsed = start.elapsed();
+        drop(outputs);
+        Ok(elapsed)
+    }
+
+    /// Runs once and returns the outputs, in the model's order.
+    pub(super) fn answer(&mut self) -> Result<Vec<Tensor>, BenchError> {
+        let feeds: Vec<_> = self
+            .values
+            .iter()
+            .map(|(name, value)| (name.as_str(), value))
+            .collect();
+        let outputs = self.session.run(feeds).map_err(plain)?;
+        self.outputs
+            .iter()
+            .map(|name| {
+                let output = outputs
+                    .get(name)
+                    .ok_or_else(|| BenchError::Plain(format!("output {name:?} is missing")))?;
+                values::from_onnx_runtime(name, output)
+            })
+            .collect()
+    }
+
+    /// Times of `runs` runs without another side, one more before them discarded.
+    pub(super) fn times(&mut self, runs: NonZeroUsize) -> Result<Times, BenchError> {
+        let mut times = Times::default();
+        self.run()?;
+        for _ in 0..runs.get() {
+            times.push(self.run()?);
+        }
+        Ok(times)
+    }
+}
+
+fn plain(error: impl std::fmt::Display) -> BenchError {
+    BenchError::Plain(error.to_string())
+}
+
+fn metadata(name: &str, kind: &ValueType) -> Result<TensorMetadata, BenchError> {
+    let no_sample = || BenchError::NoSample {
+        name: name.to_owned(),
+        found: kind.to_string(),
+    };
+    let ValueType::Tensor { ty, shape, .. } = kind else {
+        return Err(no_sample());
+    };
+    Ok(TensorMetadata {
+        name: name.to_owned(),
+        datatype: values::datatype(*ty).ok_or_else(no_sample)?,
+        shape: shape.to_vec(),
+    })
+}

@@ -1,0 +1,16 @@
+//! Measures Occlude as a whole, against plain ONNX Runtime.
+//!
+//! 1. [`bench::bench`] seals a model in memory, runs it plain and sealed in turns,
+//!    under one budget of protected memory after another, and reports times, memory
+//!    and how far the answers differ.
+//! 2. It measures memory in processes of its own, started with a command that the
+//!    caller gives; what such a process does is [`bench::measure_memory`].
+//!
+//! What this does not do: it prints nothing and serves nothing, and it keeps no
+//! secret. The model that it measures lies in the clear on the caller's disk, and
+//! the key that it seals with is thrown away.
+//!
+//! Nobody is hostile here: whoever measures owns the model and the machine.
+#![forbid(unsafe_code)]
+
+pub mod bench;

@@ -461,7 +461,9 @@ pub(crate) struct ProxyArguments {
 The model is sealed in memory, under a key that is thrown away. Plain ONNX Runtime, as it
 is by default, and Occlude then run in turns in one process, over one pool of threads:
 a few runs of the one, a few of the other, the first of each turn discarded. Ratios
-compare the runs of one budget with the plain ones between them.
+compare the runs of one budget with the plain ones between them. After each answer
+Occlude wipes the memory that it took; the next request waits for that, so it is timed
+apart from the runs (wipe_ms in the JSON).
 
 Memory is measured in a process for each: the highest anonymous memory (RssAnon) from its
 start to its last run, loading included, nothing subtracted. Sealed weights lie in a shared

@@ -81,6 +81,10 @@ pub enum LoadError {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
+    /// A panel of weights came back from the spill store altered: somebody wrote to
+    /// memory that is not theirs. There is no answer; the model goes on.
+    #[error("the store of streamed weights was altered: {0}")]
+    Spilled(occlude_spill::OpenError),
     /// The model has no such input.
     #[error("the model has no input `{name}`; its inputs are {}", quoted(expected))]
     UnknownInput {

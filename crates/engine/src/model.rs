@@ -234,6 +234,12 @@ impl Model {
         self.layers.opened_bytes()
     }
 
+    /// Waits until everything that answered requests left in memory is wiped. The next
+    /// request does so too, so this is only for measuring.
+    pub fn wait_until_wiped(&self) {
+        self.compartments.wait_until_tidy();
+    }
+
     /// How many layers compute with weights of their own, and how many weights are
     /// opened for operators of ONNX Runtime.
     #[must_use]
@@ -308,7 +314,13 @@ impl Model {
         let run = || session.run_with_options(feeds, &run_options);
         let mut outputs = match memory.watch(run) {
             (_, Some(Refusal::Limit(limit))) => return Err(RunError::MemoryBudget { limit }),
-            (outcome, _) => outcome.map_err(failed)?,
+            (Err(error), _) => {
+                return Err(match self.layers.take_failure() {
+                    Some(altered) => RunError::Spilled(altered),
+                    None => failed(error),
+                });
+            }
+            (Ok(outputs), _) => outputs,
         };
         let mut answers = Vec::with_capacity(wanted.len());
         for name in &wanted {

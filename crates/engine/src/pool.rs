@@ -27,6 +27,8 @@ struct Shelf<T> {
 struct Members<T> {
     tidy: Vec<T>,
     untidy: Vec<T>,
+    /// How many the pool's own thread is tidying.
+    in_work: usize,
     closed: bool,
 }
 
@@ -40,6 +42,7 @@ impl<T: Send + 'static> Pool<T> {
             members: Mutex::new(Members {
                 tidy: members,
                 untidy: Vec::new(),
+                in_work: 0,
                 closed: false,
             }),
             tidied: Condvar::new(),
@@ -76,6 +79,14 @@ impl<T: Send + 'static> Pool<T> {
             member: Some(member),
         }
     }
+
+    /// Waits until everything that came back is tidy.
+    pub(crate) fn wait_until_tidy(&self) {
+        let mut members = self.shelf.lock();
+        while members.in_work > 0 || !members.untidy.is_empty() {
+            members = wait(&self.shelf.tidied, members);
+        }
+    }
 }
 
 impl<T> Shelf<T> {
@@ -83,11 +94,13 @@ impl<T> Shelf<T> {
         let mut members = self.lock();
         loop {
             if let Some(member) = members.untidy.pop() {
+                members.in_work += 1;
                 drop(members);
                 (self.tidy)(&member);
                 members = self.lock();
                 members.tidy.push(member);
-                self.tidied.notify_one();
+                members.in_work -= 1;
+                self.tidied.notify_all();
             } else if members.closed {
                 return;
             } else {

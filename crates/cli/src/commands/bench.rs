@@ -125,9 +125,10 @@ fn print(report: &Report) {
     }
     if let Some(measured) = report.budgets.iter().find_map(measured) {
         output::line(format_args!(
-            "Weights: {} MiB. Outputs: up to {}.",
+            "Weights: {} MiB. Outputs: up to {}. Wiping memory after an answer: {} ms, not in a run.",
             number(measured.occlude.weights_mib),
-            number(measured.max_abs_output)
+            number(measured.max_abs_output),
+            number(measured.occlude.wipe_ms)
         ));
     }
     output::line(MEMORY_NOTE);

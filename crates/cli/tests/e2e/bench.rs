@@ -106,6 +106,7 @@ fn json_has_exactly_the_documented_fields_with_plausible_numbers() {
                 "peak_protected_mib",
                 "resident_mib",
                 "weights_mib",
+                "wipe_ms",
             ],
         );
         positive(entry, &["ratio_p50", "ratio_min", "max_abs_output"]);

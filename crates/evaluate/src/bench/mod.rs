@@ -301,6 +301,8 @@ struct Timed {
     first_answer: Duration,
     plain_times: Times,
     occlude_times: Times,
+    /// Median time from an answer to everything being wiped.
+    wipe: Duration,
     weights: u64,
     resident: u64,
     opened_per_run: f64,
@@ -329,7 +331,7 @@ impl Compared<'_> {
             .add(&answer, self.expected)
             .map_err(Stop::Refused)?;
 
-        let mut runs = 0_u32;
+        let (mut runs, mut wipe_times) = (0_u32, Vec::new());
         let opened_before = model.opened_bytes();
         let plain = &mut *self.plain;
         let (inputs, expected) = (self.inputs, self.expected);
@@ -341,6 +343,9 @@ impl Compared<'_> {
                 let start = Instant::now();
                 let answer = model.run(inputs, &[])?;
                 let elapsed = start.elapsed();
+                // Wiping comes after the answer, and would else delay the next one.
+                model.wait_until_wiped();
+                wipe_times.push(start.elapsed() - elapsed);
                 runs += 1;
                 if last {
                     difference.add(&answer, expected).map_err(Stop::Refused)?;
@@ -361,12 +366,18 @@ impl Compared<'_> {
             first_answer,
             plain_times,
             occlude_times,
+            wipe: median(wipe_times),
             weights: model.weight_bytes(),
             resident: model.resident_bytes() as u64,
             opened_per_run: opened as f64 / f64::from(runs.max(1)),
             difference,
         })
     }
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
 impl Timed {
@@ -376,6 +387,7 @@ impl Timed {
             occlude: Occlude {
                 p50_ms: report::milliseconds(self.occlude_times.median()),
                 min_ms: report::milliseconds(self.occlude_times.minimum()),
+                wipe_ms: report::milliseconds(self.wipe),
                 load_ms: report::milliseconds(self.load),
                 first_answer_ms: report::milliseconds(self.first_answer),
                 peak_protected_mib: report::mebibytes(peak as f64),

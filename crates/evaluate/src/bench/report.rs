@@ -85,6 +85,9 @@ pub struct Occlude {
     pub p50_ms: f64,
     /// Shortest time of a run, in milliseconds.
     pub min_ms: f64,
+    /// Median time from an answer until all memory that it took is wiped, in
+    /// milliseconds: how much later the next request can start. Not in the others.
+    pub wipe_ms: f64,
     /// Time to open and load the sealed model, in milliseconds.
     pub load_ms: f64,
     /// Time from the start of loading to the first answer, in milliseconds.

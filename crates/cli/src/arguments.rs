@@ -298,6 +298,11 @@ pub(crate) struct ServeArguments {
     /// Inferences that run at once [default: 1].
     #[arg(long, value_name = "N", env = "OCCLUDE_SESSIONS")]
     pub(crate) sessions: Option<NonZeroUsize>,
+    /// Protected memory for each model: `resident` (all weights), `auto` (what is
+    /// available less a tenth) or a size such as 256MiB, beyond which weights are
+    /// streamed, encrypted, from untrusted memory [default: resident].
+    #[arg(long, value_name = "SIZE", env = "OCCLUDE_PROTECTED_MEMORY")]
+    pub(crate) protected_memory: Option<occlude_server::MemoryBudget>,
     /// The channel's key encapsulation [default: x-wing].
     #[arg(long, value_name = "KEM", env = "OCCLUDE_KEM")]
     pub(crate) kem: Option<KemArgument>,

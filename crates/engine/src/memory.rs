@@ -197,6 +197,17 @@ pub fn harden_process() -> Hardening {
     }
 }
 
+/// Bytes that the operating system can still give, if it says so.
+#[must_use]
+pub fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
 /// Whether locking all future memory is safe. Under a finite limit `mlockall`
 /// may succeed now and make every later allocation beyond the limit fail.
 fn may_lock_all_memory() -> bool {

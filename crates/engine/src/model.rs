@@ -5,6 +5,7 @@
 //! Runtime sees a tensor. What the values are is the model's business.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -34,6 +35,16 @@ pub enum ProtectedMemory {
     WeightShare(f64),
     /// This many bytes in total: weights, intermediate results and scratch.
     Bytes(u64),
+}
+
+impl fmt::Display for ProtectedMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Resident => f.write_str("resident"),
+            Self::WeightShare(share) => write!(f, "{}%", share * 100.0),
+            Self::Bytes(bytes) => write!(f, "{bytes} bytes"),
+        }
+    }
 }
 
 /// How a model is loaded.
@@ -397,9 +408,9 @@ impl Model {
     }
 }
 
-impl std::fmt::Debug for Model {
+impl fmt::Debug for Model {
     /// Without names and shapes, which are the owner's.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Model")
             .field("weights", &self.weights)
             .finish_non_exhaustive()

@@ -99,9 +99,12 @@ fn altered_weights_end_a_request_and_never_give_a_wrong_answer() {
                 host.write_all_at(&byte, place).unwrap();
             }
         });
+        let answers: Vec<_> = (0..500).map(|_| answer(&model)).collect();
+        // Before anything here fails: the scope waits for the writer.
+        over.store(true, Ordering::Relaxed);
         let (mut right, mut refused) = (0, 0);
-        for _ in 0..500 {
-            match answer(&model) {
+        for answer in answers {
+            match answer {
                 Ok(values) => {
                     assert_eq!(values, expected);
                     right += 1;
@@ -110,7 +113,6 @@ fn altered_weights_end_a_request_and_never_give_a_wrong_answer() {
                 Err(other) => panic!("{other}"),
             }
         }
-        over.store(true, Ordering::Relaxed);
         assert!(
             right + refused == 500 && refused > 0,
             "{right} right, {refused} refused"

@@ -44,5 +44,5 @@ mod settings;
 pub use error::{StartError, StartErrorKind};
 pub use server::Server;
 pub use settings::{
-    DEFAULT_LISTEN, DEFAULT_MAXIMUM_REQUEST, ServerOptions, Settings, SettingsError,
+    DEFAULT_LISTEN, DEFAULT_MAXIMUM_REQUEST, MemoryBudget, ServerOptions, Settings, SettingsError,
 };

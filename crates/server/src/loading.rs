@@ -159,8 +159,18 @@ impl Loader {
                 path: path.clone(),
                 source,
             })?;
-            Model::load(self.runtime, &open, &self.options)
-                .map_err(|source| StartError::Model { path, source })
+            let model = Model::load(self.runtime, &open, &self.options)
+                .map_err(|source| StartError::Model { path, source })?;
+            let counts = model.layer_counts();
+            tracing::info!(
+                budget = %self.options.memory,
+                weight_bytes = model.weight_bytes(),
+                resident_bytes = model.resident_bytes(),
+                sealed_layers = counts.sealed,
+                weights_opened_whole = counts.opened_whole,
+                "weights loaded",
+            );
+            Ok(model)
         })
         .await
     }

@@ -9,7 +9,7 @@ use axum_server::Handle;
 use occlude_attest::{Attester, SecurityConfiguration, ServiceStatement};
 use occlude_broker::{BrokerClient, ConnectOptions};
 use occlude_channel::{Gateway, Limits, PADDING};
-use occlude_engine::{LoadOptions, Runtime, memory};
+use occlude_engine::{LoadOptions, ProtectedMemory, Runtime, RuntimeOptions, memory};
 
 use crate::admission::Admission;
 use crate::attestation::Attestation;
@@ -20,7 +20,7 @@ use crate::loading::{self, FetchKeyError, KeyDigest, Loader, Sealed, blocking};
 use crate::metrics::Metrics;
 use crate::models::{Models, ServedModel};
 use crate::outer::{self, Outer};
-use crate::settings::ServerOptions;
+use crate::settings::{MemoryBudget, ServerOptions};
 
 /// Requests in flight when the server is asked to stop may take this long.
 const GRACE: Duration = Duration::from_secs(30);
@@ -74,7 +74,11 @@ impl Server {
             );
         }
         let library = options.library.clone();
-        let runtime = blocking(move || Runtime::load(&library)).await?;
+        let runtime_options = RuntimeOptions {
+            threads: options.threads,
+            ..RuntimeOptions::default()
+        };
+        let runtime = blocking(move || Runtime::load_with(&library, &runtime_options)).await?;
         let loader = Arc::new(Loader {
             attester: Arc::clone(&attester),
             broker: broker(&options)?,
@@ -82,6 +86,7 @@ impl Server {
             options: LoadOptions {
                 threads: options.threads,
                 sessions: options.sessions,
+                memory: protected_memory(options.protected_memory),
                 ..LoadOptions::default()
             },
         });
@@ -293,4 +298,16 @@ fn check_length(statement: &ServiceStatement) -> Result<(), StartError> {
         });
     }
     Ok(())
+}
+
+/// The engine's budget. Of what is available a tenth is left to everything else.
+fn protected_memory(budget: MemoryBudget) -> ProtectedMemory {
+    match budget {
+        MemoryBudget::Resident => ProtectedMemory::Resident,
+        MemoryBudget::Bytes(bytes) => ProtectedMemory::Bytes(bytes),
+        MemoryBudget::Auto => match memory::available() {
+            Some(bytes) => ProtectedMemory::Bytes(bytes / 10 * 9),
+            None => ProtectedMemory::Resident,
+        },
+    }
 }

@@ -7,6 +7,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -76,6 +77,9 @@ pub struct Settings {
     pub threads: Option<NonZeroUsize>,
     /// Inferences of one model that run at once; 1 by default.
     pub sessions: Option<NonZeroUsize>,
+    /// Protected memory for each model's weights and runs; all weights by default.
+    #[serde(deserialize_with = "from_text")]
+    pub protected_memory: Option<MemoryBudget>,
     /// The channel's key encapsulation; X-Wing by default.
     #[serde(deserialize_with = "from_text")]
     pub kem: Option<Kem>,
@@ -197,6 +201,7 @@ impl Settings {
             listen: self.listen.or(other.listen),
             threads: self.threads.or(other.threads),
             sessions: self.sessions.or(other.sessions),
+            protected_memory: self.protected_memory.or(other.protected_memory),
             kem: self.kem.or(other.kem),
             maximum_request: self.maximum_request.or(other.maximum_request),
             requests_in_flight: self.requests_in_flight.or(other.requests_in_flight),
@@ -261,6 +266,7 @@ impl Settings {
             listen: self.listen.unwrap_or(DEFAULT_LISTEN),
             threads,
             sessions: self.sessions.unwrap_or(NonZeroUsize::MIN),
+            protected_memory: self.protected_memory.unwrap_or_default(),
             kem: self.kem.unwrap_or_default(),
             maximum_request: maximum_request.as_u64(),
             requests_in_flight: self.requests_in_flight.unwrap_or(DEFAULT_REQUESTS).get(),
@@ -304,6 +310,8 @@ pub struct ServerOptions {
     pub threads: NonZeroUsize,
     /// Inferences of one model that run at once.
     pub sessions: NonZeroUsize,
+    /// Protected memory for each model.
+    pub protected_memory: MemoryBudget,
     /// The channel's key encapsulation.
     pub kem: Kem,
     /// Largest encapsulated request, in bytes.
@@ -323,6 +331,36 @@ pub struct ServerOptions {
 }
 
 /// A value that has no form of its own in TOML.
+/// How much protected memory a model may take: `resident` (all its weights and what
+/// its runs take), `auto` (what is available less a tenth) or a size such as `256MiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MemoryBudget {
+    /// All weights stay in protected memory.
+    #[default]
+    Resident,
+    /// As many as the memory that is available when the model is loaded allows.
+    Auto,
+    /// This many bytes.
+    Bytes(u64),
+}
+
+impl FromStr for MemoryBudget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "resident" => Ok(Self::Resident),
+            "auto" => Ok(Self::Auto),
+            size => size
+                .parse::<ByteSize>()
+                .map(|size| Self::Bytes(size.as_u64()))
+                .map_err(|_| {
+                    format!("{text:?} is neither resident, auto nor a size such as 256MiB")
+                }),
+        }
+    }
+}
+
 fn from_text<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     T: std::str::FromStr<Err: std::fmt::Display>,
@@ -374,6 +412,7 @@ mod tests {
             listen = "0.0.0.0:8000"
             threads = 4
             sessions = 2
+            protected-memory = "256MiB"
             kem = "x25519"
             maximum-request = "8MiB"
             requests-in-flight = 10
@@ -394,6 +433,7 @@ mod tests {
                 listen: Some("0.0.0.0:8000".parse().unwrap()),
                 threads: NonZeroUsize::new(4),
                 sessions: NonZeroUsize::new(2),
+                protected_memory: Some(MemoryBudget::Bytes(256 << 20)),
                 kem: Some(Kem::X25519),
                 maximum_request: Some(ByteSize::mib(8)),
                 requests_in_flight: NonZeroUsize::new(10),

@@ -32,6 +32,7 @@ fn flags(arguments: ServeArguments) -> Settings {
         listen: arguments.listen,
         threads: arguments.threads,
         sessions: arguments.sessions,
+        protected_memory: arguments.protected_memory,
         kem: arguments.kem.map(|kem| match kem {
             KemArgument::XWing => Kem::XWing,
             KemArgument::X25519 => Kem::X25519,

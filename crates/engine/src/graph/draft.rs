@@ -321,10 +321,10 @@ fn inline_bytes(tensor: &TensorProto, data_type: DataType) -> Option<Vec<u8>> {
             .collect()
     };
     Some(match data_type {
-        DataType::Float => little_endian(&tensor.float_data, |value| value.to_le_bytes()),
-        DataType::Double => little_endian(&tensor.double_data, |value| value.to_le_bytes()),
-        DataType::Int64 => little_endian(&tensor.int64_data, |value| value.to_le_bytes()),
-        DataType::Uint64 => little_endian(&tensor.uint64_data, |value| value.to_le_bytes()),
+        DataType::Float => little_endian(&tensor.float_data, f32::to_le_bytes),
+        DataType::Double => little_endian(&tensor.double_data, f64::to_le_bytes),
+        DataType::Int64 => little_endian(&tensor.int64_data, i64::to_le_bytes),
+        DataType::Uint64 => little_endian(&tensor.uint64_data, u64::to_le_bytes),
         DataType::Uint32 => {
             little_endian(&tensor.uint64_data, |value| (value as u32).to_le_bytes())
         }

@@ -26,9 +26,6 @@ mod order;
 mod shapes;
 mod wipe;
 
-#[cfg(test)]
-mod test_support;
-
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;

@@ -188,10 +188,12 @@ fn a_racing_writer_never_makes_a_wrong_panel() {
                 }
             };
             let threads = [scope.spawn(open), scope.spawn(open)];
-            for thread in threads {
-                thread.join().unwrap();
-            }
+            let outcomes = threads.map(std::thread::ScopedJoinHandle::join);
+            // Before anything here fails: the scope waits for the writer.
             over.store(true, Ordering::Relaxed);
+            for outcome in outcomes {
+                outcome.unwrap();
+            }
         });
         assert!(right.into_inner() > 0, "{kind}: some openings succeed");
     }

@@ -159,6 +159,10 @@ impl Image {
             out[..before * lanes].fill(0.0);
             out[(before + copied) * lanes..].fill(0.0);
             let out = &mut out[before * lanes..][..copied * lanes];
+            if out.is_empty() {
+                // What is touched of this row is padding only.
+                continue;
+            }
             match self.layout {
                 Layout::Blocked if lanes == self.block && channel.is_multiple_of(lanes) => {
                     let start = channel * area + row * width * lanes;

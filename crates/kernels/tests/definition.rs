@@ -461,6 +461,38 @@ fn large_layers_take_several_panels_and_windows() {
 }
 
 #[test]
+fn outputs_may_depend_on_padding_alone() {
+    for isa in Isa::available() {
+        let case = Case {
+            isa,
+            threads: 1,
+            bias: true,
+            residual: false,
+            bounds: None,
+        };
+        let shape = ConvolutionShape {
+            out_channels: 17,
+            in_channels_per_group: 35,
+            groups: 1,
+            kernel: [1, 3],
+            strides: [1, 2],
+            dilations: [1, 1],
+        };
+        for layouts in [[Layout::Plain; 2], [Layout::Blocked; 2]] {
+            let images = Images {
+                shape,
+                block: 16,
+                batch: 1,
+                input: [1, 1],
+                pads: [0, 3, 0, 0],
+                layouts,
+            };
+            check_convolution(case, images).unwrap();
+        }
+    }
+}
+
+#[test]
 fn a_number_that_is_none_is_not_lost_in_the_bounds() {
     for isa in Isa::available() {
         let gemm = Gemm::new(isa, 1, 1, false);

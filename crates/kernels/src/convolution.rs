@@ -16,6 +16,7 @@ use crate::panels::{Panels, Parallel, Workers};
 use crate::product::{self, ColumnMap, PointMap, Product};
 use crate::scatter::scatter;
 use crate::tile::Finish;
+use crate::winograd::Winograd;
 
 /// Numbers of arranged input that one pass takes, unless one image takes more: 8 MiB.
 const PASS: usize = (8 << 20) / 4;
@@ -254,6 +255,9 @@ impl Convolution {
     pub fn scratch(&self, threads: usize, extents: &Extents) -> usize {
         match &self.kind {
             Kind::Products(packing) => {
+                if let Some(winograd) = Winograd::plan(self, packing, extents, threads) {
+                    return winograd.scratch();
+                }
                 let (arranged, sums, images) = self.pass(packing, extents);
                 product::scratch(packing, threads) + (arranged + sums) * images + 64
             }
@@ -348,6 +352,14 @@ impl Convolution {
                 self.run_depthwise(depthwise, workers, extents, input, epilogue, output)
             }
             Kind::Products(packing) => {
+                let threads = workers.parallel.threads();
+                if let Some(winograd) = Winograd::plan(self, packing, extents, threads) {
+                    // SAFETY: the lengths were checked above; the output is borrowed
+                    // by this call alone.
+                    return unsafe {
+                        winograd.run(workers, input.as_ptr(), finish, output.as_mut_ptr())
+                    };
+                }
                 let (_, _, images) = self.pass(packing, extents);
                 let mut first = 0;
                 while first < extents.batch {

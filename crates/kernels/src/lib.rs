@@ -34,6 +34,11 @@ mod scatter;
 mod tile;
 #[allow(unsafe_code, reason = "vector loads and stores")]
 mod vector;
+#[allow(
+    unsafe_code,
+    reason = "vector loads and stores, threads write disjoint parts"
+)]
+mod winograd;
 
 pub use convolution::{Convolution, ConvolutionShape, Extents, Layout};
 pub use gemm::{BIAS_MULTIPLE, Epilogue, Gemm};

@@ -104,10 +104,13 @@ impl Packing {
         let groups = vectors.div_ceil(tile::best_vectors(isa));
         let widest = vectors.div_ceil(groups.max(1)) * isa.width();
         let steps = (PANEL_BYTES / 4 / widest.max(1)).max(1);
+        // Ranges are of whole blocks of channels, unless one block alone is too long.
         let segments = reduction.segments();
-        let total = reduction.steps_before(segments);
-        let ranges = total.div_ceil(steps).clamp(1, segments.max(1));
-        let cuts = (0..=ranges).map(|range| range * segments / ranges);
+        let block = reduction.taps * reduction.lanes;
+        let unit = if block <= steps { reduction.taps } else { 1 };
+        let (units, each) = (segments / unit, unit * reduction.lanes);
+        let ranges = units.div_ceil((steps / each).max(1)).max(1);
+        let cuts = (0..=ranges).map(|range| range * units / ranges * unit);
         Self {
             isa,
             columns,
@@ -146,6 +149,12 @@ impl Packing {
     /// The vectors of group `group`, evenly spread.
     pub(crate) fn vectors(&self, group: usize) -> Range<usize> {
         group * self.vectors / self.groups..(group + 1) * self.vectors / self.groups
+    }
+
+    /// Whether each range is of whole blocks of channels.
+    pub(crate) fn cuts_whole_blocks(&self) -> bool {
+        let taps = self.reduction.taps;
+        self.cuts.iter().all(|cut| cut.is_multiple_of(taps))
     }
 
     /// The segments of range `range`.

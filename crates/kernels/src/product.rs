@@ -326,7 +326,7 @@ fn offset(pointer: *const f32, by: usize) -> *const f32 {
 }
 
 /// Scratch that threads share by parts.
-struct Scratch {
+pub(crate) struct Scratch {
     start: *mut f32,
     length: usize,
 }
@@ -335,7 +335,7 @@ struct Scratch {
 unsafe impl Sync for Scratch {}
 
 impl Scratch {
-    fn new(scratch: &mut [f32]) -> Self {
+    pub(crate) fn new(scratch: &mut [f32]) -> Self {
         Self {
             start: scratch.as_mut_ptr(),
             length: scratch.len(),
@@ -345,36 +345,36 @@ impl Scratch {
     /// # Safety
     /// No two parts that live at once overlap, and the borrow that `new` took lives.
     #[expect(clippy::mut_from_ref, reason = "parts are disjoint")]
-    unsafe fn part(&self, start: usize, length: usize) -> &mut [f32] {
+    pub(crate) unsafe fn part(&self, start: usize, length: usize) -> &mut [f32] {
         assert!(start + length <= self.length, "the scratch is too small");
         // SAFETY: within the scratch, and disjoint by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), length) }
     }
 
-    fn start(&self, start: usize) -> *const f32 {
+    pub(crate) fn start(&self, start: usize) -> *const f32 {
         self.start.wrapping_add(start)
     }
 }
 
 /// The first failure of several threads.
-struct Failure<E> {
+pub(crate) struct Failure<E> {
     happened: AtomicBool,
     error: Mutex<Option<E>>,
 }
 
 impl<E> Failure<E> {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             happened: AtomicBool::new(false),
             error: Mutex::new(None),
         }
     }
 
-    fn happened(&self) -> bool {
+    pub(crate) fn happened(&self) -> bool {
         self.happened.load(Ordering::Relaxed)
     }
 
-    fn report(&self, error: E) {
+    pub(crate) fn report(&self, error: E) {
         self.error
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -382,7 +382,7 @@ impl<E> Failure<E> {
         self.happened.store(true, Ordering::Relaxed);
     }
 
-    fn into_result(self) -> Result<(), E> {
+    pub(crate) fn into_result(self) -> Result<(), E> {
         match self
             .error
             .into_inner()

@@ -7,6 +7,8 @@ use occlude_kernels::{
 };
 use proptest::prelude::*;
 
+mod winograd;
+
 /// Panels of which every second one is resident, so that both ways are taken.
 struct Packed(Vec<Vec<f32>>);
 
@@ -238,6 +240,17 @@ fn place(
     }
 }
 
+/// Whether the convolution may be computed by minimal filtering.
+fn may_be_filtered(images: &Images) -> bool {
+    let shape = images.shape;
+    shape.kernel == [3; 2]
+        && shape.strides == [1; 2]
+        && shape.dilations == [1; 2]
+        && shape.groups == 1
+        && images.layouts == [Layout::Blocked; 2]
+        && shape.in_channels_per_group.is_multiple_of(images.block)
+}
+
 fn check_convolution(case: Case, images: Images) -> Result<(), TestCaseError> {
     let Images {
         shape,
@@ -301,6 +314,22 @@ fn check_convolution(case: Case, images: Images) -> Result<(), TestCaseError> {
         input_layout: in_layout,
         output_layout: out_layout,
     };
+    let filtered = may_be_filtered(&images).then(|| {
+        let value = |[image, channel, row, column]: [usize; 4]| {
+            let (row, column) = (row.checked_sub(pads[0]), column.checked_sub(pads[1]));
+            let (row, column) = row.zip(column).unwrap_or(input.into());
+            if row >= input[0] || column >= input[1] {
+                return 0.0;
+            }
+            let at = [image, channel, row, column];
+            f64::from(x[place(in_layout, block, in_channels, input, at)].abs())
+        };
+        let weight = |[channel, inner, row, column]: [usize; 4]| {
+            let pair = channel * in_channels + inner;
+            f64::from(w[pair * taps + row * 3 + column].abs())
+        };
+        winograd::Magnitudes::new(&images, output, value, weight)
+    });
     let mut scratch = vec![f32::NAN; convolution.scratch(case.threads, &extents)];
     let mut y = vec![f32::NAN; batch * out_image];
     let padded = padded(&bias);
@@ -333,6 +362,7 @@ fn check_convolution(case: Case, images: Images) -> Result<(), TestCaseError> {
                         [image, channel, row, column],
                     );
                     let (mut sum, mut magnitude) = (0.0, 0.0);
+                    let mut terms = shape.in_channels_per_group * taps;
                     for inner in 0..shape.in_channels_per_group {
                         let from = group * shape.in_channels_per_group + inner;
                         for tap in 0..taps {
@@ -359,6 +389,10 @@ fn check_convolution(case: Case, images: Images) -> Result<(), TestCaseError> {
                             magnitude += term.abs();
                         }
                     }
+                    if let Some(filtered) = &filtered {
+                        magnitude = filtered.of([image, channel, row, column]);
+                        terms = in_channels + winograd::TRANSFORMS;
+                    }
                     for (used, value) in [(case.bias, bias[channel]), (case.residual, residual[at])]
                     {
                         if used {
@@ -366,7 +400,6 @@ fn check_convolution(case: Case, images: Images) -> Result<(), TestCaseError> {
                             magnitude += f64::from(value.abs());
                         }
                     }
-                    let terms = shape.in_channels_per_group * taps;
                     assert_near(y[at], clamp(sum, case.bounds), magnitude, terms)?;
                 }
             }

@@ -37,10 +37,51 @@ pub(crate) struct PointMap {
 }
 
 impl PointMap {
-    pub(crate) fn place(&self, point: usize) -> usize {
-        let (image, in_image) = (point / self.per_image, point % self.per_image);
+    /// The places of `first` and of the points after it, one after the other.
+    fn places(&self, first: usize) -> Places<'_> {
+        let (image, in_image) = (first / self.per_image, first % self.per_image);
         let (row, in_row) = (in_image / self.per_row, in_image % self.per_row);
-        image * self.image + row * self.row + in_row * self.point
+        Places {
+            map: self,
+            left_of_row: self.per_row - in_row,
+            left_of_image: self.per_image - in_image,
+            row_start: image * self.image + row * self.row,
+            image_start: image * self.image,
+            next: image * self.image + row * self.row + in_row * self.point,
+        }
+    }
+}
+
+/// See [`PointMap::places`]. Without divisions, which would take longer than the
+/// arithmetic of a short reduction.
+struct Places<'a> {
+    map: &'a PointMap,
+    left_of_row: usize,
+    left_of_image: usize,
+    row_start: usize,
+    image_start: usize,
+    next: usize,
+}
+
+impl Places<'_> {
+    fn next(&mut self) -> usize {
+        let place = self.next;
+        self.left_of_row -= 1;
+        self.left_of_image -= 1;
+        if self.left_of_image == 0 {
+            self.image_start += self.map.image;
+            self.row_start = self.image_start;
+            self.left_of_image = self.map.per_image;
+            self.left_of_row = self.map.per_row;
+            self.next = self.row_start;
+        } else if self.left_of_row == 0 {
+            self.row_start += self.map.row;
+            self.left_of_row = self.map.per_row;
+            self.next = self.row_start;
+        } else {
+            self.next += self.map.point;
+        }
+        place
     }
 }
 
@@ -265,7 +306,7 @@ impl Product<'_> {
         let first_column = vectors.start * isa.width();
         let columns = self.packing.group_columns(group);
         let segments = self.packing.segments(range);
-        let [full, tail] = self
+        let [whole, tail] = self
             .packing
             .reduction()
             .runs(segments)
@@ -291,7 +332,7 @@ impl Product<'_> {
         });
         let mut tile = Tile {
             points: [self.input; MOST_POINTS],
-            runs: [full, tail],
+            runs: [whole, tail],
             weights,
             out: self.output.wrapping_add(first_vector),
             out_points: [0; MOST_POINTS],
@@ -301,13 +342,20 @@ impl Product<'_> {
             finish,
         };
         let best = tile::best_points(isa, vectors.len());
+        let full = tile::kernel(isa, vectors.len(), best);
+        let mut inputs = self.input_points.places(points.start);
+        let mut outputs = self.output_points.places(points.start);
         let mut point = points.start;
         while point < points.end {
-            let (kernel, count) = tile::kernel(isa, vectors.len(), best.min(points.end - point));
+            let count = tile::next_points(best, points.end - point);
+            let kernel = if count == best {
+                full
+            } else {
+                tile::kernel(isa, vectors.len(), count)
+            };
             for index in 0..count {
-                let place = self.input_points.place(point + index);
-                tile.points[index] = self.input.wrapping_add(place);
-                tile.out_points[index] = self.output_points.place(point + index);
+                tile.points[index] = self.input.wrapping_add(inputs.next());
+                tile.out_points[index] = outputs.next();
             }
             // SAFETY: the caller's contract; an `Isa` is only made where its
             // instructions are.

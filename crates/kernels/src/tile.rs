@@ -74,6 +74,8 @@ pub(crate) const fn best_points(isa: Isa, vectors: usize) -> usize {
         #[cfg(target_arch = "x86_64")]
         (Kind::Avx512, 1 | 2) => 12,
         #[cfg(target_arch = "x86_64")]
+        (Kind::Avx512, 3) => 8,
+        #[cfg(target_arch = "x86_64")]
         (Kind::Avx2 | Kind::Avx512, _) => 6,
     }
 }
@@ -89,14 +91,13 @@ pub(crate) const fn best_vectors(isa: Isa) -> usize {
     }
 }
 
-/// The kernel for `points` (1 to [`best_points`]) of `vectors` (1 to [`best_vectors`]),
-/// and how many points it takes: at most `points`.
-pub(crate) fn kernel(isa: Isa, vectors: usize, points: usize) -> (Kernel, usize) {
+/// The kernel for `points` (1 to [`best_points`]) of `vectors` (1 to [`best_vectors`]).
+pub(crate) fn kernel(isa: Isa, vectors: usize, points: usize) -> Kernel {
     macro_rules! choose {
         ($function:ident, $vectors:literal, $($points:literal)*) => {
             match points {
-                $(points if points >= $points => ($function::<$vectors, $points> as Kernel, $points),)*
-                _ => ($function::<$vectors, 1> as Kernel, 1),
+                $($points => $function::<$vectors, $points> as Kernel,)*
+                _ => $function::<$vectors, 1> as Kernel,
             }
         };
     }
@@ -108,15 +109,27 @@ pub(crate) fn kernel(isa: Isa, vectors: usize, points: usize) -> (Kernel, usize)
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => match vectors {
             2 => choose!(avx2, 2, 6 5 4 3 2),
-            _ => choose!(avx2, 1, 12 6 5 4 3 2),
+            _ => choose!(avx2, 1, 12 11 10 9 8 7 6 5 4 3 2),
         },
         #[cfg(target_arch = "x86_64")]
         Kind::Avx512 => match vectors {
             4 => choose!(avx512, 4, 6 5 4 3 2),
-            3 => choose!(avx512, 3, 6 5 4 3 2),
-            2 => choose!(avx512, 2, 12 6 5 4 3 2),
-            _ => choose!(avx512, 1, 12 6 5 4 3 2),
+            3 => choose!(avx512, 3, 8 7 6 5 4 3 2),
+            2 => choose!(avx512, 2, 12 11 10 9 8 7 6 5 4 3 2),
+            _ => choose!(avx512, 1, 12 11 10 9 8 7 6 5 4 3 2),
         },
+    }
+}
+
+/// How many points of the `left` ones to take next, so that no tile is much smaller
+/// than the others: a small one does not hide the latency of its instructions.
+pub(crate) const fn next_points(best: usize, left: usize) -> usize {
+    if left >= 2 * best {
+        best
+    } else if left > best {
+        left.div_ceil(2)
+    } else {
+        left
     }
 }
 
@@ -182,21 +195,10 @@ unsafe fn compute<V: Vector, const VECTORS: usize, const POINTS: usize>(tile: &T
                 }
             }
         }
-        // By way of memory, in a loop so short that it is always unrolled: otherwise the
-        // compiler would keep the sums in memory all the time, to index them below.
-        let mut kept = [[V::splat(0.0); VECTORS]; POINTS];
-        for (kept, sums) in kept.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
-            sums.store(std::ptr::from_mut(kept).cast());
-        }
-        for (point, sums) in std::hint::black_box(&kept).iter().enumerate() {
-            for (vector, &sum) in sums.iter().enumerate() {
-                let place = tile.out_points[point] + tile.out_vectors[vector];
-                if vector + 1 < VECTORS || tile.last_width == V::WIDTH {
-                    complete::<V>(tile, vector, sum, place, tile.out, place);
-                } else {
-                    complete_part::<V>(tile, vector, sum, place);
-                }
-            }
+        if tile.last_width == V::WIDTH {
+            complete(tile, sums);
+        } else {
+            complete_by_memory(tile, sums);
         }
     }
 }
@@ -223,54 +225,114 @@ unsafe fn step<V: Vector, const VECTORS: usize, const POINTS: usize>(
 }
 
 /// Adds what the output held, bias and residual, applies the bounds and stores.
+///
+/// Each loop is short and its count known, so that the compiler unrolls it: a loop over
+/// everything at once would make it keep the sums in memory all the time, to index them.
 #[inline(always)]
-unsafe fn complete<V: Vector>(
+unsafe fn complete<V: Vector, const VECTORS: usize, const POINTS: usize>(
     tile: &Tile<'_>,
-    vector: usize,
-    mut sum: V,
-    place: usize,
-    out: *mut f32,
-    out_place: usize,
+    mut sums: [[V; VECTORS]; POINTS],
 ) {
     // SAFETY: as for `compute`.
     unsafe {
         if tile.resume {
-            sum = sum.add(V::load(out.add(out_place)));
+            add_from(tile, &mut sums, tile.out);
         }
         if let Some(finish) = &tile.finish {
             if !finish.bias.is_null() {
-                sum = sum.add(V::load(finish.bias.add(vector * V::WIDTH)));
+                for vector in 0..VECTORS {
+                    let bias = V::load(finish.bias.add(vector * V::WIDTH));
+                    for sums in &mut sums {
+                        sums[vector] = sums[vector].add(bias);
+                    }
+                }
             }
             if !finish.residual.is_null() {
-                sum = sum.add(V::load(finish.residual.add(place)));
+                add_from(tile, &mut sums, finish.residual);
             }
             if let Some((low, high)) = finish.bounds {
-                sum = sum.at_least(V::splat(low)).at_most(V::splat(high));
+                let (low, high) = (V::splat(low), V::splat(high));
+                for sum in sums.as_flattened_mut() {
+                    *sum = sum.at_least(low).at_most(high);
+                }
             }
         }
-        sum.store(out.add(out_place));
+        for (point, sums) in sums.into_iter().enumerate() {
+            let out = tile.out.add(tile.out_points[point]);
+            for (vector, sum) in sums.into_iter().enumerate() {
+                sum.store(out.add(tile.out_vectors[vector]));
+            }
+        }
     }
 }
 
-/// [`complete`] for a vector of which only the first numbers are columns.
+/// Adds the numbers that lie in `from` where the output's lie.
 #[inline(always)]
-unsafe fn complete_part<V: Vector>(tile: &Tile<'_>, vector: usize, sum: V, place: usize) {
-    let (mut held, mut residual) = ([0.0; WIDEST], [0.0; WIDEST]);
-    // SAFETY: as for `compute`; only the columns that there are are touched outside of
-    // this function's own arrays, which hold the widest vector.
+unsafe fn add_from<V: Vector, const VECTORS: usize, const POINTS: usize>(
+    tile: &Tile<'_>,
+    sums: &mut [[V; VECTORS]; POINTS],
+    from: *const f32,
+) {
+    // SAFETY: as for `compute`.
     unsafe {
-        let width = tile.last_width;
-        std::ptr::copy_nonoverlapping(tile.out.add(place), held.as_mut_ptr(), width);
-        let mut finish = tile.finish;
-        if let Some(finish) = &mut finish
-            && !finish.residual.is_null()
-        {
-            let from = finish.residual.add(place);
-            std::ptr::copy_nonoverlapping(from, residual.as_mut_ptr(), width);
-            finish.residual = residual.as_ptr();
+        for (point, sums) in sums.iter_mut().enumerate() {
+            let from = from.add(tile.out_points[point]);
+            for (vector, sum) in sums.iter_mut().enumerate() {
+                *sum = sum.add(V::load(from.add(tile.out_vectors[vector])));
+            }
         }
-        let part = Tile { finish, ..*tile };
-        complete::<V>(&part, vector, sum, 0, held.as_mut_ptr(), 0);
-        std::ptr::copy_nonoverlapping(held.as_ptr(), tile.out.add(place), width);
+    }
+}
+
+/// [`complete`] where only the first numbers of the last vector are columns: rare, so
+/// one number after the other.
+#[inline(always)]
+unsafe fn complete_by_memory<V: Vector, const VECTORS: usize, const POINTS: usize>(
+    tile: &Tile<'_>,
+    sums: [[V; VECTORS]; POINTS],
+) {
+    // SAFETY: as for `compute`; only columns that there are are touched outside of this
+    // function's own array, which holds the widest vectors.
+    unsafe {
+        let mut numbers = [[[0.0_f32; WIDEST]; VECTORS]; POINTS];
+        for (numbers, sums) in numbers.iter_mut().zip(sums) {
+            for (numbers, sum) in numbers.iter_mut().zip(sums) {
+                sum.store(numbers.as_mut_ptr());
+            }
+        }
+        for (point, numbers) in std::hint::black_box(&numbers).iter().enumerate() {
+            for (vector, numbers) in numbers.iter().enumerate() {
+                let place = tile.out_points[point] + tile.out_vectors[vector];
+                let width = if vector + 1 < VECTORS {
+                    V::WIDTH
+                } else {
+                    tile.last_width
+                };
+                for (lane, &number) in numbers[..width].iter().enumerate() {
+                    let mut sum = number;
+                    if tile.resume {
+                        sum += *tile.out.add(place + lane);
+                    }
+                    if let Some(finish) = &tile.finish {
+                        if !finish.bias.is_null() {
+                            sum += *finish.bias.add(vector * V::WIDTH + lane);
+                        }
+                        if !finish.residual.is_null() {
+                            sum += *finish.residual.add(place + lane);
+                        }
+                        if let Some((low, high)) = finish.bounds {
+                            // Kept as it is where it is not a number.
+                            if sum < low {
+                                sum = low;
+                            }
+                            if sum > high {
+                                sum = high;
+                            }
+                        }
+                    }
+                    *tile.out.add(place + lane) = sum;
+                }
+            }
+        }
     }
 }

@@ -1,21 +1,21 @@
 //! Convolutions in which each output channel depends on one input channel of its own:
 //! no reduction over channels, so vectors of channels at once.
 
+use std::array::from_fn;
+
 use crate::arrange::Pieces;
 use crate::convolution::{Convolution, Extents};
 use crate::gemm::Epilogue;
 use crate::isa::{Isa, Kind};
 use crate::packing::Slab;
 use crate::panels::{Panels, Parallel};
+use crate::tile::next_points;
 #[cfg(target_arch = "x86_64")]
 use crate::vector::{Avx2, Avx512};
 use crate::vector::{Portable, Vector};
 
 /// Vectors of channels that a panel holds, so that a layer makes few panels.
 const PANEL_VECTORS: usize = 64;
-
-/// Outputs that one tile computes.
-const POINTS: usize = 6;
 
 /// Weights as `[channels / width, taps, width]`, in panels of whole vectors.
 #[derive(Debug, Clone)]
@@ -265,63 +265,159 @@ impl Row {
 /// the extents that `row` names, in vectors of the width, `block` numbers apart.
 #[inline(always)]
 unsafe fn compute<V: Vector>(row: &Row, line: &Line) {
-    let (first, end) = row.inside(0, line.y);
-    // The outputs of which every tap is inside: they are tiled.
-    let all = |x: usize| row.inside(1, x) == (0, row.taps[1]);
-    let mut x = 0;
-    // SAFETY: the caller's contract; only taps inside the input are read.
+    let rows = row.inside(0, line.y);
+    // SAFETY: the caller's contract.
     unsafe {
-        while x < row.out_width {
-            if x + POINTS <= row.out_width && all(x) && all(x + POINTS - 1) {
-                tile::<V, POINTS>(row, line, x, (first, end), (0, row.taps[1]));
-                x += POINTS;
-            } else {
-                tile::<V, 1>(row, line, x, (first, end), row.inside(1, x));
-                x += 1;
+        match (row.taps[1], row.dilations[1], row.stride[1], V::WIDTH) {
+            (3, 1, 1, 16) => three::<V, 1, 8>(row, line, rows),
+            (3, 1, 2, 16) => three::<V, 2, 8>(row, line, rows),
+            (3, 1, 1, _) => three::<V, 1, 4>(row, line, rows),
+            (3, 1, 2, _) => three::<V, 2, 4>(row, line, rows),
+            _ => {
+                for x in 0..row.out_width {
+                    any::<V>(row, line, x, rows, row.inside(1, x));
+                }
             }
         }
     }
 }
 
+/// A row of outputs for three taps across, `POINTS` at a time at best.
 #[inline(always)]
-unsafe fn tile<V: Vector, const COUNT: usize>(
+unsafe fn three<V: Vector, const STRIDE: usize, const POINTS: usize>(
+    row: &Row,
+    line: &Line,
+    rows: (usize, usize),
+) {
+    let mut x = 0;
+    while x < row.out_width {
+        let count = next_points(POINTS, row.out_width - x);
+        let last = (x + count - 1) * STRIDE + 2;
+        let inside = x * STRIDE >= row.padding[1] && last < row.input[1] + row.padding[1];
+        // SAFETY: the caller's contract.
+        unsafe {
+            macro_rules! choose {
+                ($($count:literal)*) => {
+                    match (count, inside) {
+                        $(
+                            ($count, true) => {
+                                three_of::<V, STRIDE, $count, true>(row, line, x, rows);
+                            }
+                            ($count, false) => {
+                                three_of::<V, STRIDE, $count, false>(row, line, x, rows);
+                            }
+                        )*
+                        _ => {}
+                    }
+                };
+            }
+            if POINTS == 8 {
+                choose!(8 7 6 5 4 3 2 1);
+            } else {
+                choose!(4 3 2 1);
+            }
+        }
+        x += count;
+    }
+}
+
+/// Inputs that a row of taps of the largest tile touches, and a few more.
+const TOUCHED: usize = 20;
+
+/// `COUNT` outputs from `x` on. Each input is loaded once for each row of taps, where
+/// not all are `INSIDE`, zero stands for those that are not.
+#[inline(always)]
+unsafe fn three_of<V: Vector, const STRIDE: usize, const COUNT: usize, const INSIDE: bool>(
+    row: &Row,
+    line: &Line,
+    x: usize,
+    rows: (usize, usize),
+) {
+    const { assert!((COUNT - 1) * STRIDE + 3 <= TOUCHED) };
+    // SAFETY: as for `compute`; only inputs inside of the image are read.
+    unsafe {
+        let mut sums = [V::splat(0.0); COUNT];
+        for tap_row in rows.0..rows.1 {
+            let y = line.y * row.stride[0] + tap_row * row.dilations[0] - row.padding[0];
+            let weights = line.weights.add(tap_row * 3 * V::WIDTH);
+            let weights: [V; 3] = from_fn(|tap| V::load(weights.add(tap * V::WIDTH)));
+            let from = line.input.add(y * row.input[1] * row.block);
+            // Wraps where the tile begins in the padding.
+            let left = (x * STRIDE).wrapping_sub(row.padding[1]);
+            let mut values = [V::splat(0.0); TOUCHED];
+            for (index, value) in values.iter_mut().enumerate() {
+                if index < (COUNT - 1) * STRIDE + 3 {
+                    let column = left.wrapping_add(index);
+                    if INSIDE || column < row.input[1] {
+                        *value = V::load(from.add(column * row.block));
+                    }
+                }
+            }
+            for (point, sum) in sums.iter_mut().enumerate() {
+                for (tap, weight) in weights.into_iter().enumerate() {
+                    *sum = values[point * STRIDE + tap].multiply_add(weight, *sum);
+                }
+            }
+        }
+        finish(row, line, x, sums);
+    }
+}
+
+/// One output, whatever the taps.
+#[inline(always)]
+unsafe fn any<V: Vector>(
     row: &Row,
     line: &Line,
     x: usize,
     rows: (usize, usize),
     columns: (usize, usize),
 ) {
-    // SAFETY: as for `compute`.
+    // SAFETY: as for `compute`; only taps inside the input are read.
     unsafe {
-        let mut sums = [V::splat(0.0); COUNT];
+        let mut sum = V::splat(0.0);
         for tap_row in rows.0..rows.1 {
             let y = line.y * row.stride[0] + tap_row * row.dilations[0] - row.padding[0];
             for tap_column in columns.0..columns.1 {
-                let weight = line
-                    .weights
-                    .add((tap_row * row.taps[1] + tap_column) * V::WIDTH);
-                let weight = V::load(weight);
+                let weight = (tap_row * row.taps[1] + tap_column) * V::WIDTH;
+                let weight = V::load(line.weights.add(weight));
                 let left = x * row.stride[1] + tap_column * row.dilations[1] - row.padding[1];
-                let from = line.input.add((y * row.input[1] + left) * row.block);
-                for (point, sum) in sums.iter_mut().enumerate() {
-                    let value = V::load(from.add(point * row.stride[1] * row.block));
-                    *sum = value.multiply_add(weight, *sum);
-                }
+                let value = V::load(line.input.add((y * row.input[1] + left) * row.block));
+                sum = value.multiply_add(weight, sum);
+            }
+        }
+        finish(row, line, x, [sum]);
+    }
+}
+
+/// Adds bias and residual, applies the bounds and stores.
+#[inline(always)]
+unsafe fn finish<V: Vector, const COUNT: usize>(
+    row: &Row,
+    line: &Line,
+    x: usize,
+    mut sums: [V; COUNT],
+) {
+    // SAFETY: as for `compute`.
+    unsafe {
+        if !line.bias.is_null() {
+            let bias = V::load(line.bias);
+            for sum in &mut sums {
+                *sum = sum.add(bias);
+            }
+        }
+        if !line.residual.is_null() {
+            for (point, sum) in sums.iter_mut().enumerate() {
+                *sum = sum.add(V::load(line.residual.add((x + point) * row.block)));
+            }
+        }
+        if let Some((low, high)) = row.bounds {
+            let (low, high) = (V::splat(low), V::splat(high));
+            for sum in &mut sums {
+                *sum = sum.at_least(low).at_most(high);
             }
         }
         for (point, sum) in sums.into_iter().enumerate() {
-            let place = (x + point) * row.block;
-            let mut sum = sum;
-            if !line.bias.is_null() {
-                sum = sum.add(V::load(line.bias));
-            }
-            if !line.residual.is_null() {
-                sum = sum.add(V::load(line.residual.add(place)));
-            }
-            if let Some((low, high)) = row.bounds {
-                sum = sum.at_least(V::splat(low)).at_most(V::splat(high));
-            }
-            sum.store(line.output.add(place));
+            sum.store(line.output.add((x + point) * row.block));
         }
     }
 }

@@ -14,6 +14,13 @@ use crate::tile;
 /// second-level cache of every processor that we know (256 KiB and more).
 const PANEL_BYTES: usize = 96 << 10;
 
+/// Bytes below which no panel need be: starting to open one costs as much as opening
+/// a kilobyte or two.
+const SMALL_PANEL_BYTES: usize = 16 << 10;
+
+/// A layer makes about as many panels at least, so that threads can share them.
+const PANELS: usize = 8;
+
 /// Where a weight lies in the tensor as the model stores it. Strides count numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Strides {
@@ -103,11 +110,17 @@ impl Packing {
         let vectors = columns.next_multiple_of(multiple) / isa.width();
         let groups = vectors.div_ceil(tile::best_vectors(isa));
         let widest = vectors.div_ceil(groups.max(1)) * isa.width();
-        let steps = (PANEL_BYTES / 4 / widest.max(1)).max(1);
+        let all = reduction.steps_before(reduction.segments()) * vectors * isa.width() * 4;
+        let bytes = (all / PANELS).clamp(SMALL_PANEL_BYTES, PANEL_BYTES);
+        let steps = (bytes / 4 / widest.max(1)).max(1);
         // Ranges are of whole blocks of channels, unless one block alone is too long.
         let segments = reduction.segments();
         let block = reduction.taps * reduction.lanes;
-        let unit = if block <= steps { reduction.taps } else { 1 };
+        let unit = if block * widest * 4 <= PANEL_BYTES {
+            reduction.taps
+        } else {
+            1
+        };
         let (units, each) = (segments / unit, unit * reduction.lanes);
         let ranges = units.div_ceil((steps / each).max(1)).max(1);
         let cuts = (0..=ranges).map(|range| range * units / ranges * unit);

@@ -19,6 +19,10 @@ use crate::tile::{self, Finish, MOST_POINTS, MOST_VECTORS, Run, Tile};
 /// convolution of 256 to 256 channels fits.
 const WINDOW: usize = (9 << 18) / 4;
 
+/// Numbers of weights that one pass over the points takes at most, if they lie in
+/// several panels one behind the other: half of the smallest second-level cache.
+const STRETCH: usize = (192 << 10) / 4;
+
 /// Numbers of input that a piece of work passes over with each panel: a share of the
 /// second-level cache.
 const PIECE: usize = (192 << 10) / 4;
@@ -128,10 +132,16 @@ unsafe impl Sync for Product<'_> {}
 
 /// Numbers of scratch that a product needs with `threads` threads.
 pub(crate) fn scratch(packing: &Packing, threads: usize) -> usize {
-    // Each thread's own panel, or the window; panels start at cache lines.
-    let own = packing.longest_panel().next_multiple_of(16) * threads;
+    // Each thread's own panels, or the window; panels start at cache lines.
+    let own = own(packing) * threads;
     let window = packing.length().min(WINDOW) + packing.longest_panel();
     own.max(window + 16 * packing.panels())
+}
+
+/// Numbers of the panels that a thread opens one behind the other.
+fn own(packing: &Packing) -> usize {
+    let longest = packing.longest_panel().next_multiple_of(16);
+    longest.max(STRETCH.min(longest * packing.ranges()))
 }
 
 impl Product<'_> {
@@ -162,8 +172,7 @@ impl Product<'_> {
     }
 
     unsafe fn run_by_group<P: Panels>(&self, workers: Workers<'_, P>) -> Result<(), P::Error> {
-        let ranges = self.packing.ranges();
-        let own = self.packing.longest_panel().next_multiple_of(16);
+        let own = own(self.packing);
         let Workers {
             panels,
             parallel,
@@ -173,27 +182,39 @@ impl Product<'_> {
         let next = AtomicUsize::new(0);
         let failure = Failure::new();
         parallel.run(parallel.threads(), &|thread| {
+            let mut weights = Vec::with_capacity(self.packing.ranges());
             while !failure.happened() {
                 let group = next.fetch_add(1, Ordering::Relaxed);
                 if group >= self.packing.groups() {
                     return;
                 }
-                for range in 0..ranges {
-                    let panel = group * ranges + range;
-                    let length = self.packing.panel_length(panel);
-                    let weights = match panels.resident(self.first_panel + panel) {
-                        Some(weights) => weights.as_ptr(),
-                        None => {
-                            // SAFETY: each thread has a part of its own.
-                            let own = unsafe { scratch.part(thread * own, length) };
-                            if let Err(error) = panels.open(self.first_panel + panel, own) {
-                                return failure.report(error);
-                            }
-                            own.as_ptr()
+                let mut first = 0;
+                while first < self.packing.ranges() {
+                    weights.clear();
+                    let mut used = 0;
+                    for range in first..self.packing.ranges() {
+                        let panel = group * self.packing.ranges() + range;
+                        let length = self.packing.panel_length(panel);
+                        if range > first && used + length > own {
+                            break;
                         }
-                    };
+                        weights.push(match panels.resident(self.first_panel + panel) {
+                            Some(weights) => weights.as_ptr(),
+                            None => {
+                                // SAFETY: each thread has a part of its own, and each of
+                                // its panels one of that.
+                                let part = unsafe { scratch.part(thread * own + used, length) };
+                                if let Err(error) = panels.open(self.first_panel + panel, part) {
+                                    return failure.report(error);
+                                }
+                                part.as_ptr()
+                            }
+                        });
+                        used += length;
+                    }
                     // SAFETY: the caller's contract; no other thread has this group.
-                    unsafe { self.pass(group, range, weights, 0..self.points) };
+                    unsafe { self.pass_all(group, first, &weights, 0..self.points) };
+                    first += weights.len();
                 }
             }
         });
@@ -239,6 +260,7 @@ impl Product<'_> {
             let works = pieces * groups.len();
             let next = AtomicUsize::new(0);
             parallel.run(parallel.threads(), &|_| {
+                let mut weights = Vec::with_capacity(ranges);
                 loop {
                     let work = next.fetch_add(1, Ordering::Relaxed);
                     if work >= works {
@@ -246,19 +268,18 @@ impl Product<'_> {
                     }
                     let (piece, group) = (work / groups.len(), groups.start + work % groups.len());
                     let points = self.piece(piece, pieces);
-                    for range in 0..ranges {
-                        let panel = group * ranges + range;
-                        if !(first..end).contains(&panel) {
-                            continue;
-                        }
-                        let weights = match panels.resident(self.first_panel + panel) {
+                    weights.clear();
+                    let of_group = (group * ranges).max(first)..((group + 1) * ranges).min(end);
+                    weights.extend(of_group.clone().map(|panel| {
+                        match panels.resident(self.first_panel + panel) {
                             Some(weights) => weights.as_ptr(),
                             None => scratch.start(places[panel - first]),
-                        };
-                        // SAFETY: the caller's contract; no other thread has this piece
-                        // of this group. The window was opened above.
-                        unsafe { self.pass(group, range, weights, points.clone()) };
-                    }
+                        }
+                    }));
+                    let range = of_group.start - group * ranges;
+                    // SAFETY: the caller's contract; no other thread has this piece of
+                    // this group. The window was opened above.
+                    unsafe { self.pass_all(group, range, &weights, points) };
                 }
             });
             first = end;
@@ -296,16 +317,56 @@ impl Product<'_> {
         start(piece)..start(piece + 1)
     }
 
-    /// Passes over `points` with one panel.
+    /// Passes over `points` with the panels `weights` of `group`, the first of which is
+    /// that of range `first`. Those that lie one behind the other are taken together.
     ///
     /// # Safety
-    /// As for [`Self::run`]; `weights` is the panel of `group` and `range`, and no
+    /// As for [`Self::run`]; no other thread writes these points of this group.
+    unsafe fn pass_all(
+        &self,
+        group: usize,
+        first: usize,
+        weights: &[*const f32],
+        points: Range<usize>,
+    ) {
+        let length = |index: usize| {
+            let panel = group * self.packing.ranges() + first + index;
+            self.packing.panel_length(panel)
+        };
+        let mut index = 0;
+        while index < weights.len() {
+            let (start, mut together) = (weights[index], length(index));
+            let mut end = index + 1;
+            while end < weights.len()
+                && weights[end] == start.wrapping_add(together)
+                && (together + length(end) <= STRETCH || points.len() <= MOST_POINTS)
+            {
+                together += length(end);
+                end += 1;
+            }
+            // SAFETY: the caller's contract.
+            unsafe { self.pass(group, first + index..first + end, start, points.clone()) };
+            index = end;
+        }
+    }
+
+    /// Passes over `points` with panels that lie one behind the other.
+    ///
+    /// # Safety
+    /// As for [`Self::run`]; `weights` are the panels of `group` and `ranges`, and no
     /// other thread writes these points of this group.
-    unsafe fn pass(&self, group: usize, range: usize, weights: *const f32, points: Range<usize>) {
+    unsafe fn pass(
+        &self,
+        group: usize,
+        ranges: Range<usize>,
+        weights: *const f32,
+        points: Range<usize>,
+    ) {
         let (isa, vectors) = (self.packing.isa(), self.packing.vectors(group));
         let first_column = vectors.start * isa.width();
         let columns = self.packing.group_columns(group);
-        let segments = self.packing.segments(range);
+        let segments =
+            self.packing.segments(ranges.start).start..self.packing.segments(ranges.end - 1).end;
         let [whole, tail] = self
             .packing
             .reduction()
@@ -325,7 +386,7 @@ impl Product<'_> {
         } else {
             isa.width()
         };
-        let finish = (range + 1 == self.packing.ranges()).then(|| Finish {
+        let finish = (ranges.end == self.packing.ranges()).then(|| Finish {
             bias: offset(self.finish.bias, first_column),
             residual: offset(self.finish.residual, first_vector),
             bounds: self.finish.bounds,
@@ -338,7 +399,7 @@ impl Product<'_> {
             out_points: [0; MOST_POINTS],
             out_vectors,
             last_width,
-            resume: range > 0,
+            resume: ranges.start > 0,
             finish,
         };
         let best = tile::best_points(isa, vectors.len());

@@ -33,6 +33,8 @@ pub mod memory;
 mod model;
 mod operators;
 mod pool;
+#[allow(unsafe_code, reason = "a system call")]
+mod scheduling;
 #[allow(unsafe_code, reason = "calls ONNX Runtime's C API")]
 mod value;
 

@@ -10,6 +10,8 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use crate::scheduling::give_way;
+
 /// Lends its members out; whoever finds none waits. On drop everything is tidied,
 /// then dropped.
 pub(crate) struct Pool<T> {
@@ -53,7 +55,11 @@ impl<T: Send + 'static> Pool<T> {
             .name("occlude-tidier".to_owned())
             .spawn({
                 let shelf = Arc::clone(&shelf);
-                move || shelf.tidy_until_closed()
+                move || {
+                    // Woken when an answer is ready, which is to leave first.
+                    give_way();
+                    shelf.tidy_until_closed();
+                }
             })?;
         Ok(Self {
             shelf,

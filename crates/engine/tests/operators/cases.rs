@@ -74,6 +74,56 @@ pub(crate) fn chain() -> impl Strategy<Value = Network> {
     )
 }
 
+/// A 3x3 convolution of stride 1 over whole blocks of channels, between two others: what
+/// is computed from transformed tiles.
+pub(crate) fn tiled_convolution() -> impl Strategy<Value = Network> {
+    let convolution =
+        |out_channels_per_group: usize, window: Window, has_bias: bool| Step::Convolution {
+            groups: Groups::AtMost {
+                groups: 1,
+                out_channels_per_group,
+            },
+            window,
+            has_bias,
+        };
+    let pads = prop_oneof![
+        Just(Pads::SameUpper),
+        Just(Pads::Valid),
+        [0..=2_usize, 0..=2_usize, 0..=2_usize, 0..=2_usize].prop_map(Pads::Explicit),
+    ];
+    let sizes = (
+        1..=3_usize,
+        channels(),
+        select(vec![16, 32, 48, 64]),
+        prop_oneof![channels(), 60..=130_usize],
+        vec(3..=22_usize, 2),
+    );
+    (sizes, pads, any::<[bool; 3]>(), follow(), any::<u64>()).prop_map(
+        move |((batch, channels, inner, out_channels, image), pads, flags, follow, seed)| {
+            let window = |kernel, pads| Window {
+                is_one_dimensional: false,
+                kernel: [kernel; 2],
+                strides: [1; 2],
+                dilations: [1; 2],
+                pads,
+            };
+            let [has_bias, has_specials, is_dynamic] = flags;
+            let steps = vec![
+                convolution(inner, window(1, Pads::Valid), has_bias),
+                convolution(out_channels, window(3, pads), has_bias),
+            ];
+            let last = vec![convolution(inner, window(1, Pads::Valid), has_bias)];
+            Network {
+                shape: [&[batch, channels], image.as_slice()].concat(),
+                steps: [steps, follow, last].concat(),
+                is_dynamic,
+                has_specials,
+                seed,
+            }
+        },
+    )
+}
+
 pub(crate) fn transposed_convolution() -> impl Strategy<Value = Network> {
     let layer = any::<bool>().prop_flat_map(|is_line| {
         (

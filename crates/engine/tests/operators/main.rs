@@ -8,6 +8,8 @@
 //! `PROPTEST_CASES` sets how many networks each test draws.
 
 mod cases;
+#[path = "../../../kernels/tests/definition/filtering.rs"]
+mod filtering;
 mod network;
 mod random;
 mod signal;
@@ -57,6 +59,13 @@ proptest! {
 
     #[test]
     fn chains_of_convolutions_are_as_near_as_rounding_allows(network in cases::chain()) {
+        compare(&network)?;
+    }
+
+    #[test]
+    fn convolutions_in_tiles_are_as_near_as_rounding_allows(
+        network in cases::tiled_convolution(),
+    ) {
         compare(&network)?;
     }
 

@@ -18,16 +18,6 @@ const ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
 /// square root and a division) and a residual add to each term of a sum.
 const EPILOGUE: usize = 12;
 
-/// How much further off an algorithm may be that computes 3x3 convolutions of stride
-/// 1 from transformed tiles, if one is in use.
-///
-/// For Winograd's F(m x m, 3 x 3) it is `(|A'| |G| |B'|)^2` in maximum norms of the
-/// transforms: 81 for m = 2, 36,100 for m = 4 with the points 0, 1, -1, 2, -2
-/// (Barabasz, Anderson, Soodhalter and Gregg, "Error Analysis and Improving the
-/// Accuracy of Winograd Convolution for Deep Neural Networks", 2020, theorem 2), and it is
-/// relative to the largest values of a whole tile, not of one window.
-pub(crate) const TILE_GROWTH: Option<f64> = None;
-
 /// See the module.
 #[derive(Debug, Clone)]
 pub(crate) struct Signal {
@@ -71,10 +61,10 @@ impl Sum {
         self.inherited *= factor.abs();
     }
 
-    /// The error where it is `growth` times that of a plain sum of terms as large as
-    /// `magnitude`.
-    pub(crate) fn grow(&mut self, growth: f64, magnitude: f64) {
-        self.inherited += growth * gamma(self.terms + EPILOGUE) * magnitude;
+    /// Adds the error of a sum whose terms are as large as `magnitude` and go through so
+    /// many more `roundings`.
+    pub(crate) fn add_error(&mut self, magnitude: f64, roundings: usize) {
+        self.inherited += gamma(self.terms + roundings + EPILOGUE) * magnitude;
     }
 }
 
@@ -124,30 +114,6 @@ impl Signal {
                 scale.abs() * self.error[index] + gamma(EPILOGUE) * self.magnitude[index];
         }
         self
-    }
-
-    /// A bound on every magnitude of a convolution: for each channel from element
-    /// `first` on, of `plane` elements, its largest times its `taps` weights.
-    pub(crate) fn largest_product(
-        &self,
-        first: usize,
-        plane: usize,
-        weights: &[f64],
-        taps: usize,
-    ) -> f64 {
-        let channels = weights.chunks(taps).enumerate();
-        channels
-            .map(|(channel, weights)| {
-                let elements = first + channel * plane..first + (channel + 1) * plane;
-                let largest = elements
-                    .map(|at| self.values[at].abs() + self.error[at])
-                    .fold(0.0, |most, next| if next <= most { most } else { next });
-                let weight = weights
-                    .iter()
-                    .fold(0.0_f64, |most, next| most.max(next.abs()));
-                largest * weight * taps as f64
-            })
-            .sum()
     }
 
     /// Adds a tensor of the same shape.

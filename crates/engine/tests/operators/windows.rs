@@ -3,7 +3,8 @@
 
 use occlude_onnx::messages::{AttributeProto, AttributeType};
 
-use crate::signal::{Signal, Sum, TILE_GROWTH};
+use crate::filtering::{Magnitudes, Sizes, TRANSFORMS};
+use crate::signal::{Signal, Sum};
 use crate::support::{integer, integers_attribute};
 
 /// The window of a layer: height before width.
@@ -148,7 +149,35 @@ impl Window {
         let channels = signal.shape[1] / groups;
         let taps = self.kernel[0] * self.kernel[1];
         let plane = image[0] * image[1];
-        let is_tiled = self.kernel == [3, 3] && self.strides == [1, 1] && self.dilations == [1, 1];
+        // Only whole blocks of channels are, of 8 or 16.
+        let is_tiled = self.kernel == [3, 3]
+            && self.strides == [1, 1]
+            && self.dilations == [1, 1]
+            && groups == 1
+            && channels.is_multiple_of(8);
+        let tiled = is_tiled.then(|| {
+            let sizes = Sizes {
+                batch: signal.shape[0],
+                channels: out_channels,
+                inner: channels,
+                output: placed.output,
+            };
+            let value = |[item, channel, row, column]: [usize; 4]| {
+                let inside = |place: usize, axis: usize| {
+                    let place = place.checked_sub(placed.before[axis])?;
+                    (place < image[axis]).then_some(place)
+                };
+                let (Some(row), Some(column)) = (inside(row, 0), inside(column, 1)) else {
+                    return 0.0;
+                };
+                let at = (item * channels + channel) * plane + row * image[1] + column;
+                signal.values[at].abs() + signal.error[at]
+            };
+            let weight = |[out_channel, channel, row, column]: [usize; 4]| {
+                weights[(out_channel * channels + channel) * taps + row * 3 + column].abs()
+            };
+            Magnitudes::new(sizes, value, weight)
+        });
         let mut sums = Vec::new();
         for (item, out_channel) in pairs(signal.shape[0], out_channels) {
             let group = out_channel / (out_channels / groups);
@@ -162,11 +191,9 @@ impl Window {
                         sum.add(signal, (first + channel) * plane + at, weight);
                     }
                 }
-                if let Some(growth) = TILE_GROWTH.filter(|_| is_tiled) {
-                    sum.grow(
-                        growth,
-                        signal.largest_product(first * plane, plane, weights, taps),
-                    );
+                if let Some(tiled) = &tiled {
+                    let magnitude = tiled.of([item, out_channel, row, column]);
+                    sum.add_error(magnitude, TRANSFORMS);
                 }
                 sum.add_constant(bias.map_or(0.0, |bias| bias[out_channel]));
                 sums.push(sum);

@@ -7,6 +7,7 @@ use occlude_kernels::{
 };
 use proptest::prelude::*;
 
+mod filtering;
 mod winograd;
 
 /// Panels of which every second one is resident, so that both ways are taken.
@@ -328,7 +329,13 @@ fn check_convolution(case: Case, images: Images) -> Result<(), TestCaseError> {
             let pair = channel * in_channels + inner;
             f64::from(w[pair * taps + row * 3 + column].abs())
         };
-        winograd::Magnitudes::new(&images, output, value, weight)
+        let sizes = filtering::Sizes {
+            batch,
+            channels: out_channels,
+            inner: in_channels,
+            output,
+        };
+        filtering::Magnitudes::new(sizes, value, weight)
     });
     let mut scratch = vec![f32::NAN; convolution.scratch(case.threads, &extents)];
     let mut y = vec![f32::NAN; batch * out_image];
@@ -391,7 +398,7 @@ fn check_convolution(case: Case, images: Images) -> Result<(), TestCaseError> {
                     }
                     if let Some(filtered) = &filtered {
                         magnitude = filtered.of([image, channel, row, column]);
-                        terms = in_channels + winograd::TRANSFORMS;
+                        terms = in_channels + filtering::TRANSFORMS;
                     }
                     for (used, value) in [(case.bias, bias[channel]), (case.residual, residual[at])]
                     {

@@ -1,166 +1,9 @@
-//! How far a convolution by minimal filtering may be from the definition, from the
-//! method's own matrices, and that it keeps to that.
-//!
-//! With `|M|` for a matrix of magnitudes, each output of a tile is within
-//! `gamma * |A^T| [ sum (|G| |g| |G^T|) * (|B^T| |d| |B|) ] |A|` of the exact value, where
-//! `gamma` counts the roundings that a number goes through: those of the sum over
-//! channels and of the transforms along two axes (Higham, Accuracy and Stability of
-//! Numerical Algorithms, 2002, section 3.5).
+//! Convolutions that are computed by minimal filtering.
 
-use std::array::from_fn;
-
-use occlude_kernels::{ConvolutionShape, Isa, Layout};
+use occlude_kernels::{Convolution, ConvolutionShape, Epilogue, Extents, Isa, Layout, Workers};
 use proptest::prelude::*;
 
 use super::{Case, Images, case, check_convolution};
-
-/// The points but infinity.
-const POINTS: [f64; 5] = [0.0, 0.625, -0.625, 1.5, -1.5];
-
-/// Roundings of the transforms of weights, inputs and sums together.
-pub(crate) const TRANSFORMS: usize = 32;
-
-/// Magnitudes of `A^T`, `G` and `B^T`, made by Cook's and Toom's construction.
-struct Matrices {
-    sums: [[f64; 6]; 4],
-    weights: [[f64; 3]; 6],
-    inputs: [[f64; 6]; 6],
-}
-
-impl Matrices {
-    fn new() -> Self {
-        let product = |without: Option<usize>| {
-            let mut coefficients = vec![1.0];
-            for (index, point) in POINTS.iter().enumerate() {
-                if Some(index) != without {
-                    let mut next = vec![0.0; coefficients.len() + 1];
-                    for (power, coefficient) in coefficients.iter().enumerate() {
-                        next[power] -= point * coefficient;
-                        next[power + 1] += coefficient;
-                    }
-                    coefficients = next;
-                }
-            }
-            coefficients
-        };
-        let (mut sums, mut weights, mut inputs) = ([[0.0; 6]; 4], [[0.0; 3]; 6], [[0.0; 6]; 6]);
-        for (index, point) in POINTS.iter().enumerate() {
-            let others = POINTS
-                .iter()
-                .enumerate()
-                .filter(|&(other, _)| other != index);
-            let norm: f64 = others.map(|(_, other)| point - other).product();
-            for power in 0..4 {
-                sums[power][index] = point.powi(power as i32).abs();
-            }
-            for power in 0..3 {
-                weights[index][power] = (point.powi(power as i32) / norm).abs();
-            }
-            for (power, coefficient) in product(Some(index)).into_iter().enumerate() {
-                inputs[index][power] = coefficient.abs();
-            }
-        }
-        for (power, coefficient) in product(None).into_iter().enumerate() {
-            inputs[5][power] = coefficient.abs();
-        }
-        sums[3][5] = 1.0;
-        weights[5][2] = 1.0;
-        Self {
-            sums,
-            weights,
-            inputs,
-        }
-    }
-
-    /// `|G| |g| |G^T|`
-    fn weight(&self, taps: impl Fn(usize, usize) -> f64) -> [f64; 36] {
-        from_fn(|place| {
-            let (p, q) = (place / 6, place % 6);
-            let tap = |tap: usize| {
-                let (i, j) = (tap / 3, tap % 3);
-                self.weights[p][i] * taps(i, j) * self.weights[q][j]
-            };
-            (0..9).map(tap).sum()
-        })
-    }
-
-    /// `|B^T| |d| |B|`
-    fn input(&self, values: impl Fn(usize, usize) -> f64) -> [f64; 36] {
-        let half: [[f64; 6]; 6] =
-            from_fn(|p| from_fn(|j| (0..6).map(|i| self.inputs[p][i] * values(i, j)).sum()));
-        from_fn(|place| {
-            let (p, q) = (place / 6, place % 6);
-            (0..6).map(|j| half[p][j] * self.inputs[q][j]).sum()
-        })
-    }
-
-    /// `|A^T| m |A|` at output `at` of a tile.
-    fn output(&self, at: [usize; 2], sums: &[f64; 36]) -> f64 {
-        let term =
-            |place: usize| self.sums[at[0]][place / 6] * sums[place] * self.sums[at[1]][place % 6];
-        (0..36).map(term).sum()
-    }
-}
-
-/// The magnitudes of all outputs of one convolution.
-pub(crate) struct Magnitudes {
-    matrices: Matrices,
-    tiles: [usize; 2],
-    channels: usize,
-    /// By image, tile and channel.
-    sums: Vec<[f64; 36]>,
-}
-
-impl Magnitudes {
-    /// `value` is the magnitude of an input at image, channel, row and column, padding
-    /// counted in; `weight` that of a weight at output and input channel and tap.
-    pub(crate) fn new(
-        images: &Images,
-        output: [usize; 2],
-        value: impl Fn([usize; 4]) -> f64,
-        weight: impl Fn([usize; 4]) -> f64,
-    ) -> Self {
-        let matrices = Matrices::new();
-        let shape = images.shape;
-        let (inner, channels) = (shape.in_channels_per_group, shape.out_channels);
-        let tiles = output.map(|side| side.div_ceil(4));
-        let weights: Vec<[f64; 36]> = (0..channels * inner)
-            .map(|pair| matrices.weight(|i, j| weight([pair / inner, pair % inner, i, j])))
-            .collect();
-        let mut sums = Vec::new();
-        for tile in 0..images.batch * tiles[0] * tiles[1] {
-            let (image, rest) = (tile / (tiles[0] * tiles[1]), tile % (tiles[0] * tiles[1]));
-            let corner = [rest / tiles[1] * 4, rest % tiles[1] * 4];
-            let inputs: Vec<[f64; 36]> = (0..inner)
-                .map(|channel| {
-                    matrices.input(|i, j| value([image, channel, corner[0] + i, corner[1] + j]))
-                })
-                .collect();
-            sums.extend(weights.chunks(inner).map(|weights| {
-                let mut sums = [0.0; 36];
-                for (input, weight) in inputs.iter().zip(weights) {
-                    for place in 0..36 {
-                        sums[place] += input[place] * weight[place];
-                    }
-                }
-                sums
-            }));
-        }
-        Self {
-            matrices,
-            tiles,
-            channels,
-            sums,
-        }
-    }
-
-    /// At image, channel, row and column.
-    pub(crate) fn of(&self, [image, channel, row, column]: [usize; 4]) -> f64 {
-        let tile = (image * self.tiles[0] + row / 4) * self.tiles[1] + column / 4;
-        let sums = &self.sums[tile * self.channels + channel];
-        self.matrices.output([row % 4, column % 4], sums)
-    }
-}
 
 fn shape(in_channels: usize, out_channels: usize) -> ConvolutionShape {
     ConvolutionShape {
@@ -209,6 +52,78 @@ fn many_tiles_are_shared_by_tile_and_many_columns_in_windows() {
             };
             check_convolution(case, images(shape(32, 96), [35, 41])).unwrap();
             check_convolution(case, images(shape(288, 320), [6, 70])).unwrap();
+        }
+    }
+}
+
+/// Runs a convolution of 32 to 48 channels with one number of its input replaced, and
+/// returns which outputs are finite, by row and column.
+fn finite_outputs(isa: Isa, input: [usize; 2], at: [usize; 2], value: f32) -> Vec<bool> {
+    let shape = shape(32, 48);
+    let convolution = Convolution::new(isa, shape, 16);
+    let extents = Extents {
+        batch: 1,
+        input,
+        output: input,
+        padding: [1; 2],
+        input_layout: Layout::Blocked,
+        output_layout: Layout::Blocked,
+    };
+    let area = input[0] * input[1];
+    let mut x = super::numbers(32 * area, 5);
+    x[(area + at[0] * input[1] + at[1]) * 16 + 3] = value;
+    let w = super::numbers(48 * 32 * 9, 6);
+    let packed = super::pack(
+        convolution.panels(),
+        convolution.slabs(),
+        &w,
+        |panel| convolution.panel_length(panel),
+        |panel, source, start, out| convolution.pack(panel, source, start, None, out),
+    );
+    let mut scratch = vec![f32::NAN; convolution.scratch(2, &extents)];
+    let mut y = vec![f32::NAN; 48 * area];
+    let Ok(()) = convolution.run(
+        Workers {
+            panels: &packed,
+            parallel: &super::Threads(2),
+            scratch: &mut scratch,
+        },
+        &extents,
+        &x,
+        &Epilogue::default(),
+        &mut y,
+    );
+    let finite = |point: usize| {
+        (0..3).all(|block| (0..16).all(|lane| y[(block * area + point) * 16 + lane].is_finite()))
+    };
+    (0..area).map(finite).collect()
+}
+
+#[test]
+fn what_is_not_finite_spreads_to_the_outputs_that_depend_on_it_and_their_tiles_only() {
+    let input = [13, 18];
+    for isa in Isa::available() {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in [[0, 0], [3, 4], [6, 7], [12, 17]] {
+                let finite = finite_outputs(isa, input, at, value);
+                for (point, finite) in finite.into_iter().enumerate() {
+                    let point = [point / input[1], point % input[1]];
+                    let depends = (0..2).all(|axis| point[axis].abs_diff(at[axis]) <= 1);
+                    // The tile of 4 x 4 outputs begins one before the inputs it reads.
+                    let in_tile = (0..2).all(|axis| {
+                        let first = point[axis] / 4 * 4;
+                        (first..first + 6).contains(&(at[axis] + 1))
+                    });
+                    assert!(
+                        !(depends && finite),
+                        "{isa}: {value} at {at:?} is lost at {point:?}"
+                    );
+                    assert!(
+                        in_tile || finite,
+                        "{isa}: {value} at {at:?} reaches {point:?}"
+                    );
+                }
+            }
         }
     }
 }

@@ -397,6 +397,9 @@ impl<'a> Winograd<'a> {
                 }
             });
             failure.into_result()?;
+            // Where there are few tiles, threads share the groups too.
+            let pieces = all.div_ceil(tiles_at_once);
+            let parts = (2 * self.threads).div_ceil(pieces).min(window.len());
             let next = AtomicUsize::new(0);
             parallel.run(self.threads, &|thread| {
                 let own = shared + thread * own + self.longest_panel();
@@ -408,11 +411,15 @@ impl<'a> Winograd<'a> {
                 let sums =
                     unsafe { scratch.part(sums, PLACES * self.place_of_sums(tiles_at_once)) };
                 loop {
-                    let first = next.fetch_add(tiles_at_once, Ordering::Relaxed);
-                    if first >= all {
+                    let work = next.fetch_add(1, Ordering::Relaxed);
+                    if work >= pieces * parts {
                         return;
                     }
+                    let (piece, part) = (work / parts, work % parts);
+                    let first = piece * tiles_at_once;
                     let tiles = first..(first + tiles_at_once).min(all);
+                    let groups = window.start + part * window.len() / parts
+                        ..window.start + (part + 1) * window.len() / parts;
                     let input_place = self.place_of_input(tiles.len());
                     let sums_place = self.place_of_sums(tiles.len());
                     for tile in tiles.clone() {
@@ -420,7 +427,7 @@ impl<'a> Winograd<'a> {
                         // SAFETY: the caller's contract; the part is this thread's.
                         unsafe { self.transform_input(images, tile, 0..blocks, to, input_place) };
                     }
-                    for group in window.clone() {
+                    for group in groups {
                         let products = Products {
                             input: input.as_ptr(),
                             input_place,
@@ -435,7 +442,7 @@ impl<'a> Winograd<'a> {
                             resume: false,
                         };
                         // SAFETY: all of it lies within the parts laid out for it; no
-                        // other thread has these tiles.
+                        // other thread has these tiles of these groups.
                         unsafe {
                             multiply(self.packing.isa(), &products);
                             self.finish(images, group, tiles.clone(), sums.as_ptr(), sums_place);

@@ -121,7 +121,7 @@ impl Kernel {
             .scratch(gemm.scratch(threads.count))
             .map_err(|_| ort::Error::new("the memory for a run is used up"))?;
         let workers = Workers {
-            panels: &self.layers.panels(self.common.layer),
+            panels: &self.layers.panels(self.common.layer, self.common.session),
             parallel: &threads,
             scratch: &mut scratch,
         };

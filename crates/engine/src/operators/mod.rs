@@ -55,6 +55,7 @@ fn outputs() -> [OperatorOutput; 1] {
 #[derive(Clone, Copy)]
 struct Common {
     layer: usize,
+    session: usize,
     bounds: Option<(f32, f32)>,
 }
 
@@ -74,7 +75,11 @@ impl Common {
                 node.get::<f32>("maximum").unwrap_or(f32::INFINITY),
             )),
         };
-        Ok(Self { layer, bounds })
+        Ok(Self {
+            layer,
+            session: layers.starting_session(),
+            bounds,
+        })
     }
 }
 

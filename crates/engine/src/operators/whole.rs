@@ -55,20 +55,20 @@ impl Operator for OpenedWeight {
 
     fn create_kernel<'a>(&self, node: &KernelContext<'a>) -> Result<Opening, ort::Error> {
         Ok(Opening {
-            layer: Common::of(node, &self.0)?.layer,
+            common: Common::of(node, &self.0)?,
             layers: Arc::clone(&self.0),
         })
     }
 }
 
 pub(super) struct Opening {
-    layer: usize,
+    common: Common,
     layers: Arc<Layers>,
 }
 
 impl ort::operator::Kernel for Opening {
     fn compute(&mut self, context: &ComputeContext) -> Result<(), ort::Error> {
-        guarded(|| match &self.layers.layers[self.layer].kernel {
+        guarded(|| match &self.layers.layers[self.common.layer].kernel {
             LayerKernel::Whole(whole) => self.open(whole, context),
             _ => Err(ort::Error::new("the layer has a kernel of its own")),
         })
@@ -84,8 +84,8 @@ impl Opening {
         if out.len() != whole.bytes {
             return Err(ort::Error::new("the weight has another size than its type"));
         }
-        let panels = self.layers.panels(self.layer);
-        let count = self.layers.layers[self.layer].kernel.panels();
+        let panels = self.layers.panels(self.common.layer, self.common.session);
+        let count = self.layers.layers[self.common.layer].kernel.panels();
         let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
         let mut pieces: Vec<Mutex<&mut [u8]>> = Vec::with_capacity(count);
         let mut rest = out;

@@ -169,7 +169,7 @@ fn weights_in_a_file_give_the_same_answers_and_a_folder_in_memory_is_refused() {
     assert_eq!(report["spill"], spill);
     let budget = &report["budgets"][0];
     if let Some(refused) = budget["refused"].as_str() {
-        println!("skipped: {refused}");
+        eprintln!("skipped: {refused}");
         return;
     }
     positive(&budget["occlude"], &["opened_mib_per_run", "p50_ms"]);

@@ -5,8 +5,8 @@
 //! inauthentic one ends the request, and the layer and panel are named in the error.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use occlude_kernels::{Convolution, Gemm, Panels};
 use occlude_onnx::DataType;
@@ -91,8 +91,6 @@ pub(crate) struct Layers {
     store: Option<MappedStore>,
     /// Bytes opened since loading.
     opened: AtomicU64,
-    /// Why a panel could not be opened, until whoever ran the request asks.
-    failure: Mutex<Option<OpenError>>,
 }
 
 impl Layers {
@@ -108,17 +106,7 @@ impl Layers {
             layers,
             store,
             opened: AtomicU64::new(0),
-            failure: Mutex::new(None),
         }
-    }
-
-    /// The latest failure to open a panel, once.
-    pub(crate) fn take_failure(&self) -> Option<OpenError> {
-        self.lock_failure().take()
-    }
-
-    fn lock_failure(&self) -> MutexGuard<'_, Option<OpenError>> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes opened since loading.
@@ -180,10 +168,7 @@ impl LayerPanels<'_> {
         else {
             return Err(OpenError::Inauthentic { name });
         };
-        if let Err(error) = store.open(name, ticket, out) {
-            *self.layers.lock_failure() = Some(error);
-            return Err(error);
-        }
+        store.open(name, ticket, out)?;
         self.layers
             .opened
             .fetch_add(ticket.length() as u64, Ordering::Relaxed);

@@ -15,7 +15,7 @@ use ort::session::{NoSelectedOutputs, OutputSelector, RunOptions, SessionInputVa
 use ort::value::{Outlet, ValueType};
 use zeroize::Zeroizing;
 
-use crate::allocator::{Allocator, Refusal};
+use crate::allocator::{Allocator, Interruption, Refusal};
 use crate::error::{LoadError, RunError};
 use crate::layers::{Layer, LayerKernel, Layers};
 use crate::library::Runtime;
@@ -324,13 +324,11 @@ impl Model {
         let Compartment { session, memory } = &mut *compartment;
         let run = || session.run_with_options(feeds, &run_options);
         let mut outputs = match memory.watch(run) {
-            (_, Some(Refusal::Limit(limit))) => return Err(RunError::MemoryBudget { limit }),
-            (Err(error), _) => {
-                return Err(match self.layers.take_failure() {
-                    Some(altered) => RunError::Spilled(altered),
-                    None => failed(error),
-                });
+            (_, Some(Interruption::Memory(Refusal::Limit(limit)))) => {
+                return Err(RunError::MemoryBudget { limit });
             }
+            (_, Some(Interruption::Spilled(altered))) => return Err(RunError::Spilled(altered)),
+            (Err(error), _) => return Err(failed(error)),
             (Ok(outputs), _) => outputs,
         };
         let mut answers = Vec::with_capacity(wanted.len());

@@ -11,8 +11,8 @@ use ort::value::TensorElementType;
 
 use super::threads::Threads;
 use super::{
-    Common, extents, guarded, input_shape, inputs, optional, outputs, padded_bias, session_memory,
-    set_output,
+    Common, extents, guarded, input_shape, inputs, interrupted, optional, outputs, padded_bias,
+    session_memory, set_output,
 };
 use crate::allocator::Allocator;
 use crate::graph::Pads;
@@ -178,7 +178,7 @@ impl Kernel {
         };
         convolution
             .run(workers, &run_extents, x, &epilogue, y)
-            .map_err(|error| ort::Error::new(error.to_string()))
+            .map_err(|error| interrupted(&self.memory, error))
     }
 }
 

@@ -10,8 +10,8 @@ use ort::value::TensorElementType;
 
 use super::threads::Threads;
 use super::{
-    Common, extents, guarded, input_shape, inputs, optional, outputs, padded_bias, session_memory,
-    set_output,
+    Common, extents, guarded, input_shape, inputs, interrupted, optional, outputs, padded_bias,
+    session_memory, set_output,
 };
 use crate::allocator::Allocator;
 use crate::layers::{LayerKernel, Layers};
@@ -126,6 +126,6 @@ impl Kernel {
             scratch: &mut scratch,
         };
         gemm.run(workers, x, &epilogue, y)
-            .map_err(|error| ort::Error::new(error.to_string()))
+            .map_err(|error| interrupted(&self.memory, error))
     }
 }

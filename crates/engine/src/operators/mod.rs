@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use occlude_kernels::BIAS_MULTIPLE;
+use occlude_spill::OpenError;
 use ort::operator::{
     ComputeContext, KernelContext, OperatorDomain, OperatorInput, OperatorOutput,
     ShapeInferenceContext,
@@ -82,6 +83,13 @@ impl Common {
 fn session_memory() -> Result<Arc<Allocator>, ort::Error> {
     Allocator::of_starting_session()
         .ok_or_else(|| ort::Error::new("a sealed operator outside of a session of ours"))
+}
+
+/// The node's error where a panel could not be opened; whoever runs the session finds out
+/// why from its memory, since ONNX Runtime passes on a text only.
+fn interrupted(memory: &Allocator, error: OpenError) -> ort::Error {
+    memory.interrupt(error);
+    ort::Error::new(error.to_string())
 }
 
 /// Runs `compute`, a panic of which becomes an error.

@@ -17,7 +17,8 @@ use ort::operator::{
 use ort::value::ValueType;
 
 use super::threads::Threads;
-use super::{Common, guarded, input_shape, set_output};
+use super::{Common, guarded, input_shape, interrupted, session_memory, set_output};
+use crate::allocator::Allocator;
 use crate::layers::{LayerKernel, Layers, Whole};
 use crate::value;
 
@@ -57,6 +58,7 @@ impl Operator for OpenedWeight {
         Ok(Opening {
             layer: Common::of(node, &self.0)?.layer,
             layers: Arc::clone(&self.0),
+            memory: session_memory()?,
         })
     }
 }
@@ -64,6 +66,7 @@ impl Operator for OpenedWeight {
 pub(super) struct Opening {
     layer: usize,
     layers: Arc<Layers>,
+    memory: Arc<Allocator>,
 }
 
 impl ort::operator::Kernel for Opening {
@@ -107,13 +110,13 @@ impl Opening {
                 let mut piece = piece.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Err(error) = panels.open_bytes(index, &mut piece) {
                     let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
-                    failure.get_or_insert(ort::Error::new(error.to_string()));
+                    failure.get_or_insert(error);
                     return;
                 }
             }
         });
         match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(error),
+            Some(error) => Err(interrupted(&self.memory, error)),
             None => Ok(()),
         }
     }

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use occlude_attest::TeeKind;
+use occlude_engine::Spill;
 use occlude_evaluate::bench::Budget;
 use occlude_keys::{ModelId, ModelVersion, OwnerPublic};
 use url::Url;
@@ -300,9 +301,14 @@ pub(crate) struct ServeArguments {
     pub(crate) sessions: Option<NonZeroUsize>,
     /// Protected memory for each model: `resident` (all weights), `auto` (what is
     /// available less a tenth) or a size such as 256MiB, beyond which weights are
-    /// streamed, encrypted, from untrusted memory [default: resident].
+    /// streamed, encrypted, from where --spill says [default: resident].
     #[arg(long, value_name = "SIZE", env = "OCCLUDE_PROTECTED_MEMORY")]
     pub(crate) protected_memory: Option<occlude_server::MemoryBudget>,
+    /// Where weights beyond that lie, encrypted: `shared` (memory, where the TEE does
+    /// not count shared memory as its own) or `direct:FOLDER` (a file on a disk, read
+    /// past the page cache: for confidential virtual machines) [default: shared].
+    #[arg(long, value_name = "shared|direct:FOLDER", env = "OCCLUDE_SPILL")]
+    pub(crate) spill: Option<Spill>,
     /// The channel's key encapsulation [default: x-wing].
     #[arg(long, value_name = "KEM", env = "OCCLUDE_KEM")]
     pub(crate) kem: Option<KemArgument>,
@@ -472,7 +478,8 @@ apart from the runs (wipe_ms in the JSON).
 
 Memory is measured in a process for each: the highest anonymous memory (RssAnon) from its
 start to its last run, loading included, nothing subtracted. Sealed weights lie in a shared
-mapping, which is untrusted memory, and are not in it.
+mapping, which is untrusted memory, and are not in it; with --spill direct:FOLDER they lie
+in a file, and the buffers that it is read into are in it.
 
 Budgets:
   resident  all weights stay in protected memory
@@ -487,6 +494,7 @@ is the batch; the others are 224 for images (rank 4) and 128 for everything else
 Examples:
   occlude bench model.onnx
   occlude bench model.onnx --budget 0% --budget 64MiB --threads 4 --json
+  occlude bench model.onnx --budget 0% --spill direct:/var/tmp
   occlude bench model.onnx --inputs batch-of-16.npz")]
 pub(crate) struct BenchArguments {
     /// The ONNX model; its external data is found beside it.
@@ -495,6 +503,10 @@ pub(crate) struct BenchArguments {
     /// A budget of protected memory; may be repeated.
     #[arg(long, value_name = "resident|NN%|NNMiB", default_values = ["resident", "50%", "25%", "0%"])]
     pub(crate) budget: Vec<Budget>,
+    /// Where streamed weights lie, encrypted: in memory, or in a file on a disk that is
+    /// read past the page cache.
+    #[arg(long, value_name = "shared|direct:FOLDER", default_value = "shared")]
+    pub(crate) spill: Spill,
     /// Threads of either side.
     #[arg(long, value_name = "N", default_value = "2")]
     pub(crate) threads: NonZeroUsize,

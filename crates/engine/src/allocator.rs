@@ -50,19 +50,7 @@ pub(crate) struct Allocator {
 struct State {
     heap: Heap,
     blocks: usize,
-    interruption: Option<Interruption>,
-}
-
-/// Why a run of this session failed, or must be taken for failed.
-///
-/// It belongs to the session, which runs one request at a time: what happens to a
-/// request beside it is not seen here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Interruption {
-    /// Memory was refused.
-    Memory(Refusal),
-    /// A panel of weights was not authentic.
-    Spilled(occlude_spill::OpenError),
+    refusal: Option<Refusal>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -108,7 +96,7 @@ impl Allocator {
             state: Mutex::new(State {
                 heap: Heap::new(),
                 blocks: 0,
-                interruption: None,
+                refusal: None,
             }),
         }))
     }
@@ -129,25 +117,17 @@ impl Allocator {
         Ok(self.watch(start).0)
     }
 
-    /// Calls `run`, during which ONNX Runtime may allocate here, and says what interrupted
-    /// it first, if anything did. The run failed then, or must be taken for failed.
+    /// Calls `run`, during which ONNX Runtime may allocate here, and says why memory was
+    /// refused meanwhile, if it was. The run failed then, or must be taken for failed.
     ///
     /// A refusal is thrown to the thread that runs. A thread of ONNX Runtime's pool
     /// catches nothing: there the limit gives way, and only the run fails.
-    pub(crate) fn watch<T>(&self, run: impl FnOnce() -> T) -> (T, Option<Interruption>) {
-        self.lock().interruption = None;
+    pub(crate) fn watch<T>(&self, run: impl FnOnce() -> T) -> (T, Option<Refusal>) {
+        self.lock().refusal = None;
         CALLING.set(true);
         let outcome = run();
         CALLING.set(false);
-        (outcome, self.lock().interruption.take())
-    }
-
-    /// Notes that the run which is going on could not open a panel.
-    pub(crate) fn interrupt(&self, error: occlude_spill::OpenError) {
-        let mut state = self.lock();
-        state
-            .interruption
-            .get_or_insert(Interruption::Spilled(error));
+        (outcome, self.lock().refusal.take())
     }
 
     /// The allocator of the session that this thread is just creating: for the
@@ -239,9 +219,7 @@ impl Allocator {
     fn allocate(&self, bytes: usize, limit: Limit) -> Result<NonNull<c_void>, Refusal> {
         let mut state = self.lock();
         let address = state.heap.allocate(bytes).or_else(|refusal| {
-            state
-                .interruption
-                .get_or_insert(Interruption::Memory(refusal));
+            state.refusal = Some(refusal);
             match limit {
                 Limit::Holds => Err(refusal),
                 Limit::GivesWay => state.heap.allocate_beyond_limit(bytes),

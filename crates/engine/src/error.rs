@@ -48,8 +48,8 @@ pub enum LoadError {
         /// What it answered.
         source: io::Error,
     },
-    /// A panel of weights came back from the spill store altered.
-    #[error("the store of streamed weights was altered: {0}")]
+    /// A panel of weights came back from the spill store altered, or not at all.
+    #[error("{what}: {0}", what = what_failed(.0))]
     Spilled(occlude_spill::OpenError),
     /// The model cannot be run to see what memory it takes.
     #[error("the model's memory cannot be measured: {reason}")]
@@ -81,9 +81,10 @@ pub enum LoadError {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
-    /// A panel of weights came back from the spill store altered: somebody wrote to
-    /// memory that is not theirs. There is no answer; the model goes on.
-    #[error("the store of streamed weights was altered: {0}")]
+    /// A panel of weights came back from the spill store altered (somebody wrote to
+    /// memory or a file that is not theirs), or not at all. There is no answer; the model
+    /// goes on.
+    #[error("{what}: {0}", what = what_failed(.0))]
     Spilled(occlude_spill::OpenError),
     /// The model has no such input.
     #[error("the model has no input `{name}`; its inputs are {}", quoted(expected))]
@@ -188,6 +189,13 @@ impl From<ort::Error> for Confidential {
 impl fmt::Debug for Confidential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Confidential(..)")
+    }
+}
+
+fn what_failed(error: &occlude_spill::OpenError) -> &'static str {
+    match error {
+        occlude_spill::OpenError::Inauthentic { .. } => "the store of streamed weights was altered",
+        _ => "the store of streamed weights fails",
     }
 }
 

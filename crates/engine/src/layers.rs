@@ -4,13 +4,14 @@
 //! A panel is opened once for each use, into scratch that the kernel gives; an
 //! inauthentic one ends the request, and the layer and panel are named in the error.
 
+use std::io;
 use std::ops::Range;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use occlude_kernels::{Convolution, Gemm, Panels};
 use occlude_onnx::DataType;
-use occlude_spill::{MappedStore, OpenError, PanelName, Ticket};
+use occlude_spill::{Observer, OpenError, PanelName, Reader, Store, Ticket};
 
 use crate::graph::Pads;
 use crate::memory::ProtectedBuffer;
@@ -88,9 +89,21 @@ pub(crate) struct Layers {
     /// Threads that compute for one request.
     pub(crate) threads: usize,
     pub(crate) layers: Vec<Layer>,
-    store: Option<MappedStore>,
+    store: Option<Arc<dyn Store>>,
+    sessions: Vec<Session>,
+    /// The session whose operators are being made.
+    starting: AtomicUsize,
     /// Bytes opened since loading.
     opened: AtomicU64,
+}
+
+/// What one session has to itself.
+#[derive(Default)]
+struct Session {
+    /// Brings panels; until there is one the store does.
+    reader: OnceLock<Box<dyn Reader>>,
+    /// Why a panel could not be opened, until whoever ran the request asks.
+    failure: Mutex<Option<OpenError>>,
 }
 
 impl Layers {
@@ -98,15 +111,83 @@ impl Layers {
         block: usize,
         threads: usize,
         layers: Vec<Layer>,
-        store: Option<MappedStore>,
+        store: Option<Arc<dyn Store>>,
+        sessions: usize,
     ) -> Self {
         Self {
             block,
             threads,
             layers,
             store,
+            sessions: (0..sessions).map(|_| Session::default()).collect(),
+            starting: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
         }
+    }
+
+    /// From now on operators are made for `session`.
+    pub(crate) fn start_session(&self, session: usize) {
+        self.starting.store(session, Ordering::Relaxed);
+    }
+
+    /// The session whose operators are being made.
+    pub(crate) fn starting_session(&self) -> usize {
+        self.starting.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of protected memory that the readers of all sessions will take, at most.
+    pub(crate) fn reader_bytes(&self) -> usize {
+        let one = |store: &Arc<dyn Store>| store.reader_bytes(self.threads);
+        self.sessions.len() * self.store.as_ref().map_or(0, one)
+    }
+
+    /// Gives each session a reader of the panels that are not resident by now.
+    pub(crate) fn start_readers(&self) -> io::Result<()> {
+        let Some(store) = &self.store else {
+            return Ok(());
+        };
+        let mut panels = Vec::new();
+        for (index, layer) in self.layers.iter().enumerate() {
+            let layer_panels = self.panels(index, 0);
+            for (panel, ticket) in layer.tickets.iter().enumerate() {
+                if let (Some(ticket), None) = (ticket, layer_panels.resident(panel)) {
+                    panels.push((panel_name(index, panel), ticket.clone()));
+                }
+            }
+        }
+        if panels.is_empty() {
+            return Ok(());
+        }
+        for session in &self.sessions {
+            let reader = Arc::clone(store).reader(&panels, self.threads)?;
+            // Set once, here.
+            let _ = session.reader.set(reader);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn observe_reads(&self, observer: Observer) {
+        if let Some(store) = &self.store {
+            store.observe(observer);
+        }
+    }
+
+    /// A run of `session` begins.
+    pub(crate) fn begin_run(&self, session: usize) {
+        self.lock_failure(session).take();
+        if let Some(reader) = self.sessions[session].reader.get() {
+            reader.begin_run();
+        }
+    }
+
+    /// The latest failure to open a panel in a run of `session`, once.
+    pub(crate) fn take_failure(&self, session: usize) -> Option<OpenError> {
+        self.lock_failure(session).take()
+    }
+
+    fn lock_failure(&self, session: usize) -> MutexGuard<'_, Option<OpenError>> {
+        let failure = &self.sessions[session].failure;
+        failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes opened since loading.
@@ -120,19 +201,29 @@ impl Layers {
         resident.map(|resident| resident.buffer.len()).sum()
     }
 
-    /// The panels of layer `layer`.
-    pub(crate) fn panels(&self, layer: usize) -> LayerPanels<'_> {
+    /// The panels of layer `layer`, for `session`.
+    pub(crate) fn panels(&self, layer: usize, session: usize) -> LayerPanels<'_> {
         LayerPanels {
             layers: self,
+            session,
             index: layer,
             layer: &self.layers[layer],
         }
     }
 }
 
+/// At most 2^32 of each: they were counted when the store was filled.
+fn panel_name(layer: usize, panel: usize) -> PanelName {
+    PanelName {
+        layer: layer as u32,
+        panel: panel as u32,
+    }
+}
+
 /// One layer's panels, as kernels read them.
 pub(crate) struct LayerPanels<'a> {
     layers: &'a Layers,
+    session: usize,
     index: usize,
     layer: &'a Layer,
 }
@@ -159,16 +250,19 @@ impl Panels for LayerPanels<'_> {
 impl LayerPanels<'_> {
     /// Opens panel `index` into `out`, which has its length.
     pub(crate) fn open_bytes(&self, index: usize, out: &mut [u8]) -> Result<(), OpenError> {
-        // At most 2^32 of each: they were counted when the store was filled.
-        let name = PanelName {
-            layer: self.index as u32,
-            panel: index as u32,
-        };
+        let name = panel_name(self.index, index);
         let (Some(store), Some(Some(ticket))) = (&self.layers.store, self.layer.tickets.get(index))
         else {
             return Err(OpenError::Inauthentic { name });
         };
-        store.open(name, ticket, out)?;
+        let outcome = match self.layers.sessions[self.session].reader.get() {
+            Some(reader) => reader.open(name, ticket, out),
+            None => store.open(name, ticket, out),
+        };
+        if let Err(error) = outcome {
+            *self.layers.lock_failure(self.session) = Some(error);
+            return Err(error);
+        }
         self.layers
             .opened
             .fetch_add(ticket.length() as u64, Ordering::Relaxed);

@@ -35,6 +35,7 @@ mod operators;
 mod pool;
 #[allow(unsafe_code, reason = "a system call")]
 mod scheduling;
+mod spill;
 #[allow(unsafe_code, reason = "calls ONNX Runtime's C API")]
 mod value;
 
@@ -44,6 +45,7 @@ pub use library::{
     RuntimeOptions,
 };
 pub use model::{LayerCounts, LoadOptions, Model, ProtectedMemory};
+pub use spill::{Spill, UnknownSpill};
 
 // So that unit tests can share the models of the tests in `tests/`.
 #[cfg(test)]

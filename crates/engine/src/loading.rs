@@ -64,6 +64,8 @@ pub(crate) struct Compartment {
     // Declared before the memory, so dropped before it: the session allocates there.
     pub(crate) session: Session,
     pub(crate) memory: Arc<Allocator>,
+    /// Which session, counted from 0.
+    pub(crate) number: usize,
 }
 
 pub(crate) fn load(
@@ -80,7 +82,7 @@ pub(crate) fn load(
     let destination = match options.memory {
         ProtectedMemory::Resident => layers::Destination::Resident,
         ProtectedMemory::WeightShare(_) | ProtectedMemory::Bytes(_) => {
-            layers::Destination::Store(CipherKind::fastest())
+            layers::Destination::Store(CipherKind::fastest(), &options.spill)
         }
     };
     let borrowed = residency::borrowed(&survey, options.memory);
@@ -92,6 +94,7 @@ pub(crate) fn load(
         runtime.options().threads.get(),
         options.threads.get(),
         destination,
+        options.sessions.get(),
     )?);
     let emitted = survey.emit(&|layer| borrowed[layer])?;
     let places = places(&emitted.weights)?;
@@ -307,15 +310,20 @@ fn start_sessions(
             .map_err(|error| refused(error.into()))?;
     }
     (0..options.sessions.get())
-        .map(|_| {
+        .map(|number| {
             let memory = Allocator::new().map_err(refused)?;
+            layers.start_session(number);
             let session = memory
                 .lend_to_session(runtime.environment(), || {
                     builder.commit_from_memory(&emitted.model)
                 })
                 .and_then(|session| session)
                 .map_err(refused)?;
-            Ok(Compartment { session, memory })
+            Ok(Compartment {
+                session,
+                memory,
+                number,
+            })
         })
         .collect()
 }

@@ -15,13 +15,14 @@ use ort::session::{NoSelectedOutputs, OutputSelector, RunOptions, SessionInputVa
 use ort::value::{Outlet, ValueType};
 use zeroize::Zeroizing;
 
-use crate::allocator::{Allocator, Interruption, Refusal};
+use crate::allocator::{Allocator, Refusal};
 use crate::error::{LoadError, RunError};
 use crate::layers::{Layer, LayerKernel, Layers};
 use crate::library::Runtime;
 use crate::loading::{self, Compartment, residency};
 use crate::memory::ProtectedBuffer;
 use crate::pool::Pool;
+use crate::spill::Spill;
 use crate::value;
 
 /// How much of the TEE's memory a model may take.
@@ -48,7 +49,7 @@ impl fmt::Display for ProtectedMemory {
 }
 
 /// How a model is loaded.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LoadOptions {
     /// Threads that open weights while the model is loaded. How many compute is
     /// settled for the whole process, see [`crate::RuntimeOptions`].
@@ -60,6 +61,8 @@ pub struct LoadOptions {
     pub memory: ProtectedMemory,
     /// The smallest weight in bytes that is streamed for an operator of ONNX Runtime.
     pub smallest_streamed: u64,
+    /// Where streamed weights lie.
+    pub spill: Spill,
 }
 
 /// Below this, opening a weight for each run costs more than it saves.
@@ -73,6 +76,7 @@ impl Default for LoadOptions {
             sessions: NonZeroUsize::MIN,
             memory: ProtectedMemory::default(),
             smallest_streamed: SMALLEST_STREAMED,
+            spill: Spill::default(),
         }
     }
 }
@@ -120,6 +124,11 @@ impl Model {
         let loaded = loading::load(runtime, container, options)?;
         let model = Self::over(loaded)?;
         model.settle(options)?;
+        let readers = model.layers.start_readers();
+        readers.map_err(|source| LoadError::Resources {
+            what: "nothing can read the spill store",
+            source,
+        })?;
         Ok(model)
     }
 
@@ -132,8 +141,13 @@ impl Model {
                 (resident as usize).saturating_sub(self.weights.len())
             }
             ProtectedMemory::Bytes(budget) => {
-                let working = self.dry_run()? * options.sessions.get() as u64;
+                let mut working = self.dry_run()? * options.sessions.get() as u64;
                 let resident = self.weights.len() as u64;
+                let everything = resident + working + residency::all_bytes(&self.layers);
+                if budget < everything {
+                    // Something is streamed, so it is read through buffers.
+                    working += self.layers.reader_bytes() as u64;
+                }
                 let left = budget.checked_sub(resident + working);
                 let Some(left) = left else {
                     return Err(LoadError::Budget {
@@ -245,6 +259,12 @@ impl Model {
         self.layers.opened_bytes()
     }
 
+    /// Tells `observer` offset and length of every read of streamed weights from now on:
+    /// what whoever watches the store sees. For tests; only the first observer counts.
+    pub fn observe_reads(&self, observer: impl Fn(u64, usize) + Send + Sync + 'static) {
+        self.layers.observe_reads(Box::new(observer));
+    }
+
     /// Waits until everything that answered requests left in memory is wiped. The next
     /// request does so too, so this is only for measuring.
     pub fn wait_until_wiped(&self) {
@@ -321,14 +341,21 @@ impl Model {
             .with_outputs(selector);
 
         let mut compartment = self.compartments.take();
-        let Compartment { session, memory } = &mut *compartment;
+        let Compartment {
+            session,
+            memory,
+            number,
+        } = &mut *compartment;
+        self.layers.begin_run(*number);
         let run = || session.run_with_options(feeds, &run_options);
         let mut outputs = match memory.watch(run) {
-            (_, Some(Interruption::Memory(Refusal::Limit(limit)))) => {
-                return Err(RunError::MemoryBudget { limit });
+            (_, Some(Refusal::Limit(limit))) => return Err(RunError::MemoryBudget { limit }),
+            (Err(error), _) => {
+                return Err(match self.layers.take_failure(*number) {
+                    Some(altered) => RunError::Spilled(altered),
+                    None => failed(error),
+                });
             }
-            (_, Some(Interruption::Spilled(altered))) => return Err(RunError::Spilled(altered)),
-            (Err(error), _) => return Err(failed(error)),
             (Ok(outputs), _) => outputs,
         };
         let mut answers = Vec::with_capacity(wanted.len());

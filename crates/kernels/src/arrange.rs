@@ -3,6 +3,7 @@
 
 use crate::convolution::{ConvolutionShape, Layout};
 use crate::panels::Parallel;
+use crate::shares::Shares;
 
 /// An input, and what of it a convolution touches.
 #[derive(Clone, Copy)]
@@ -113,21 +114,17 @@ impl Image {
         let groups = self.channels / place.group_channels.max(1);
         let works = batch * groups * blocks;
         let out = Pieces::new(&mut out[..batch * place.image_stride], place.block_stride);
-        let share = works.div_ceil(4 * parallel.threads()).max(1);
-        let next = std::sync::atomic::AtomicUsize::new(0);
+        let at_once = works.div_ceil(4 * parallel.threads()).max(1);
+        let works = Shares::new(works, parallel.threads());
         parallel.run(parallel.threads(), &|_| {
-            loop {
-                let start = next.fetch_add(share, std::sync::atomic::Ordering::Relaxed);
-                if start >= works {
-                    return;
-                }
-                for work in start..(start + share).min(works) {
+            while let Some(some) = works.take_some(at_once) {
+                for work in some {
                     let (image, rest) = (work / (groups * blocks), work % (groups * blocks));
                     let (group, block) = (rest / blocks, rest % blocks);
                     let channel = group * place.group_channels + block * place.lanes;
                     let count = place.lanes.min(place.group_channels - block * place.lanes);
                     // SAFETY: blocks lie one after the other in this order, and each
-                    // number of `next` comes once.
+                    // number of `works` comes once.
                     let out = unsafe { out.piece(work) };
                     let input = &input[image * in_image..][..in_image];
                     self.copy_block(place.lanes, channel, count, input, out);

@@ -9,6 +9,7 @@ use crate::gemm::Epilogue;
 use crate::isa::{Isa, Kind};
 use crate::packing::Slab;
 use crate::panels::{Panels, Parallel};
+use crate::shares::Shares;
 use crate::tile::next_points;
 #[cfg(target_arch = "x86_64")]
 use crate::vector::{Avx2, Avx512};
@@ -16,6 +17,9 @@ use crate::vector::{Portable, Vector};
 
 /// Vectors of channels that a panel holds, so that a layer makes few panels.
 const PANEL_VECTORS: usize = 64;
+
+/// Outputs of an image from which on products are shared by point, see [`crate::product`].
+const LARGE_IMAGE: usize = 64 * crate::tile::MOST_POINTS;
 
 /// Weights as `[channels / width, taps, width]`, in panels of whole vectors.
 #[derive(Debug, Clone)]
@@ -149,19 +153,24 @@ impl Depthwise {
         let in_block = extents.input[0] * extents.input[1] * block;
         let out_row = out_width * block;
         let pieces = Pieces::new(&mut output[..blocks * out_height * out_row], out_row);
-        // Some rows of one block at a time.
-        let rows = out_height
-            .div_ceil((8 * parallel.threads()).div_ceil(blocks))
-            .max(1);
+        // Some rows of one block at a time. Threads share a large image by rows and a
+        // small one by blocks, as the convolutions around this one do.
+        let by_row = out_height * out_width >= LARGE_IMAGE;
+        let wanted = if by_row {
+            4 * parallel.threads()
+        } else {
+            (8 * parallel.threads()).div_ceil(blocks)
+        };
+        let rows = out_height.div_ceil(wanted).max(1);
         let bands = out_height.div_ceil(rows);
-        let next = std::sync::atomic::AtomicUsize::new(0);
+        let works = Shares::new(blocks * bands, parallel.threads());
         parallel.run(parallel.threads(), &|_| {
-            loop {
-                let work = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                if work >= blocks * bands {
-                    return;
-                }
-                let (index, band) = (work / bands, work % bands);
+            while let Some(work) = works.take() {
+                let (index, band) = if by_row {
+                    (work % blocks, work / blocks)
+                } else {
+                    (work / bands, work % bands)
+                };
                 let source = &input[index * in_block..][..in_block];
                 for y in band * rows..((band + 1) * rows).min(out_height) {
                     // SAFETY: each row of each block comes once.

@@ -30,6 +30,7 @@ mod panels;
 mod product;
 #[allow(unsafe_code, reason = "threads write disjoint parts of one output")]
 mod scatter;
+mod shares;
 #[allow(unsafe_code, reason = "vector loads and stores")]
 mod tile;
 #[allow(unsafe_code, reason = "vector loads and stores")]

@@ -9,10 +9,11 @@
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::packing::Packing;
 use crate::panels::{Panels, Workers};
+use crate::shares::Shares;
 use crate::tile::{self, Finish, MOST_POINTS, MOST_VECTORS, Run, Tile};
 
 /// Numbers of the window that threads open together: 2.25 MiB, so that a 3 x 3
@@ -179,15 +180,14 @@ impl Product<'_> {
             scratch,
         } = workers;
         let scratch = Scratch::new(scratch);
-        let next = AtomicUsize::new(0);
+        let groups = Shares::new(self.packing.groups(), parallel.threads());
         let failure = Failure::new();
         parallel.run(parallel.threads(), &|thread| {
             let mut weights = Vec::with_capacity(self.packing.ranges());
             while !failure.happened() {
-                let group = next.fetch_add(1, Ordering::Relaxed);
-                if group >= self.packing.groups() {
+                let Some(group) = groups.take() else {
                     return;
-                }
+                };
                 let mut first = 0;
                 while first < self.packing.ranges() {
                     weights.clear();
@@ -232,16 +232,17 @@ impl Product<'_> {
         let mut first = 0;
         while first < self.packing.panels() {
             let (end, places) = self.window(first);
-            let (next, failure) = (AtomicUsize::new(0), Failure::new());
+            let failure = Failure::new();
             let streamed =
                 (first..end).any(|panel| panels.resident(self.first_panel + panel).is_none());
             if streamed {
+                let window = Shares::new(end - first, parallel.threads());
                 parallel.run(parallel.threads(), &|_| {
                     while !failure.happened() {
-                        let panel = first + next.fetch_add(1, Ordering::Relaxed);
-                        if panel >= end {
+                        let Some(index) = window.take() else {
                             return;
-                        }
+                        };
+                        let panel = first + index;
                         if panels.resident(self.first_panel + panel).is_some() {
                             continue;
                         }
@@ -258,14 +259,10 @@ impl Product<'_> {
             let groups = first / ranges..(end - 1) / ranges + 1;
             let pieces = self.pieces(parallel.threads());
             let works = pieces * groups.len();
-            let next = AtomicUsize::new(0);
+            let works = Shares::new(works, parallel.threads());
             parallel.run(parallel.threads(), &|_| {
                 let mut weights = Vec::with_capacity(ranges);
-                loop {
-                    let work = next.fetch_add(1, Ordering::Relaxed);
-                    if work >= works {
-                        return;
-                    }
+                while let Some(work) = works.take() {
                     let (piece, group) = (work / groups.len(), groups.start + work % groups.len());
                     let points = self.piece(piece, pieces);
                     weights.clear();

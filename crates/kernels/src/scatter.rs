@@ -3,6 +3,7 @@
 use crate::arrange::Pieces;
 use crate::convolution::{Convolution, Extents, Layout};
 use crate::panels::Parallel;
+use crate::shares::Shares;
 use crate::tile::Finish;
 
 /// Writes channels `group * columns` and after from `sums`, which are
@@ -28,15 +29,10 @@ pub(crate) unsafe fn scatter(
     let out_image = convolution.image_length(channels, extents.output, extents.output_layout);
     let finish = Shared(finish);
     let output = Pieces::new(output, 1);
-    let next = std::sync::atomic::AtomicUsize::new(0);
-    let works = extents.batch * columns;
+    let works = Shares::new(extents.batch * columns, parallel.threads());
     parallel.run(parallel.threads(), &|_| {
         let finish = &finish;
-        loop {
-            let work = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            if work >= works {
-                return;
-            }
+        while let Some(work) = works.take() {
             let (image, column) = (work / columns, work % columns);
             let channel = group * columns + column;
             let from = image * sums_image + column / block * points * block + column % block;

@@ -16,12 +16,12 @@
 //! transform a window of panels, then each takes some tiles through all of them.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::convolution::{Convolution, Extents, Layout};
 use crate::packing::Packing;
 use crate::panels::{Panels, Workers};
 use crate::product::{Failure, Scratch};
+use crate::shares::Shares;
 use crate::tile::Finish;
 
 mod transform;
@@ -278,15 +278,11 @@ impl<'a> Winograd<'a> {
         let scratch = Scratch::new(scratch);
         let tiles = self.all_tiles();
         let blocks = self.channels / self.block;
-        let (works, next) = (tiles * blocks, AtomicUsize::new(0));
-        let share = works.div_ceil(4 * self.threads).max(1);
+        let at_once = (tiles * blocks).div_ceil(4 * self.threads).max(1);
+        let works = Shares::new(tiles * blocks, self.threads);
         parallel.run(self.threads, &|_| {
-            loop {
-                let start = next.fetch_add(share, Ordering::Relaxed);
-                if start >= works {
-                    return;
-                }
-                for work in start..(start + share).min(works) {
+            while let Some(some) = works.take_some(at_once) {
+                for work in some {
                     let (tile, block) = (work / blocks, work % blocks);
                     let place = self.place_of_input(tiles);
                     let to = scratch.start(tile * self.channels).cast_mut();
@@ -295,7 +291,8 @@ impl<'a> Winograd<'a> {
                 }
             }
         });
-        let (next, failure) = (AtomicUsize::new(0), Failure::new());
+        let groups = Shares::new(self.packing.groups(), self.threads);
+        let failure = Failure::new();
         parallel.run(self.threads, &|thread| {
             // SAFETY: each thread has a part of its own, behind the shared one.
             let own = unsafe { scratch.part(shared + thread * own, own) };
@@ -303,10 +300,9 @@ impl<'a> Winograd<'a> {
             let at_once = self.channels_at_once();
             let (weights, sums) = rest.split_at_mut(PLACES * self.place_of_weights(at_once));
             while !failure.happened() {
-                let group = next.fetch_add(1, Ordering::Relaxed);
-                if group >= self.packing.groups() {
+                let Some(group) = groups.take() else {
                     return;
-                }
+                };
                 let mut range = 0;
                 while range < self.packing.ranges() {
                     let first = self.channels_of(range).start;
@@ -375,15 +371,15 @@ impl<'a> Winograd<'a> {
         let all = self.all_tiles();
         for window in (0..groups).step_by(groups_at_once.max(1)) {
             let window = window..(window + groups_at_once).min(groups);
-            let (next, failure) = (AtomicUsize::new(0), Failure::new());
+            let works = Shares::new(window.len() * ranges, self.threads);
+            let failure = Failure::new();
             parallel.run(self.threads, &|thread| {
                 // SAFETY: each thread has a part of its own, behind the shared one.
                 let panel = unsafe { scratch.part(shared + thread * own, self.longest_panel()) };
                 while !failure.happened() {
-                    let work = next.fetch_add(1, Ordering::Relaxed);
-                    if work >= window.len() * ranges {
+                    let Some(work) = works.take() else {
                         return;
-                    }
+                    };
                     let (group, range) = (window.start + work / ranges, work % ranges);
                     let to = (group - window.start) * PLACES * place
                         + self.channels_of(range).start * self.width(group);
@@ -400,7 +396,7 @@ impl<'a> Winograd<'a> {
             // Where there are few tiles, threads share the groups too.
             let pieces = all.div_ceil(tiles_at_once);
             let parts = (2 * self.threads).div_ceil(pieces).min(window.len());
-            let next = AtomicUsize::new(0);
+            let works = Shares::new(pieces * parts, self.threads);
             parallel.run(self.threads, &|thread| {
                 let own = shared + thread * own + self.longest_panel();
                 // SAFETY: as above.
@@ -410,11 +406,7 @@ impl<'a> Winograd<'a> {
                 // SAFETY: as above.
                 let sums =
                     unsafe { scratch.part(sums, PLACES * self.place_of_sums(tiles_at_once)) };
-                loop {
-                    let work = next.fetch_add(1, Ordering::Relaxed);
-                    if work >= pieces * parts {
-                        return;
-                    }
+                while let Some(work) = works.take() {
                     let (piece, part) = (work / parts, work % parts);
                     let first = piece * tiles_at_once;
                     let tiles = first..(first + tiles_at_once).min(all);

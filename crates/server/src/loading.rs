@@ -164,6 +164,7 @@ impl Loader {
             let counts = model.layer_counts();
             tracing::info!(
                 budget = %self.options.memory,
+                spill = %self.options.spill,
                 weight_bytes = model.weight_bytes(),
                 resident_bytes = model.resident_bytes(),
                 sealed_layers = counts.sealed,

@@ -87,6 +87,7 @@ impl Server {
                 threads: options.threads,
                 sessions: options.sessions,
                 memory: protected_memory(options.protected_memory),
+                spill: options.spill.clone(),
                 ..LoadOptions::default()
             },
         });

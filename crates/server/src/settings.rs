@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use occlude_attest::TeeKind;
 use occlude_channel::Kem;
-use occlude_engine::LibrarySearch;
+use occlude_engine::{LibrarySearch, Spill};
 use url::Url;
 
 /// Where the server listens unless told otherwise.
@@ -80,6 +80,9 @@ pub struct Settings {
     /// Protected memory for each model's weights and runs; all weights by default.
     #[serde(deserialize_with = "from_text")]
     pub protected_memory: Option<MemoryBudget>,
+    /// Where weights beyond it lie, encrypted; in shared memory by default.
+    #[serde(deserialize_with = "from_text")]
+    pub spill: Option<Spill>,
     /// The channel's key encapsulation; X-Wing by default.
     #[serde(deserialize_with = "from_text")]
     pub kem: Option<Kem>,
@@ -202,6 +205,7 @@ impl Settings {
             threads: self.threads.or(other.threads),
             sessions: self.sessions.or(other.sessions),
             protected_memory: self.protected_memory.or(other.protected_memory),
+            spill: self.spill.or(other.spill),
             kem: self.kem.or(other.kem),
             maximum_request: self.maximum_request.or(other.maximum_request),
             requests_in_flight: self.requests_in_flight.or(other.requests_in_flight),
@@ -267,6 +271,7 @@ impl Settings {
             threads,
             sessions: self.sessions.unwrap_or(NonZeroUsize::MIN),
             protected_memory: self.protected_memory.unwrap_or_default(),
+            spill: self.spill.unwrap_or_default(),
             kem: self.kem.unwrap_or_default(),
             maximum_request: maximum_request.as_u64(),
             requests_in_flight: self.requests_in_flight.unwrap_or(DEFAULT_REQUESTS).get(),
@@ -312,6 +317,8 @@ pub struct ServerOptions {
     pub sessions: NonZeroUsize,
     /// Protected memory for each model.
     pub protected_memory: MemoryBudget,
+    /// Where weights beyond it lie, encrypted.
+    pub spill: Spill,
     /// The channel's key encapsulation.
     pub kem: Kem,
     /// Largest encapsulated request, in bytes.
@@ -413,6 +420,7 @@ mod tests {
             threads = 4
             sessions = 2
             protected-memory = "256MiB"
+            spill = "direct:/var/lib/occlude"
             kem = "x25519"
             maximum-request = "8MiB"
             requests-in-flight = 10
@@ -434,6 +442,7 @@ mod tests {
                 threads: NonZeroUsize::new(4),
                 sessions: NonZeroUsize::new(2),
                 protected_memory: Some(MemoryBudget::Bytes(256 << 20)),
+                spill: Some(Spill::Direct("/var/lib/occlude".into())),
                 kem: Some(Kem::X25519),
                 maximum_request: Some(ByteSize::mib(8)),
                 requests_in_flight: NonZeroUsize::new(10),
@@ -489,7 +498,7 @@ mod tests {
             .split(", ")
             .map(|name| name.trim_matches('`'))
             .collect();
-        assert_eq!(names.len(), 15, "{names:?}");
+        assert_eq!(names.len(), 16, "{names:?}");
         for name in names {
             assert!(explained.contains(&name), "{name}");
         }
@@ -503,6 +512,18 @@ mod tests {
         };
         assert!(
             reason.contains("the key encapsulation is either `x-wing` or `x25519`"),
+            "{reason}"
+        );
+    }
+
+    #[test]
+    fn a_place_for_weights_that_is_none_is_refused() {
+        let error = parse("[serve]\nspill = \"disk\"\n").unwrap_err();
+        let SettingsError::Malformed { reason, .. } = error else {
+            panic!("{error}");
+        };
+        assert!(
+            reason.contains("\"disk\" is neither shared nor direct:FOLDER"),
             "{reason}"
         );
     }

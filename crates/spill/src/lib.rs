@@ -1,23 +1,30 @@
-//! Keeps panels of weights encrypted in memory that the host controls.
+//! Keeps panels of weights encrypted where the host has them: in memory that it can
+//! reach, or on its disk.
 //!
-//! 1. [`MappedStore::new`] maps shared memory of a fixed size and draws a key that
-//!    never leaves this process and lives as long as the store.
-//! 2. [`MappedStore::append`] encrypts a panel into it, once, and returns a [`Ticket`],
-//!    which stays in protected memory.
-//! 3. [`MappedStore::open`] brings a panel back, as often as it is needed, from as many
-//!    threads as like: exactly the bytes that were appended for that ticket, or an
-//!    error.
+//! 1. [`MappedStore::new`] maps shared memory, [`DirectStore::new`] makes an unnamed file
+//!    that is read and written past the page cache; each draws a key that never leaves
+//!    this process and lives as long as the store.
+//! 2. [`Store::append`] encrypts a panel into it, once, and returns a [`Ticket`], which
+//!    stays in protected memory.
+//! 3. [`Store::open`] brings a panel back, as often as it is needed, from as many threads
+//!    as like: exactly the bytes that were appended for that ticket, or an error. A
+//!    [`Reader`] does so for the runs of one session, and reads a disk ahead of them.
 //!
 //! What this does not do: it neither hides how large panels are nor when they are
 //! read, and it forgets everything with the process.
 //!
-//! Who is hostile: whoever can read and write the mapping, while it is in use too. So
-//! no Rust reference to it is ever formed, each of its bytes is read once for each
-//! opening, and what was read is what was authenticated.
+//! Who is hostile: whoever can read and write the mapping or the file, while it is in
+//! use too. So no Rust reference to such memory is ever formed, each of its bytes is read
+//! once for each opening, and what was read is what was authenticated.
 
 #![deny(unsafe_code)]
 
+#[allow(unsafe_code, reason = "maps and unmaps memory")]
+mod buffer;
 mod cipher;
+mod direct;
+mod mapped;
+mod read_ahead;
 mod store;
 #[allow(
     unsafe_code,
@@ -26,4 +33,6 @@ mod store;
 mod untrusted;
 
 pub use cipher::{CipherKind, UnknownCipher};
-pub use store::{AppendError, MappedStore, OpenError, PanelName, Ticket};
+pub use direct::{DirectError, DirectStore};
+pub use mapped::MappedStore;
+pub use store::{AppendError, Observer, OpenError, PanelName, Reader, Store, Ticket};

@@ -1,20 +1,78 @@
-//! A store in shared memory.
+//! What every store of encrypted panels promises, wherever the ciphertext lies.
 //!
-//! Each panel has a number that is never used again, which is its nonce. The number,
-//! what the panel is ([`PanelName`]) and its length are bound by the tag; number, place
-//! and tag are in the [`Ticket`], which the host cannot reach. So the host cannot
-//! exchange panels, bring an old one back or alter one unnoticed.
+//! Each panel has a number that is never used again, which is its nonce. The model, what
+//! the panel is ([`PanelName`]), its length and its place in the store are bound by the
+//! tag; number, place and tag are in the [`Ticket`], which the host cannot reach. So the
+//! host cannot exchange panels, bring an old one back or alter one unnoticed.
 
+use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use zeroize::Zeroizing;
 
 use crate::cipher::CipherKind;
-use crate::untrusted::{Cipher, MOST_ASSOCIATED, Region, TAG};
+use crate::untrusted::{Cipher, MOST_ASSOCIATED, Source, TAG, Target};
 
-/// Panels start at multiples of this: a cache line.
-const ALIGNMENT: usize = 64;
+/// Panels of weights, encrypted under a key that lives as long as the store.
+pub trait Store: Send + Sync + fmt::Debug {
+    /// The cipher.
+    fn cipher(&self) -> CipherKind;
+
+    /// Encrypts `panel` into the store.
+    ///
+    /// # Errors
+    /// [`AppendError`]; every other panel is as it was then.
+    fn append(&self, name: PanelName, panel: &[u8]) -> Result<Ticket, AppendError>;
+
+    /// Decrypts the panel of `ticket` into `out`: exactly the bytes that were appended
+    /// for that ticket. For one panel now and then; runs go through a [`Reader`].
+    ///
+    /// # Errors
+    /// [`OpenError`]; `out` is zero then.
+    ///
+    /// # Panics
+    /// If `out` is not as long as the panel.
+    fn open(&self, name: PanelName, ticket: &Ticket, out: &mut [u8]) -> Result<(), OpenError>;
+
+    /// A reader for one session, whose every run opens `panels` on up to `threads`
+    /// threads: layer by layer, the layers in any order that is the same in every run.
+    ///
+    /// # Errors
+    /// The operating system's: no memory, no thread.
+    fn reader(
+        self: Arc<Self>,
+        panels: &[(PanelName, Ticket)],
+        threads: usize,
+    ) -> io::Result<Box<dyn Reader>>;
+
+    /// Bytes of protected memory that a reader takes with `threads` threads, at most.
+    fn reader_bytes(&self, threads: usize) -> usize;
+
+    /// Calls `observer` with offset and length whenever the store is read from now on:
+    /// what the host sees. For tests; only the first observer counts.
+    fn observe(&self, observer: Observer);
+}
+
+/// Is told of every read: offset and length in bytes.
+pub type Observer = Box<dyn Fn(u64, usize) + Send + Sync>;
+
+/// Opens the panels of one session's runs.
+pub trait Reader: Send + Sync {
+    /// The next run begins: from now on each panel may be opened once more.
+    fn begin_run(&self);
+
+    /// As [`Store::open`]. Panels may come in any order, any number of times; the order
+    /// that the reader was made for is the quickest.
+    ///
+    /// # Errors
+    /// [`OpenError`]; `out` is zero then.
+    ///
+    /// # Panics
+    /// If `out` is not as long as the panel.
+    fn open(&self, name: PanelName, ticket: &Ticket, out: &mut [u8]) -> Result<(), OpenError>;
+}
 
 /// What a panel is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,14 +86,14 @@ pub struct PanelName {
 /// The way to one panel; to be kept in protected memory.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ticket {
-    number: u64,
-    offset: usize,
-    length: usize,
-    tag: [u8; TAG],
+    pub(crate) number: u64,
+    pub(crate) offset: usize,
+    pub(crate) length: usize,
+    pub(crate) tag: [u8; TAG],
 }
 
-impl std::fmt::Debug for Ticket {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Ticket({} bytes)", self.length)
     }
 }
@@ -60,6 +118,22 @@ pub enum AppendError {
         /// Bytes of the panel, rounded up.
         needed: usize,
     },
+    /// The store was made for other panels.
+    #[error("panel {} of layer {} has no place of {length} bytes", name.panel, name.layer)]
+    Unplanned {
+        /// The panel.
+        name: PanelName,
+        /// Its bytes.
+        length: usize,
+    },
+    /// The operating system does not write it.
+    #[error("panel {} of layer {} cannot be written: {kind}", name.panel, name.layer)]
+    Unwritable {
+        /// The panel.
+        name: PanelName,
+        /// What the operating system said.
+        kind: io::ErrorKind,
+    },
 }
 
 /// Why a panel could not be opened.
@@ -73,80 +147,59 @@ pub enum OpenError {
         /// The panel.
         name: PanelName,
     },
+    /// The file gave an error, or ends before the panel does.
+    #[error("panel {} of layer {} cannot be read: {kind}", name.panel, name.layer)]
+    Unreadable {
+        /// The panel.
+        name: PanelName,
+        /// What the operating system said.
+        kind: io::ErrorKind,
+    },
 }
 
-/// Panels in anonymous shared memory, encrypted under a key of their own.
-pub struct MappedStore {
-    region: Region,
-    used: AtomicUsize,
-    next: AtomicU64,
+/// What stores share: the key, the numbers, and what a tag binds.
+pub(crate) struct Sealer {
     cipher: Cipher,
     kind: CipherKind,
     context: [u8; 32],
+    next: AtomicU64,
+    observer: OnceLock<Observer>,
 }
 
-impl MappedStore {
-    /// Makes a store of `length` bytes for the model that `context` (a digest) names.
-    /// Each panel takes its length, rounded up to 64 bytes.
-    ///
-    /// # Errors
-    /// The operating system's: no memory, no random numbers.
-    pub fn new(kind: CipherKind, length: usize, context: [u8; 32]) -> io::Result<Self> {
+impl Sealer {
+    /// With a new key.
+    pub(crate) fn new(kind: CipherKind, context: [u8; 32]) -> io::Result<Self> {
         let mut key = Zeroizing::new([0; 32]);
         getrandom::fill(&mut *key).map_err(io::Error::other)?;
         Ok(Self {
-            region: Region::new(length)?,
-            used: AtomicUsize::new(0),
-            next: AtomicU64::new(0),
             cipher: Cipher::new(kind, &key[..kind.key_length()]),
             kind,
             context,
+            next: AtomicU64::new(0),
+            observer: OnceLock::new(),
         })
     }
 
-    /// What a panel of `length` bytes takes.
-    #[must_use]
-    pub fn room_for(length: usize) -> usize {
-        length.next_multiple_of(ALIGNMENT)
-    }
-
-    /// The cipher.
-    #[must_use]
-    pub fn cipher(&self) -> CipherKind {
+    pub(crate) fn kind(&self) -> CipherKind {
         self.kind
     }
 
-    /// Bytes in use.
-    #[must_use]
-    pub fn used(&self) -> usize {
-        self.used.load(Ordering::Relaxed).min(self.region.length())
-    }
-
-    /// Encrypts `panel` into the store.
-    ///
-    /// # Errors
-    /// [`AppendError`]; the store is as it was then.
-    pub fn append(&self, name: PanelName, panel: &[u8]) -> Result<Ticket, AppendError> {
-        let needed = Self::room_for(panel.len());
-        let full = |used: usize| AppendError::Full {
-            room: self.region.length() - used,
-            needed,
-        };
-        let offset = self
-            .used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(needed)
-                    .filter(|&end| end <= self.region.length())
-            })
-            .map_err(full)?;
+    /// Encrypts `panel` to `target`, which is its place at `offset`; nothing if it is
+    /// too long for the cipher.
+    pub(crate) fn seal(
+        &self,
+        target: &mut Target<'_>,
+        offset: usize,
+        name: PanelName,
+        panel: &[u8],
+    ) -> Option<Ticket> {
         // Numbers never repeat: a store that appended 2^64 panels is not of this world.
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let (associated, length) = self.associated(name, panel.len());
+        let (associated, length) = self.associated(name, panel.len(), offset);
         let tag = self
             .cipher
-            .seal(&self.region, offset, number, &associated[..length], panel)
-            .ok_or_else(|| full(offset))?;
-        Ok(Ticket {
+            .seal(target, number, &associated[..length], panel)?;
+        Some(Ticket {
             number,
             offset,
             length: panel.len(),
@@ -154,25 +207,19 @@ impl MappedStore {
         })
     }
 
-    /// Decrypts the panel of `ticket` into `out`, reading each byte of it once.
-    ///
-    /// # Errors
-    /// [`OpenError`]; `out` is zero then.
-    ///
-    /// # Panics
-    /// If `out` is not as long as the panel.
-    pub fn open(&self, name: PanelName, ticket: &Ticket, out: &mut [u8]) -> Result<(), OpenError> {
-        assert_eq!(out.len(), ticket.length, "a panel's length");
-        let (associated, length) = self.associated(name, ticket.length);
+    /// Decrypts `source` into `out`, reading each byte of it once.
+    pub(crate) fn open(
+        &self,
+        source: Source<'_>,
+        name: PanelName,
+        ticket: &Ticket,
+        out: &mut [u8],
+    ) -> Result<(), OpenError> {
+        let (associated, length) = self.associated(name, ticket.length, ticket.offset);
         let associated = &associated[..length];
-        let opened = self.cipher.open(
-            &self.region,
-            ticket.offset,
-            ticket.number,
-            associated,
-            &ticket.tag,
-            out,
-        );
+        let opened = self
+            .cipher
+            .open(source, ticket.number, associated, &ticket.tag, out);
         if opened {
             Ok(())
         } else {
@@ -180,13 +227,19 @@ impl MappedStore {
         }
     }
 
-    fn associated(&self, name: PanelName, length: usize) -> ([u8; MOST_ASSOCIATED], usize) {
+    fn associated(
+        &self,
+        name: PanelName,
+        length: usize,
+        offset: usize,
+    ) -> ([u8; MOST_ASSOCIATED], usize) {
         let mut bytes = [0; MOST_ASSOCIATED];
-        let parts: [&[u8]; 4] = [
+        let parts: [&[u8]; 5] = [
             &self.context,
             &name.layer.to_le_bytes(),
             &name.panel.to_le_bytes(),
             &(length as u64).to_le_bytes(),
+            &(offset as u64).to_le_bytes(),
         ];
         let mut end = 0;
         for part in parts {
@@ -196,20 +249,18 @@ impl MappedStore {
         (bytes, end)
     }
 
-    #[cfg(test)]
-    pub(crate) fn region(&self) -> &Region {
-        &self.region
+    pub(crate) fn observe(&self, observer: Observer) {
+        // Only the first counts.
+        let _ = self.observer.set(observer);
     }
-}
 
-impl std::fmt::Debug for MappedStore {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MappedStore")
-            .field("cipher", &self.kind)
-            .field("used", &self.used())
-            .finish_non_exhaustive()
+    /// Tells the observer of a read.
+    pub(crate) fn note_read(&self, offset: usize, length: usize) {
+        if let Some(observer) = self.observer.get() {
+            observer(offset as u64, length);
+        }
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

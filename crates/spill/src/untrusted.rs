@@ -10,6 +10,7 @@
 //! place, so its ciphertext is first copied into the private destination.
 
 use std::ffi::{c_int, c_void};
+use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Once;
 
@@ -120,17 +121,16 @@ impl Cipher {
         }
     }
 
-    /// Encrypts `plaintext` to `region` at `offset` and returns the tag; nothing if the
-    /// place is not inside, or too long for the cipher.
+    /// Encrypts `plaintext` to `target`, which is as long, and returns the tag; nothing
+    /// if that is too long for the cipher.
     pub(crate) fn seal(
         &self,
-        region: &Region,
-        offset: usize,
+        target: &mut Target<'_>,
         number: u64,
         associated: &[u8],
         plaintext: &[u8],
     ) -> Option<[u8; TAG]> {
-        let target = region.at(offset, plaintext.len())?;
+        assert_eq!(target.length, plaintext.len(), "a panel's length");
         match self {
             Self::Aegis { seal, key, .. } => {
                 let (nonce, mut tag) = (nonce::<16>(number), [0; TAG]);
@@ -139,7 +139,7 @@ impl Cipher {
                 // the algorithm takes.
                 let outcome = unsafe {
                     seal(
-                        target.as_ptr(),
+                        target.start.as_ptr(),
                         tag.as_mut_ptr(),
                         TAG,
                         plaintext.as_ptr(),
@@ -160,28 +160,24 @@ impl Cipher {
                     .ok()?;
                 // SAFETY: both are valid for the length and do not overlap.
                 unsafe {
-                    std::ptr::copy_nonoverlapping(copy.as_ptr(), target.as_ptr(), copy.len());
+                    std::ptr::copy_nonoverlapping(copy.as_ptr(), target.start.as_ptr(), copy.len());
                 }
                 tag.as_ref().try_into().ok()
             }
         }
     }
 
-    /// Decrypts what lies in `region` at `offset` into `out`. False if it is not what
-    /// was encrypted with this number, associated data and tag; `out` is then zero.
+    /// Decrypts `source` into `out`, which is as long. False if it is not what was
+    /// encrypted with this number, associated data and tag; `out` is then zero.
     pub(crate) fn open(
         &self,
-        region: &Region,
-        offset: usize,
+        source: Source<'_>,
         number: u64,
         associated: &[u8],
         tag: &[u8; TAG],
         out: &mut [u8],
     ) -> bool {
-        let Some(source) = region.at(offset, out.len()) else {
-            out.zeroize();
-            return false;
-        };
+        assert_eq!(source.length, out.len(), "a panel's length");
         let opened = match self {
             Self::Aegis { open, key, .. } => {
                 let nonce = nonce::<16>(number);
@@ -191,7 +187,7 @@ impl Cipher {
                 let outcome = unsafe {
                     open(
                         out.as_mut_ptr(),
-                        source.as_ptr(),
+                        source.start.as_ptr(),
                         out.len(),
                         tag.as_ptr(),
                         TAG,
@@ -223,6 +219,43 @@ impl Cipher {
     }
 }
 
+/// Ciphertext to be opened; others may be writing it.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    start: NonNull<u8>,
+    length: usize,
+    memory: PhantomData<&'a u8>,
+}
+
+impl<'a> Source<'a> {
+    /// In memory that is nobody else's.
+    pub(crate) fn private(bytes: &'a [u8]) -> Self {
+        Self {
+            start: NonNull::from(bytes).cast(),
+            length: bytes.len(),
+            memory: PhantomData,
+        }
+    }
+}
+
+/// Where ciphertext goes; others may read and write it too.
+pub(crate) struct Target<'a> {
+    start: NonNull<u8>,
+    length: usize,
+    memory: PhantomData<&'a mut u8>,
+}
+
+impl<'a> Target<'a> {
+    /// In memory that is nobody else's.
+    pub(crate) fn private(bytes: &'a mut [u8]) -> Self {
+        Self {
+            length: bytes.len(),
+            start: NonNull::from(bytes).cast(),
+            memory: PhantomData,
+        }
+    }
+}
+
 /// A number as a nonce: no two panels of a store have the same.
 fn nonce<const LENGTH: usize>(number: u64) -> [u8; LENGTH] {
     let mut nonce = [0; LENGTH];
@@ -231,7 +264,7 @@ fn nonce<const LENGTH: usize>(number: u64) -> [u8; LENGTH] {
 }
 
 /// Copies from memory that may change meanwhile: whatever arrives is private then.
-fn copy_once(source: NonNull<u8>, out: &mut [u8]) {
+fn copy_once(source: Source<'_>, out: &mut [u8]) {
     // `memcpy` of the C library, which the compiler can neither leave out nor repeat,
     // since it does not see through this pointer.
     type Copy = unsafe extern "C" fn(*mut c_void, *const c_void, usize) -> *mut c_void;
@@ -239,10 +272,15 @@ fn copy_once(source: NonNull<u8>, out: &mut [u8]) {
         fn memcpy(to: *mut c_void, from: *const c_void, length: usize) -> *mut c_void;
     }
     let copy: Copy = std::hint::black_box(memcpy);
-    // SAFETY: `Region::at` made the source valid for the length of `out`, which is not
-    // part of the region.
+    let length = out.len().min(source.length);
+    // SAFETY: the source is valid for its length, `out` for its own, and no `&mut` slice
+    // is part of a source.
     unsafe {
-        copy(out.as_mut_ptr().cast(), source.as_ptr().cast(), out.len());
+        copy(
+            out.as_mut_ptr().cast(),
+            source.start.as_ptr().cast(),
+            length,
+        );
     }
 }
 
@@ -297,6 +335,24 @@ impl Region {
         self.length
     }
 
+    /// `length` bytes from `offset` on, to be read; nothing if they are not inside.
+    pub(crate) fn source(&self, offset: usize, length: usize) -> Option<Source<'_>> {
+        Some(Source {
+            start: self.at(offset, length)?,
+            length,
+            memory: PhantomData,
+        })
+    }
+
+    /// `length` bytes from `offset` on, to be written; nothing if they are not inside.
+    pub(crate) fn target(&self, offset: usize, length: usize) -> Option<Target<'_>> {
+        Some(Target {
+            start: self.at(offset, length)?,
+            length,
+            memory: PhantomData,
+        })
+    }
+
     /// A pointer valid for `length` bytes.
     fn at(&self, offset: usize, length: usize) -> Option<NonNull<u8>> {
         let end = offset.checked_add(length)?;
@@ -344,7 +400,7 @@ mod tests {
                 key.as_ptr(),
             )
         };
-        copy_once(region.start, &mut out);
+        copy_once(region.source(0, 16).unwrap(), &mut out);
         assert_eq!(outcome, 0);
         assert_eq!(hex::encode(out), "c1c0e58bd913006feba00f4b3cc3594e");
         assert_eq!(hex::encode(tag), "abe0ece80c24868a226a35d16bdae37a");

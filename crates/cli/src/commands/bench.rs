@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use occlude_engine::LibrarySearch;
+use occlude_engine::{LibrarySearch, Spill};
 use occlude_evaluate::bench::{
     self, BenchError, BenchOptions, BudgetReport, Inputs, Measured, Outcome, Report, Stage,
 };
@@ -15,8 +15,13 @@ use crate::tensors;
 /// What the text says of its last column but three.
 const MEMORY_NOTE: &str = "\
 Peak: the highest anonymous memory (RssAnon) of a process of its own, from its start to
-its last run, loading included, nothing subtracted. Sealed weights lie in a shared
-mapping, which is untrusted memory, and are not in it.";
+its last run, loading included, nothing subtracted.";
+
+/// What it says with each store of streamed weights.
+const SHARED_NOTE: &str = "\
+Sealed weights lie in a shared mapping, which is untrusted memory, and are not in it.";
+const DIRECT_NOTE: &str = "\
+Sealed weights lie in a file, and are not in it; the buffers that it is read into are.";
 
 pub(crate) fn run(arguments: BenchArguments) -> Result<(), Failure> {
     let inputs = match &arguments.inputs {
@@ -29,6 +34,7 @@ pub(crate) fn run(arguments: BenchArguments) -> Result<(), Failure> {
     let options = BenchOptions {
         model: arguments.model,
         budgets: arguments.budget,
+        spill: arguments.spill,
         threads: arguments.threads,
         runs: arguments.runs,
         inputs,
@@ -132,6 +138,10 @@ fn print(report: &Report) {
         ));
     }
     output::line(MEMORY_NOTE);
+    output::line(match report.spill {
+        Spill::Direct(_) => DIRECT_NOTE,
+        _ => SHARED_NOTE,
+    });
 }
 
 fn measured(entry: &BudgetReport) -> Option<&Measured> {

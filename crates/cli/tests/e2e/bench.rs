@@ -65,9 +65,10 @@ fn json_has_exactly_the_documented_fields_with_plausible_numbers() {
     let report = bench(&folder, &[]);
     assert_eq!(
         fields(&report),
-        ["batch", "budgets", "model", "plain", "threads"]
+        ["batch", "budgets", "model", "plain", "spill", "threads"]
     );
     assert_eq!(report["model"], "classifier.onnx");
+    assert_eq!(report["spill"], "shared");
     assert_eq!(
         (&report["threads"], &report["batch"]),
         (&2.into(), &1.into())
@@ -150,11 +151,51 @@ fn without_json_a_table_says_how_memory_was_taken() {
     for said in [
         "\nplain ONNX Runtime ",
         "\n25% ",
-        "shared\nmapping",
+        "shared mapping",
         "nothing subtracted",
     ] {
         assert!(printed.contains(said), "{said} is not in {printed}");
     }
+}
+
+#[test]
+fn weights_in_a_file_give_the_same_answers_and_a_folder_in_memory_is_refused() {
+    let folder = folder();
+    // On a disk wherever programs are built on one.
+    let program = std::env::current_exe().expect("a program");
+    let place = program.parent().expect("a folder");
+    let spill = format!("direct:{}", text(place));
+    let report = bench(&folder, &["--budget", "0%", "--spill", &spill]);
+    assert_eq!(report["spill"], spill);
+    let budget = &report["budgets"][0];
+    if let Some(refused) = budget["refused"].as_str() {
+        eprintln!("skipped: {refused}");
+        return;
+    }
+    positive(&budget["occlude"], &["opened_mib_per_run", "p50_ms"]);
+    assert!(budget["max_abs_diff"].as_f64() < Some(1e-6), "{budget}");
+    let model = folder.path().join("classifier.onnx");
+    let arguments = [
+        "bench",
+        text(&model),
+        "--runs",
+        "1",
+        "--budget",
+        "0%",
+        "--spill",
+        &spill,
+    ];
+    let printed = run(arguments).success();
+    assert!(
+        printed.contains("Sealed weights lie in a file"),
+        "{printed}"
+    );
+
+    let report = bench(&folder, &["--budget", "0%", "--spill", "direct:/dev/shm"]);
+    let refused = report["budgets"][0]["refused"]
+        .as_str()
+        .expect("a sentence");
+    assert!(refused.contains("/dev/shm: its file system"), "{refused}");
 }
 
 #[test]

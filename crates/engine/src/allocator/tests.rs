@@ -423,8 +423,7 @@ fn a_thread_of_the_pool_is_given_memory_beyond_the_limit_and_the_run_fails() {
         pool.join().unwrap()
     });
     assert_ne!(block, 0);
-    let limit = Interruption::Memory(Refusal::Limit(1 << 20));
-    assert_eq!(refusal, Some(limit));
+    assert_eq!(refusal, Some(Refusal::Limit(1 << 20)));
     let block = ptr::with_exposed_provenance_mut(block);
     // SAFETY: the block came from `allocate` just now.
     unsafe { Allocator::free(Arc::as_ptr(&memory), block) };

@@ -12,25 +12,28 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use occlude_container::OpenContainer;
 use occlude_kernels::{BIAS_MULTIPLE, ConvolutionShape, Isa, Slab};
-use occlude_spill::{CipherKind, MappedStore, PanelName, Ticket};
+use occlude_spill::{CipherKind, PanelName, Store, Ticket};
 use zeroize::Zeroizing;
 
 use crate::error::LoadError;
 use crate::graph::{self, BatchNorm, LayerKind, Source, Weight};
 use crate::layers::{Layer, LayerKernel, Layers, Resident, Whole};
 use crate::memory::ProtectedBuffer;
+use crate::spill::Spill;
 
 /// Where panels go at first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Destination {
+pub(super) enum Destination<'a> {
     /// Protected memory, all of them.
     Resident,
     /// The spill store, all of them.
-    Store(CipherKind),
+    Store(CipherKind, &'a Spill),
 }
 
 /// Opens and lays out the weights of `surveyed` with `threads` threads, for operators
-/// that run on `computing`; not those that are `borrowed`, which ONNX Runtime gets.
+/// that run on `computing` in `sessions`; not those that are `borrowed`, which ONNX
+/// Runtime gets.
+#[expect(clippy::too_many_arguments, reason = "one caller")]
 pub(super) fn load(
     container: &OpenContainer,
     surveyed: &[graph::Layer],
@@ -38,7 +41,8 @@ pub(super) fn load(
     block: usize,
     computing: usize,
     threads: usize,
-    destination: Destination,
+    destination: Destination<'_>,
+    sessions: usize,
 ) -> Result<Layers, LoadError> {
     let isa = Isa::detect_at_most(block);
     let prepared: Vec<Prepared> = surveyed
@@ -48,10 +52,11 @@ pub(super) fn load(
         .collect::<Result<_, _>>()?;
     let store = match destination {
         Destination::Resident => None,
-        Destination::Store(kind) => {
+        Destination::Store(kind, spill) => {
             let context = *container.header().digest().as_bytes();
-            let length = prepared.iter().map(Prepared::room).sum();
-            Some(MappedStore::new(kind, length, context).map_err(resources("no spill store"))?)
+            let lengths: Vec<Vec<usize>> = prepared.iter().map(Prepared::lengths).collect();
+            let store = spill.store(kind, &lengths, context);
+            Some(store.map_err(resources("no spill store"))?)
         }
     };
     let shelves: Vec<Shelf> = prepared
@@ -75,7 +80,7 @@ pub(super) fn load(
                 container,
                 *index,
                 slab,
-                store.as_ref(),
+                store.as_deref(),
                 &shelves[*index],
                 &mut buffers,
             );
@@ -100,7 +105,7 @@ pub(super) fn load(
         .zip(shelves)
         .map(|(layer, shelf)| layer.finish(shelf))
         .collect();
-    Ok(Layers::new(block, computing, layers, store))
+    Ok(Layers::new(block, computing, layers, store, sessions))
 }
 
 /// A layer whose kernel is known and whose weights are not loaded.
@@ -194,11 +199,11 @@ impl Prepared {
         }
     }
 
-    /// Bytes of the store that all panels take.
-    fn room(&self) -> usize {
+    /// Bytes of each panel.
+    fn lengths(&self) -> Vec<usize> {
         (0..self.kernel.panels())
-            .map(|panel| MappedStore::room_for(self.kernel.panel_bytes(panel)))
-            .sum()
+            .map(|panel| self.kernel.panel_bytes(panel))
+            .collect()
     }
 
     fn shelf(&self, spilled: bool) -> Result<Shelf, LoadError> {
@@ -216,7 +221,7 @@ impl Prepared {
         container: &OpenContainer,
         index: usize,
         slab: &Slab,
-        store: Option<&MappedStore>,
+        store: Option<&dyn Store>,
         shelf: &Shelf,
         buffers: &mut Buffers,
     ) -> Result<(), LoadError> {
@@ -261,7 +266,7 @@ impl Prepared {
                         panel: number as u32,
                     };
                     let ticket = store.append(name, bytes).map_err(|error| {
-                        resources("the spill store is full")(io::Error::other(error))
+                        resources("the spill store takes no more")(io::Error::other(error))
                     })?;
                     tickets.lock().unwrap_or_else(PoisonError::into_inner)[number] = Some(ticket);
                 }

@@ -77,7 +77,8 @@ pub(crate) fn promote(layers: &Layers, budget: usize) -> Result<(), LoadError> {
         let (mut buffer, places) = room_in_memory(kernel, &fitting)?;
         for &panel in &fitting {
             let target = &mut buffer.as_mut_slice()[places[panel].clone()];
-            let panels = layers.panels(layer);
+            // No session has a reader yet, so any will do.
+            let panels = layers.panels(layer, 0);
             panels
                 .open_bytes(panel, target)
                 .map_err(LoadError::Spilled)?;
@@ -88,6 +89,21 @@ pub(crate) fn promote(layers: &Layers, budget: usize) -> Result<(), LoadError> {
             .set(Resident { buffer, places });
     }
     Ok(())
+}
+
+/// Bytes that all panels take in protected memory; without limit where some cannot be
+/// there.
+pub(crate) fn all_bytes(layers: &Layers) -> u64 {
+    let mut bytes = 0;
+    for (layer, of_layer) in layers.layers.iter().enumerate() {
+        let panels = of_layer.kernel.panels();
+        if matches!(of_layer.kernel, LayerKernel::Whole(_)) && panels > 0 {
+            return u64::MAX / 2;
+        }
+        let all = (0..panels).map(|panel| aligned_bytes(layers, layer, panel) as u64);
+        bytes += all.sum::<u64>();
+    }
+    bytes
 }
 
 fn aligned_bytes(layers: &Layers, layer: usize, panel: usize) -> usize {

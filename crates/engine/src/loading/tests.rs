@@ -85,7 +85,7 @@ const BORROWING: RewriteOptions = RewriteOptions {
 };
 
 fn no_layers() -> Arc<Layers> {
-    Arc::new(Layers::new(8, 1, Vec::new(), None))
+    Arc::new(Layers::new(8, 1, Vec::new(), None, 1))
 }
 
 /// The graph after ONNX Runtime's optimisations, at the engine's level or another.

@@ -11,8 +11,8 @@ use ort::value::TensorElementType;
 
 use super::threads::Threads;
 use super::{
-    Common, extents, guarded, input_shape, inputs, interrupted, optional, outputs, padded_bias,
-    session_memory, set_output,
+    Common, extents, guarded, input_shape, inputs, optional, outputs, padded_bias, session_memory,
+    set_output,
 };
 use crate::allocator::Allocator;
 use crate::graph::Pads;
@@ -172,13 +172,13 @@ impl Kernel {
             .scratch(convolution.scratch(threads.count, &run_extents))
             .map_err(|_| ort::Error::new("the memory for a run is used up"))?;
         let workers = Workers {
-            panels: &self.layers.panels(self.common.layer),
+            panels: &self.layers.panels(self.common.layer, self.common.session),
             parallel: &threads,
             scratch: &mut scratch,
         };
         convolution
             .run(workers, &run_extents, x, &epilogue, y)
-            .map_err(|error| interrupted(&self.memory, error))
+            .map_err(|error| ort::Error::new(error.to_string()))
     }
 }
 

@@ -21,7 +21,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use occlude_kernels::BIAS_MULTIPLE;
-use occlude_spill::OpenError;
 use ort::operator::{
     ComputeContext, KernelContext, OperatorDomain, OperatorInput, OperatorOutput,
     ShapeInferenceContext,
@@ -56,6 +55,7 @@ fn outputs() -> [OperatorOutput; 1] {
 #[derive(Clone, Copy)]
 struct Common {
     layer: usize,
+    session: usize,
     bounds: Option<(f32, f32)>,
 }
 
@@ -75,7 +75,11 @@ impl Common {
                 node.get::<f32>("maximum").unwrap_or(f32::INFINITY),
             )),
         };
-        Ok(Self { layer, bounds })
+        Ok(Self {
+            layer,
+            session: layers.starting_session(),
+            bounds,
+        })
     }
 }
 
@@ -83,13 +87,6 @@ impl Common {
 fn session_memory() -> Result<Arc<Allocator>, ort::Error> {
     Allocator::of_starting_session()
         .ok_or_else(|| ort::Error::new("a sealed operator outside of a session of ours"))
-}
-
-/// The node's error where a panel could not be opened; whoever runs the session finds out
-/// why from its memory, since ONNX Runtime passes on a text only.
-fn interrupted(memory: &Allocator, error: OpenError) -> ort::Error {
-    memory.interrupt(error);
-    ort::Error::new(error.to_string())
 }
 
 /// Runs `compute`, a panic of which becomes an error.

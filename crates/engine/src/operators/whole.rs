@@ -17,8 +17,7 @@ use ort::operator::{
 use ort::value::ValueType;
 
 use super::threads::Threads;
-use super::{Common, guarded, input_shape, interrupted, session_memory, set_output};
-use crate::allocator::Allocator;
+use super::{Common, guarded, input_shape, set_output};
 use crate::layers::{LayerKernel, Layers, Whole};
 use crate::value;
 
@@ -56,22 +55,20 @@ impl Operator for OpenedWeight {
 
     fn create_kernel<'a>(&self, node: &KernelContext<'a>) -> Result<Opening, ort::Error> {
         Ok(Opening {
-            layer: Common::of(node, &self.0)?.layer,
+            common: Common::of(node, &self.0)?,
             layers: Arc::clone(&self.0),
-            memory: session_memory()?,
         })
     }
 }
 
 pub(super) struct Opening {
-    layer: usize,
+    common: Common,
     layers: Arc<Layers>,
-    memory: Arc<Allocator>,
 }
 
 impl ort::operator::Kernel for Opening {
     fn compute(&mut self, context: &ComputeContext) -> Result<(), ort::Error> {
-        guarded(|| match &self.layers.layers[self.layer].kernel {
+        guarded(|| match &self.layers.layers[self.common.layer].kernel {
             LayerKernel::Whole(whole) => self.open(whole, context),
             _ => Err(ort::Error::new("the layer has a kernel of its own")),
         })
@@ -87,8 +84,8 @@ impl Opening {
         if out.len() != whole.bytes {
             return Err(ort::Error::new("the weight has another size than its type"));
         }
-        let panels = self.layers.panels(self.layer);
-        let count = self.layers.layers[self.layer].kernel.panels();
+        let panels = self.layers.panels(self.common.layer, self.common.session);
+        let count = self.layers.layers[self.common.layer].kernel.panels();
         let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
         let mut pieces: Vec<Mutex<&mut [u8]>> = Vec::with_capacity(count);
         let mut rest = out;
@@ -110,13 +107,13 @@ impl Opening {
                 let mut piece = piece.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Err(error) = panels.open_bytes(index, &mut piece) {
                     let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
-                    failure.get_or_insert(error);
+                    failure.get_or_insert(ort::Error::new(error.to_string()));
                     return;
                 }
             }
         });
         match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(interrupted(&self.memory, error)),
+            Some(error) => Err(error),
             None => Ok(()),
         }
     }

@@ -5,7 +5,8 @@
 //! process's alone and would have to be a TEE's. Loading is in it, and so are ONNX
 //! Runtime, the measuring and the inputs; nothing is subtracted. Shared mappings and
 //! files are not in it: the sealed container, and the store of streamed weights,
-//! both of which are ciphertext in untrusted memory.
+//! both of which are ciphertext in untrusted memory or on a disk. The buffers that a
+//! disk is read into are in it.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -19,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use occlude_engine::{LibrarySearch, Model};
+use occlude_engine::{LibrarySearch, Model, Spill};
 use occlude_inference_protocol::{DataType, Tensor};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -50,6 +51,8 @@ struct Task<A> {
     subject: Subject,
     model: PathBuf,
     threads: NonZeroUsize,
+    /// Where the streamed weights' file is made, if not in shared memory.
+    spill_folder: Option<PathBuf>,
     container: A,
     /// An inherited file with the data of all inputs, one after the other.
     data: RawFd,
@@ -115,6 +118,10 @@ impl<'a> Carrier<'a> {
             subject,
             model: self.options.model.clone(),
             threads: self.options.threads,
+            spill_folder: match &self.options.spill {
+                Spill::Direct(folder) => Some(folder.clone()),
+                _ => None,
+            },
             container: self.sealed.access(),
             data: self.data.as_raw_fd(),
             inputs: self.inputs.clone(),
@@ -196,7 +203,9 @@ impl Task<Access> {
                 // measured, since locked memory is not given back in the same way.
                 let _ = occlude_engine::memory::harden_process();
                 let container = self.container.open()?;
-                let options = super::load_options(budget, self.threads);
+                let folder = self.spill_folder.clone();
+                let spill = folder.map_or(Spill::SharedMemory, Spill::Direct);
+                let options = super::load_options(budget, &spill, self.threads);
                 let model = Model::load(runtime, &container, &options)?;
                 drop(container);
                 for _ in 0..RUNS {

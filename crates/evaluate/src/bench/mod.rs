@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use occlude_container::{ContainerError, OpenError, SealError};
 use occlude_engine::{
     LibrarySearch, LoadError, LoadLibraryError, LoadOptions, Model, RunError, Runtime,
-    RuntimeOptions,
+    RuntimeOptions, Spill,
 };
 use occlude_inference_protocol::Tensor;
 
@@ -48,6 +48,8 @@ pub struct BenchOptions {
     pub model: PathBuf,
     /// The budgets of protected memory, in the order of the report.
     pub budgets: Vec<Budget>,
+    /// Where streamed weights lie.
+    pub spill: Spill,
     /// Threads of either side.
     pub threads: NonZeroUsize,
     /// Measured runs of either side for each budget, at least.
@@ -250,6 +252,7 @@ pub fn bench(
     Ok(Report {
         model: file_name(&options.model),
         threads: options.threads,
+        spill: options.spill.clone(),
         batch: inputs::batch(&options.inputs, &inputs),
         plain: Plain::new(&plain_times, load, peak),
         budgets,
@@ -269,8 +272,9 @@ fn runtime(search: &LibrarySearch, threads: NonZeroUsize) -> Result<&'static Run
 }
 
 /// How Occlude is loaded.
-fn load_options(budget: Budget, threads: NonZeroUsize) -> LoadOptions {
+fn load_options(budget: Budget, spill: &Spill, threads: NonZeroUsize) -> LoadOptions {
     LoadOptions {
+        spill: spill.clone(),
         threads,
         sessions: NonZeroUsize::MIN,
         memory: budget.protected_memory(),
@@ -318,7 +322,7 @@ impl Compared<'_> {
     ) -> Result<Timed, Stop> {
         let what = budget.to_string();
         progress(Stage::Loading { what: &what });
-        let load_options = load_options(*budget, self.options.threads);
+        let load_options = load_options(*budget, &self.options.spill, self.options.threads);
         let inputs = self.inputs.to_vec();
         let start = Instant::now();
         let container = sealed.open()?;

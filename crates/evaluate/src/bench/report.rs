@@ -3,7 +3,8 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use serde::Serialize;
+use occlude_engine::Spill;
+use serde::{Serialize, Serializer};
 
 use super::Budget;
 use super::turns::Times;
@@ -17,6 +18,9 @@ pub struct Report {
     pub threads: NonZeroUsize,
     /// Examples in one request.
     pub batch: u64,
+    /// Where streamed weights lie, as [`Spill`] writes it.
+    #[serde(serialize_with = "as_text")]
+    pub spill: Spill,
     /// Plain ONNX Runtime.
     pub plain: Plain,
     /// Occlude, one entry for each budget.
@@ -112,6 +116,10 @@ impl Plain {
             peak_mib: mebibytes(peak as f64),
         }
     }
+}
+
+fn as_text<S: Serializer>(spill: &Spill, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(spill)
 }
 
 /// To a tenth of a microsecond: small models take no more than ten.

@@ -417,10 +417,9 @@ unsafe fn product<V: Vector, const VECTORS: usize, const ROWS: usize>(part: &Par
             }
             weights = weights.add(VECTORS * V::WIDTH);
         }
-        for row in 0..ROWS {
-            for vector in 0..VECTORS {
+        for (row, sums) in sums.into_iter().enumerate() {
+            for (vector, sum) in sums.into_iter().enumerate() {
                 let to = part.sums.add((row * VECTORS + vector) * V::WIDTH);
-                let sum = sums[row][vector];
                 let sum = if part.resume {
                     V::load(to).add(sum)
                 } else {

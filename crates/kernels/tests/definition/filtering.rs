@@ -45,11 +45,11 @@ impl Matrices {
                 .enumerate()
                 .filter(|&(other, _)| other != index);
             let norm: f64 = others.map(|(_, other)| point - other).product();
-            for power in 0..4 {
-                sums[power][index] = point.powi(power as i32).abs();
+            for (power, row) in (0..).zip(&mut sums) {
+                row[index] = point.powi(power).abs();
             }
-            for power in 0..3 {
-                weights[index][power] = (point.powi(power as i32) / norm).abs();
+            for (power, weight) in (0..).zip(&mut weights[index]) {
+                *weight = (point.powi(power) / norm).abs();
             }
             for (power, coefficient) in product(Some(index)).into_iter().enumerate() {
                 inputs[index][power] = coefficient.abs();
@@ -98,6 +98,7 @@ impl Matrices {
 }
 
 /// The sizes of one convolution: images, channels out and in, height and width.
+#[derive(Clone, Copy)]
 pub(crate) struct Sizes {
     pub(crate) batch: usize,
     pub(crate) channels: usize,

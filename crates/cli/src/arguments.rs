@@ -10,9 +10,10 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use occlude_attest::TeeKind;
-use occlude_engine::Spill;
+use occlude_engine::{LargestShape, Spill};
 use occlude_evaluate::bench::Budget;
 use occlude_keys::{ModelId, ModelVersion, OwnerPublic};
+use occlude_server::MemoryBudget;
 use url::Url;
 
 use crate::logging::LogFormat;
@@ -134,6 +135,15 @@ pub(crate) struct UnsealArguments {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+With --plan the model is loaded as `occlude serve` loads it, and run on zeros of the
+largest shapes. The plan says of each weight what stays in protected memory, what is
+streamed, and how much longer a run is estimated to take for that. A budget that is too
+small is refused with the smallest one that works, and the layer that needs the most.
+
+Example:
+  occlude inspect model.occ --key owner.key --plan --protected-memory 64MiB \\
+    --max-shape image=1x3x224x224")]
 pub(crate) struct InspectArguments {
     /// The sealed model.
     #[arg(value_name = "MODEL.occ")]
@@ -141,6 +151,31 @@ pub(crate) struct InspectArguments {
     /// The owner's key; without it, only what anybody learns is shown.
     #[arg(long, value_name = "FILE", env = "OCCLUDE_OWNER_KEY")]
     pub(crate) key: Option<PathBuf>,
+    /// Show what would stay in protected memory, layer by layer.
+    #[arg(long, requires = "key")]
+    pub(crate) plan: bool,
+    /// The plan's protected memory: `resident`, `auto` or a size such as 64MiB.
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "resident",
+        requires = "plan"
+    )]
+    pub(crate) protected_memory: MemoryBudget,
+    /// Inferences of the plan that run at once.
+    #[arg(long, value_name = "N", default_value = "1", requires = "plan")]
+    pub(crate) sessions: NonZeroUsize,
+    /// The largest shape of an input, as for `serve`; may be repeated.
+    #[arg(long, value_name = "NAME=SHAPE", requires = "plan")]
+    pub(crate) max_shape: Vec<LargestShape>,
+    /// Where the plan's streamed weights lie, as for `serve`.
+    #[arg(
+        long,
+        value_name = "shared|direct:FOLDER",
+        default_value = "shared",
+        requires = "plan"
+    )]
+    pub(crate) spill: Spill,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -300,10 +335,20 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "N", env = "OCCLUDE_SESSIONS")]
     pub(crate) sessions: Option<NonZeroUsize>,
     /// Protected memory for each model: `resident` (all weights), `auto` (what is
-    /// available less a tenth) or a size such as 256MiB, beyond which weights are
-    /// streamed, encrypted, from where --spill says [default: resident].
+    /// available less a tenth) or a size such as 256MiB, the process included, beyond
+    /// which weights are streamed, encrypted, from where --spill says [default: resident].
     #[arg(long, value_name = "SIZE", env = "OCCLUDE_PROTECTED_MEMORY")]
-    pub(crate) protected_memory: Option<occlude_server::MemoryBudget>,
+    pub(crate) protected_memory: Option<MemoryBudget>,
+    /// The largest shape of an input, such as image=1x3x224x224; may be repeated. Memory
+    /// is planned for it, and larger inputs are refused. Where a size limits protected
+    /// memory, an open extent that is not given is planned as 1.
+    #[arg(
+        long,
+        value_name = "NAME=SHAPE",
+        env = "OCCLUDE_MAX_SHAPE",
+        value_delimiter = ','
+    )]
+    pub(crate) max_shape: Vec<LargestShape>,
     /// Where weights beyond that lie, encrypted: `shared` (memory, where the TEE does
     /// not count shared memory as its own) or `direct:FOLDER` (a file on a disk, read
     /// past the page cache: for confidential virtual machines) [default: shared].
@@ -485,7 +530,8 @@ Budgets:
   resident  all weights stay in protected memory
   25%       a quarter of the weights' bytes does; tables that must stay count in
   0%        everything is streamed that can be
-  256MiB    protected memory in total: weights, intermediate results and scratch
+  256MiB    protected memory in total: the process, weights, inputs, intermediate
+            results and scratch
 A budget that cannot work is shown with the reason; the others are measured.
 
 Inputs are random, the same every time, unless --inputs has them. An open first extent

@@ -51,6 +51,25 @@ struct State {
     heap: Heap,
     blocks: usize,
     refusal: Option<Refusal>,
+    /// The layer whose operator ran last.
+    running: Option<usize>,
+    /// What `running` was when the most bytes were in use.
+    fullest_at: Option<usize>,
+    /// The longest scratch, in bytes.
+    scratch: usize,
+    /// Every layer that ran and how many points it passed over, while that is recorded.
+    record: Option<Vec<(usize, u64)>>,
+}
+
+/// What a session took, since it was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Footprint {
+    /// Bytes taken from the kernel, at their highest.
+    pub(crate) held: usize,
+    /// Bytes of the longest scratch that an operator borrowed.
+    pub(crate) scratch: usize,
+    /// The layer whose operator had run last when the most bytes were in use, if one had.
+    pub(crate) fullest_at: Option<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -97,6 +116,10 @@ impl Allocator {
                 heap: Heap::new(),
                 blocks: 0,
                 refusal: None,
+                running: None,
+                fullest_at: None,
+                scratch: 0,
+                record: None,
             }),
         }))
     }
@@ -123,11 +146,44 @@ impl Allocator {
     /// A refusal is thrown to the thread that runs. A thread of ONNX Runtime's pool
     /// catches nothing: there the limit gives way, and only the run fails.
     pub(crate) fn watch<T>(&self, run: impl FnOnce() -> T) -> (T, Option<Refusal>) {
-        self.lock().refusal = None;
+        {
+            let mut state = self.lock();
+            state.refusal = None;
+            state.running = None;
+        }
         CALLING.set(true);
         let outcome = run();
         CALLING.set(false);
         (outcome, self.lock().refusal.take())
+    }
+
+    /// Notes that the operator of layer `layer` runs, over `points` points.
+    pub(crate) fn enter(&self, layer: usize, points: u64) {
+        let mut state = self.lock();
+        state.running = Some(layer);
+        if let Some(record) = &mut state.record {
+            record.push((layer, points));
+        }
+    }
+
+    /// Records which layers run, for the first `run` after this.
+    pub(crate) fn record(&self) {
+        self.lock().record = Some(Vec::new());
+    }
+
+    /// What was recorded, which ends it.
+    pub(crate) fn recorded(&self) -> Vec<(usize, u64)> {
+        self.lock().record.take().unwrap_or_default()
+    }
+
+    /// What the session took so far.
+    pub(crate) fn footprint(&self) -> Footprint {
+        let state = self.lock();
+        Footprint {
+            held: state.heap.held.peak,
+            scratch: state.scratch,
+            fullest_at: state.fullest_at,
+        }
     }
 
     /// The allocator of the session that this thread is just creating: for the
@@ -137,13 +193,13 @@ impl Allocator {
     }
 
     /// Bytes in use by ONNX Runtime and as scratch, each rounded up to a cache line.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the planner"))]
+    #[cfg(test)]
     pub(crate) fn in_use(&self) -> usize {
         self.lock().heap.in_use.now
     }
 
     /// The most bytes in use at once since the last [`Self::reset_peak`].
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the planner"))]
+    #[cfg(test)]
     pub(crate) fn peak(&self) -> usize {
         self.lock().heap.in_use.peak
     }
@@ -155,7 +211,7 @@ impl Allocator {
     }
 
     /// Measures peaks from here on.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the planner"))]
+    #[cfg(test)]
     pub(crate) fn reset_peak(&self) {
         self.lock().heap.reset_peaks();
     }
@@ -170,6 +226,12 @@ impl Allocator {
     /// touched, and requests for memory wait meanwhile.
     pub(crate) fn wipe_idle(&self) {
         self.lock().heap.wipe_idle();
+    }
+
+    /// Makes all that is held count in the memory of the process, which a page does from
+    /// its first use on. What is in use is not touched.
+    pub(crate) fn touch_idle(&self) {
+        self.lock().heap.touch_idle();
     }
 
     /// Whether the kernel keeps all of this memory out of swap.
@@ -187,6 +249,10 @@ impl Allocator {
             .checked_mul(size_of::<f32>())
             .ok_or(Refusal::Kernel)?;
         let start = self.allocate(bytes, Limit::Holds)?;
+        {
+            let mut state = self.lock();
+            state.scratch = state.scratch.max(bytes);
+        }
         Ok(Scratch {
             start: start.cast(),
             length,
@@ -218,6 +284,7 @@ impl Allocator {
     /// Only ever called on allocators inside an [`Arc`]: there are no others.
     fn allocate(&self, bytes: usize, limit: Limit) -> Result<NonNull<c_void>, Refusal> {
         let mut state = self.lock();
+        let fullest = state.heap.in_use.peak;
         let address = state.heap.allocate(bytes).or_else(|refusal| {
             state.refusal = Some(refusal);
             match limit {
@@ -225,6 +292,9 @@ impl Allocator {
                 Limit::GivesWay => state.heap.allocate_beyond_limit(bytes),
             }
         })?;
+        if state.heap.in_use.peak > fullest {
+            state.fullest_at = state.running;
+        }
         state.blocks += 1;
         if state.blocks == 1 {
             // SAFETY: `self` is inside an `Arc`, of which the caller has a reference.

@@ -2,14 +2,17 @@
 //!
 //! Messages are written for two readers. Whatever these errors display is free
 //! of the model's graph, except that [`RunError`] names inputs and outputs: it is
-//! the answer to a client, inside the channel, and belongs in no log. What ONNX
-//! Runtime itself said names layers; it is kept in [`Confidential`].
+//! the answer to a client, inside the channel, and belongs in no log. [`LoadError`]
+//! names an input only where whoever loads the model named it. What ONNX Runtime itself
+//! said names layers, and so does what a budget lacks: that is kept in [`Confidential`].
 
 use std::fmt;
 use std::io;
 
 use occlude_container::OpenError;
 use occlude_inference_protocol::{DataType, TensorError};
+
+use crate::plan::SetBy;
 
 /// Why a model does not load.
 #[derive(Debug, thiserror::Error)]
@@ -60,17 +63,38 @@ pub enum LoadError {
     /// The budget of protected memory is too small.
     #[error(
         "{budget} bytes of protected memory are not enough: the model needs {smallest}, of which \
-         {resident} for weights that must be resident and {working} for running"
+         {process} for the process, {resident} for weights that must be resident and {working} \
+         for running{}",
+        needs_most(set_by.as_ref())
     )]
     Budget {
         /// The budget.
         budget: u64,
         /// The smallest that works.
         smallest: u64,
+        /// The process itself, if the budget covers it.
+        process: u64,
         /// Weights that must be resident.
         resident: u64,
-        /// Intermediate results and scratch of all sessions.
+        /// Inputs, intermediate results and scratch of all sessions.
         working: u64,
+        /// The layer that needs the most of it: the one that runs while the most memory is
+        /// in use, or the largest weight that must be resident. None where the most is
+        /// in use before the first layer.
+        set_by: Option<SetBy>,
+    },
+    /// An input cannot have the shape that was given as its largest.
+    #[error(
+        "the largest shape of input `{input}` is given as {found:?}, but the model takes {}",
+        shape_text(expected)
+    )]
+    LargestShape {
+        /// The input.
+        input: String,
+        /// What was given.
+        found: Vec<u64>,
+        /// The model's shape, -1 for any extent.
+        expected: Vec<i64>,
     },
     /// ONNX Runtime refuses the model.
     #[error("ONNX Runtime refuses the model")]
@@ -136,6 +160,16 @@ pub enum RunError {
         /// The request's shape.
         found: Vec<u64>,
     },
+    /// An input is larger than memory was planned for.
+    #[error("the input `{name}` has shape {found:?}; memory is planned for {largest:?} at most")]
+    TooLarge {
+        /// The input.
+        name: String,
+        /// The request's shape.
+        found: Vec<u64>,
+        /// The largest that is run.
+        largest: Vec<u64>,
+    },
     /// The model has no such output.
     #[error(
         "the model has no output `{name}`; its outputs are {}",
@@ -173,6 +207,10 @@ pub enum RunError {
 pub struct Confidential(String);
 
 impl Confidential {
+    pub(crate) fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
     /// The text, for whoever may know the model's graph.
     #[must_use]
     pub fn reveal(&self) -> &str {
@@ -190,6 +228,10 @@ impl fmt::Debug for Confidential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Confidential(..)")
     }
+}
+
+fn needs_most(layer: Option<&SetBy>) -> String {
+    layer.map_or_else(String::new, |layer| format!("; {layer} needs the most"))
 }
 
 fn what_failed(error: &occlude_spill::OpenError) -> &'static str {

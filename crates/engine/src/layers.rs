@@ -141,13 +141,17 @@ impl Layers {
         self.sessions.len() * self.store.as_ref().map_or(0, one)
     }
 
-    /// Gives each session a reader of the panels that are not resident by now.
-    pub(crate) fn start_readers(&self) -> io::Result<()> {
+    /// Gives each session a reader of the panels that are not resident by now, nor of a
+    /// layer that ONNX Runtime has `borrowed`.
+    pub(crate) fn start_readers(&self, borrowed: &[bool]) -> io::Result<()> {
         let Some(store) = &self.store else {
             return Ok(());
         };
         let mut panels = Vec::new();
         for (index, layer) in self.layers.iter().enumerate() {
+            if borrowed[index] {
+                continue;
+            }
             let layer_panels = self.panels(index, 0);
             for (panel, ticket) in layer.tickets.iter().enumerate() {
                 if let (Some(ticket), None) = (ticket, layer_panels.resident(panel)) {

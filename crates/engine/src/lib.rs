@@ -24,6 +24,7 @@
 mod allocator;
 mod error;
 mod graph;
+mod largest;
 mod layers;
 mod library;
 #[allow(unsafe_code, reason = "gives ONNX Runtime weights to borrow")]
@@ -32,6 +33,7 @@ mod loading;
 pub mod memory;
 mod model;
 mod operators;
+mod plan;
 mod pool;
 #[allow(unsafe_code, reason = "a system call")]
 mod scheduling;
@@ -40,11 +42,13 @@ mod spill;
 mod value;
 
 pub use error::{Confidential, LoadError, RunError};
+pub use largest::{LargestShape, LargestShapeError};
 pub use library::{
     LIBRARY_FILE_NAME, LibrarySearch, LoadLibraryError, ONNX_RUNTIME_VERSION, Runtime,
     RuntimeOptions,
 };
-pub use model::{LayerCounts, LoadOptions, Model, ProtectedMemory};
+pub use model::{LayerCounts, LoadOptions, Model, ProcessMemory, ProtectedMemory};
+pub use plan::{Plan, PlannedLayer, SetBy, WeightKind};
 pub use spill::{Spill, UnknownSpill};
 
 // So that unit tests can share the models of the tests in `tests/`.

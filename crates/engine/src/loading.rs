@@ -19,16 +19,15 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use occlude_container::OpenContainer;
-use occlude_spill::CipherKind;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
 use crate::allocator::Allocator;
 use crate::error::LoadError;
 use crate::graph::{
-    Emitted, RewriteOptions, SealedTensor, Source, Survey, Weight, ZEROS_FILE_NAME,
+    Emitted, LayerKind, RewriteOptions, SealedTensor, Source, Survey, Weight, ZEROS_FILE_NAME,
 };
-use crate::layers::{LayerKernel, Layers};
+use crate::layers::Layers;
 use crate::library::Runtime;
 use crate::memory::ProtectedBuffer;
 use crate::model::{LoadOptions, ProtectedMemory};
@@ -36,13 +35,14 @@ use crate::operators;
 use crate::value;
 
 mod layers;
+pub(crate) mod plan;
 pub(crate) mod residency;
 
 /// What our kernels block images by where ONNX Runtime has no such layout.
 const NARROWEST_BLOCK: usize = 8;
 
 /// Weights start at multiples of this: a cache line, and the widest vector.
-const WEIGHT_ALIGNMENT: usize = 64;
+pub(crate) const WEIGHT_ALIGNMENT: usize = 64;
 
 /// Fusions that depend on operators and shapes only. Beyond this level ONNX
 /// Runtime changes data layouts, which needs constant weights to pay.
@@ -53,6 +53,8 @@ pub(crate) struct Loaded {
     pub(crate) compartments: Vec<Compartment>,
     pub(crate) weights: ProtectedBuffer,
     pub(crate) layers: Arc<Layers>,
+    /// The layers that ONNX Runtime borrows.
+    pub(crate) borrowed: Vec<bool>,
     /// Bytes of all weights as the model stores them.
     pub(crate) weight_bytes: u64,
     /// Inputs and outputs of open rank.
@@ -68,74 +70,116 @@ pub(crate) struct Compartment {
     pub(crate) number: usize,
 }
 
-pub(crate) fn load(
+/// A model whose layers are loaded, and from which sessions can be started.
+pub(crate) struct Prepared<'a> {
+    pub(crate) survey: Survey,
+    pub(crate) layers: Arc<Layers>,
     runtime: &'static Runtime,
-    container: &OpenContainer,
-    options: &LoadOptions,
-) -> Result<Loaded, LoadError> {
-    let rewrite = RewriteOptions {
-        sealed_operators: true,
-        block: blocked_channels(),
-        smallest_streamed: options.smallest_streamed,
-    };
-    let survey = survey(container, &rewrite)?;
-    let destination = match options.memory {
-        ProtectedMemory::Resident => layers::Destination::Resident,
-        ProtectedMemory::WeightShare(_) | ProtectedMemory::Bytes(_) => {
-            layers::Destination::Store(CipherKind::fastest(), &options.spill)
-        }
-    };
-    let borrowed = residency::borrowed(&survey, options.memory);
-    let layers = Arc::new(layers::load(
-        container,
-        survey.layers(),
-        &borrowed,
-        blocked_channels().unwrap_or(NARROWEST_BLOCK),
-        runtime.options().threads.get(),
-        options.threads.get(),
-        destination,
-        options.sessions.get(),
-    )?);
-    let emitted = survey.emit(&|layer| borrowed[layer])?;
-    let places = places(&emitted.weights)?;
-    let weights = open_weights(container, &emitted.weights, &places, options)?;
-    let zeros = zeros_folder(container)?;
-    let start = |emitted: &Emitted| {
-        start_sessions(
-            runtime,
-            session_builder(runtime, zeros.path()),
-            emitted,
-            &places,
-            &weights,
-            &layers,
-            options,
-        )
-    };
-    let compartments = match start(&emitted) {
-        // Perhaps for want of a type that only `WipedAfter` needs. Without it opened
-        // weights are wiped with everything else, after the run.
-        Err(LoadError::Rejected(_)) if opens_whole_weights(&layers) => {
-            start(&survey.emit_with(&|layer| borrowed[layer], false)?)?
-        }
-        outcome => outcome?,
-    };
-    let borrowed = survey.borrowed().iter().map(Weight::length);
-    let streamed = survey.layers().iter().map(|layer| layer.weight.length());
-    let weight_bytes = borrowed.chain(streamed).sum();
-    Ok(Loaded {
-        compartments,
-        weights,
-        layers,
-        weight_bytes,
-        unranked: survey.unranked().clone(),
-    })
+    container: &'a OpenContainer,
+    options: &'a LoadOptions,
+    zeros: tempfile::TempDir,
 }
 
-fn opens_whole_weights(layers: &Layers) -> bool {
-    let streamed = |layer: &crate::layers::Layer| {
-        matches!(layer.kernel, LayerKernel::Whole(_)) && layer.kernel.panels() > 0
-    };
-    layers.layers.iter().any(streamed)
+impl<'a> Prepared<'a> {
+    /// Rewrites the skeleton and brings the weights of layers to where they are read.
+    pub(crate) fn new(
+        runtime: &'static Runtime,
+        container: &'a OpenContainer,
+        options: &'a LoadOptions,
+    ) -> Result<Self, LoadError> {
+        let rewrite = RewriteOptions {
+            sealed_operators: true,
+            block: blocked_channels(),
+            smallest_streamed: options.smallest_streamed,
+        };
+        let survey = survey(container, &rewrite)?;
+        // ONNX Runtime borrows what its own operators read, where all is resident.
+        let (destination, borrowed) = match options.memory {
+            ProtectedMemory::Resident => (layers::Destination::Resident, wholes(&survey)),
+            ProtectedMemory::WeightShare(_) | ProtectedMemory::Bytes(_) => (
+                layers::Destination::Store(plan::cipher().0, &options.spill),
+                vec![false; survey.layers().len()],
+            ),
+        };
+        let layers = Arc::new(layers::load(
+            container,
+            survey.layers(),
+            &borrowed,
+            blocked_channels().unwrap_or(NARROWEST_BLOCK),
+            runtime.options().threads.get(),
+            options.threads.get(),
+            destination,
+            options.sessions.get(),
+        )?);
+        Ok(Self {
+            survey,
+            layers,
+            runtime,
+            container,
+            options,
+            zeros: zeros_folder(container)?,
+        })
+    }
+
+    /// The layers of kind [`LayerKind::Whole`].
+    pub(crate) fn wholes(&self) -> Vec<bool> {
+        wholes(&self.survey)
+    }
+
+    /// What names the sealed version, to everybody.
+    pub(crate) fn digest(&self) -> [u8; 32] {
+        *self.container.header().digest().as_bytes()
+    }
+
+    /// Starts sessions in which those layers of kind [`LayerKind::Whole`] are resident that
+    /// are `borrowed`, and the others are opened for each run.
+    pub(crate) fn start(&self, borrowed: Vec<bool>) -> Result<Loaded, LoadError> {
+        let emitted = self.survey.emit(&|layer| borrowed[layer])?;
+        let places = places(&emitted.weights)?;
+        let weights = open_weights(self.container, &emitted.weights, &places, self.options)?;
+        let start = |emitted: &Emitted| {
+            start_sessions(
+                self.runtime,
+                session_builder(self.runtime, self.zeros.path()),
+                emitted,
+                &places,
+                &weights,
+                &self.layers,
+                self.options,
+            )
+        };
+        let wholes = self.wholes();
+        let opens = wholes
+            .iter()
+            .zip(&borrowed)
+            .any(|(whole, kept)| *whole && !kept);
+        let compartments = match start(&emitted) {
+            // Perhaps for want of a type that only `WipedAfter` needs. Without it opened
+            // weights are wiped with everything else, after the run.
+            Err(LoadError::Rejected(_)) if opens => {
+                start(&self.survey.emit_with(&|layer| borrowed[layer], false)?)?
+            }
+            outcome => outcome?,
+        };
+        let always = self.survey.borrowed().iter().map(Weight::length);
+        let layers = self.survey.layers().iter();
+        let weight_bytes = always
+            .chain(layers.map(|layer| layer.weight.length()))
+            .sum();
+        Ok(Loaded {
+            compartments,
+            weights,
+            layers: Arc::clone(&self.layers),
+            borrowed,
+            weight_bytes,
+            unranked: self.survey.unranked().clone(),
+        })
+    }
+}
+
+fn wholes(survey: &Survey) -> Vec<bool> {
+    let layers = survey.layers().iter();
+    layers.map(|layer| layer.kind == LayerKind::Whole).collect()
 }
 
 /// Channels of a block in ONNX Runtime's blocked layout on this processor, which its

@@ -12,6 +12,7 @@
 use std::ffi::c_void;
 use std::fmt;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::slice;
 
@@ -197,15 +198,112 @@ pub fn harden_process() -> Hardening {
     }
 }
 
-/// Bytes that the operating system can still give, if it says so.
+/// Bytes that the operating system can still give this process, if it says so: what the
+/// machine has available, and the limits of the process's control groups allow.
 #[must_use]
 pub fn available() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text
+    let machine = read("/proc/meminfo").and_then(|text| kibibytes(&text, "MemAvailable:"));
+    let groups = read("/proc/self/cgroup").unwrap_or_default();
+    let groups = groups
         .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        .filter_map(Group::of)
+        .flat_map(Group::lineage);
+    let limits = groups.filter_map(|group| group.left());
+    limits.chain(machine).min()
+}
+
+/// Bytes of this process that no file stands behind (`RssAnon`), if the operating system
+/// says: what a TEE would have to protect.
+#[must_use]
+pub fn anonymous() -> Option<u64> {
+    kibibytes(&read("/proc/self/status")?, "RssAnon:")
+}
+
+/// Gives freed memory of the heap back to the kernel, where the heap can.
+pub(crate) fn give_back_freed() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        // SAFETY: the function may be called at any time, from any thread, and changes no
+        // memory that is in use.
+        unsafe { libc::malloc_trim(0) };
+    }
+}
+
+fn read(path: impl AsRef<Path>) -> Option<String> {
+    std::fs::read_to_string(path).ok()
+}
+
+/// The value of the line of `text` that starts with `name`, in bytes.
+fn kibibytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kibibytes.checked_mul(1024)
+}
+
+/// A control group that limits memory (`cgroups(7)`), of version 1 or 2.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Group {
+    folder: PathBuf,
+    limit: &'static str,
+    usage: &'static str,
+}
+
+impl Group {
+    /// From a line of `/proc/self/cgroup`: `0::/path` or `4:memory:/path`.
+    fn of(line: &str) -> Option<Self> {
+        let mut parts = line.splitn(3, ':');
+        let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+        let path = path.trim_start_matches('/');
+        if controllers.is_empty() {
+            return Some(Self {
+                folder: Path::new("/sys/fs/cgroup").join(path),
+                limit: "memory.max",
+                usage: "memory.current",
+            });
+        }
+        let memory = controllers.split(',').any(|name| name == "memory");
+        memory.then(|| Self {
+            folder: Path::new("/sys/fs/cgroup/memory").join(path),
+            limit: "memory.limit_in_bytes",
+            usage: "memory.usage_in_bytes",
+        })
+    }
+
+    /// The group and those around it, whose limits hold too.
+    fn lineage(self) -> Vec<Self> {
+        let around = self.folder.ancestors();
+        let around = around.take_while(|folder| folder.starts_with("/sys/fs/cgroup"));
+        around
+            .map(|folder| Self {
+                folder: folder.to_owned(),
+                ..self
+            })
+            .collect()
+    }
+
+    /// Bytes up to its limit, if it has one. What only caches files goes when memory is
+    /// short, so it counts as free.
+    fn left(&self) -> Option<u64> {
+        let number = |name| read(self.folder.join(name))?.trim().parse::<u64>().ok();
+        let statistics = read(self.folder.join("memory.stat")).unwrap_or_default();
+        let cached = statistics
+            .lines()
+            .find_map(|line| line.strip_prefix("inactive_file "))
+            .and_then(|bytes| bytes.trim().parse().ok());
+        left(
+            number(self.limit)?,
+            number(self.usage)?,
+            cached.unwrap_or(0),
+        )
+    }
+}
+
+/// A limit this high is none: version 1 has no other word for it.
+const NO_LIMIT: u64 = 1 << 60;
+
+fn left(limit: u64, used: u64, cached: u64) -> Option<u64> {
+    let used = used.saturating_sub(cached);
+    (limit < NO_LIMIT).then(|| limit.saturating_sub(used))
 }
 
 /// Whether locking all future memory is safe. Under a finite limit `mlockall`
@@ -251,6 +349,44 @@ mod tests {
         let flags = mapping_flags(buffer.as_slice().as_ptr() as usize);
         assert!(flags.contains(&"dd".to_owned()), "no `dd` in {flags:?}");
         assert_eq!(flags.contains(&"lo".to_owned()), buffer.is_locked());
+    }
+
+    #[test]
+    fn control_groups_of_both_versions_are_found_with_those_around_them() {
+        let group = Group::of("0::/system.slice/occlude.service").unwrap();
+        assert_eq!(group.limit, "memory.max");
+        let folders: Vec<PathBuf> = group
+            .lineage()
+            .into_iter()
+            .map(|group| group.folder)
+            .collect();
+        let folder = |path: &str| Path::new("/sys/fs/cgroup").join(path);
+        assert_eq!(
+            folders,
+            [
+                folder("system.slice/occlude.service"),
+                folder("system.slice"),
+                folder(""),
+            ]
+        );
+        let old = Group::of("4:cpu,memory:/docker/1").unwrap();
+        assert_eq!(old.folder, folder("memory/docker/1"));
+        assert_eq!(old.usage, "memory.usage_in_bytes");
+        assert_eq!(Group::of("5:cpuset:/"), None);
+        assert_eq!(Group::of("nonsense"), None);
+    }
+
+    #[test]
+    fn a_control_group_leaves_what_is_neither_used_nor_cached() {
+        assert_eq!(left(1000, 400, 100), Some(700));
+        assert_eq!(left(1000, 1200, 0), Some(0));
+        assert_eq!(left(0x7fff_ffff_ffff_f000, 400, 0), None);
+    }
+
+    #[test]
+    fn the_system_tells_what_is_available_and_what_is_taken() {
+        let (available, taken) = (available().unwrap(), anonymous().unwrap());
+        assert!(available > 0 && taken > 0);
     }
 
     #[test]

@@ -7,23 +7,27 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::ops::DerefMut;
 use std::sync::Arc;
 
 use occlude_container::OpenContainer;
 use occlude_inference_protocol::{Tensor, TensorMetadata};
 use ort::session::{NoSelectedOutputs, OutputSelector, RunOptions, SessionInputValue};
 use ort::value::{Outlet, ValueType};
-use zeroize::Zeroizing;
 
 use crate::allocator::{Allocator, Refusal};
 use crate::error::{LoadError, RunError};
-use crate::layers::{Layer, LayerKernel, Layers};
+use crate::largest::LargestShape;
+use crate::layers::{LayerKernel, Layers};
 use crate::library::Runtime;
-use crate::loading::{self, Compartment, residency};
+use crate::loading::{self, Compartment, Prepared};
 use crate::memory::ProtectedBuffer;
+use crate::plan::Plan;
 use crate::pool::Pool;
 use crate::spill::Spill;
 use crate::value;
+
+mod settle;
 
 /// How much of the TEE's memory a model may take.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -34,7 +38,9 @@ pub enum ProtectedMemory {
     /// This share of the weights' bytes is resident, 0 to 1; tables that must be
     /// resident count in.
     WeightShare(f64),
-    /// This many bytes in total: weights, intermediate results and scratch.
+    /// This many bytes in total: weights, inputs, intermediate results, scratch and, as
+    /// [`LoadOptions::process`] says, the process itself. What no weight needs is kept free
+    /// for the largest inputs ([`LoadOptions::largest`]); larger ones are refused.
     Bytes(u64),
 }
 
@@ -48,6 +54,20 @@ impl fmt::Display for ProtectedMemory {
     }
 }
 
+/// What of a budget in bytes is for the process itself: the program, ONNX Runtime and
+/// what its sessions take beside the memory that they work in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ProcessMemory {
+    /// Nothing: the budget is for the model alone.
+    #[default]
+    Apart,
+    /// As much as is measured while the model is loaded. For processes that do nothing
+    /// else meanwhile; loading the same sealed version again takes the first figure.
+    Measured,
+    /// So many bytes, measured elsewhere.
+    Bytes(u64),
+}
+
 /// How a model is loaded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoadOptions {
@@ -59,6 +79,12 @@ pub struct LoadOptions {
     pub sessions: NonZeroUsize,
     /// The budget of protected memory.
     pub memory: ProtectedMemory,
+    /// What of a budget in bytes is for the process itself.
+    pub process: ProcessMemory,
+    /// The largest shapes of inputs, for which memory is planned. Open extents of the others
+    /// are planned as 1 where the budget is in bytes, and not limited elsewhere. Names that
+    /// the model does not have are passed over, since several models may share a list.
+    pub largest: Vec<LargestShape>,
     /// The smallest weight in bytes that is streamed for an operator of ONNX Runtime.
     pub smallest_streamed: u64,
     /// Where streamed weights lie.
@@ -75,6 +101,8 @@ impl Default for LoadOptions {
             threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             sessions: NonZeroUsize::MIN,
             memory: ProtectedMemory::default(),
+            process: ProcessMemory::default(),
+            largest: Vec::new(),
             smallest_streamed: SMALLEST_STREAMED,
             spill: Spill::default(),
         }
@@ -97,7 +125,10 @@ pub struct Model {
     memories: Vec<Arc<Allocator>>,
     weights: ProtectedBuffer,
     layers: Arc<Layers>,
+    /// The layers that ONNX Runtime borrows.
+    borrowed: Vec<bool>,
     weight_bytes: u64,
+    plan: Plan,
     inputs: Vec<Interface>,
     outputs: Vec<TensorMetadata>,
     input_metadata: Vec<TensorMetadata>,
@@ -107,6 +138,8 @@ pub struct Model {
 struct Interface {
     metadata: TensorMetadata,
     any_rank: bool,
+    /// The largest shape that is run, if there is one.
+    largest: Option<Vec<u64>>,
 }
 
 impl Model {
@@ -121,75 +154,9 @@ impl Model {
         container: &OpenContainer,
         options: &LoadOptions,
     ) -> Result<Self, LoadError> {
-        let loaded = loading::load(runtime, container, options)?;
-        let model = Self::over(loaded)?;
-        model.settle(options)?;
-        let readers = model.layers.start_readers();
-        readers.map_err(|source| LoadError::Resources {
-            what: "nothing can read the spill store",
-            source,
-        })?;
-        Ok(model)
-    }
-
-    /// Makes as many panels resident as the budget allows.
-    fn settle(&self, options: &LoadOptions) -> Result<(), LoadError> {
-        let budget = match options.memory {
-            ProtectedMemory::Resident => return Ok(()),
-            ProtectedMemory::WeightShare(share) => {
-                let resident = self.weight_bytes as f64 * share.clamp(0.0, 1.0);
-                (resident as usize).saturating_sub(self.weights.len())
-            }
-            ProtectedMemory::Bytes(budget) => {
-                let mut working = self.dry_run()? * options.sessions.get() as u64;
-                let resident = self.weights.len() as u64;
-                let everything = resident + working + residency::all_bytes(&self.layers);
-                if budget < everything {
-                    // Something is streamed, so it is read through buffers.
-                    working += self.layers.reader_bytes() as u64;
-                }
-                let left = budget.checked_sub(resident + working);
-                let Some(left) = left else {
-                    return Err(LoadError::Budget {
-                        budget,
-                        smallest: resident + working,
-                        resident,
-                        working,
-                    });
-                };
-                usize::try_from(left).unwrap_or(usize::MAX)
-            }
-        };
-        residency::promote(&self.layers, budget)
-    }
-
-    /// Runs the model on zeros, with 1 for each extent that may be any, and returns the
-    /// bytes that a session then holds; it never holds more from then on.
-    fn dry_run(&self) -> Result<u64, LoadError> {
-        let failed = |reason: String| LoadError::DryRun { reason };
-        let zeros = |input: &TensorMetadata| {
-            let any = |&extent: &i64| u64::try_from(extent).unwrap_or(1);
-            let shape: Vec<u64> = input.shape.iter().map(any).collect();
-            let elements = shape.iter().product::<u64>() as usize;
-            // A byte string takes its length, 4 bytes, which is 0.
-            let bytes = elements * input.datatype.size().unwrap_or(4);
-            Tensor::new(
-                &input.name,
-                input.datatype,
-                shape,
-                Zeroizing::new(vec![0; bytes]),
-            )
-        };
-        let inputs: Result<Vec<Tensor>, _> = self.input_metadata.iter().map(zeros).collect();
-        let inputs = inputs.map_err(|error| failed(error.to_string()))?;
-        self.run(inputs, &[])
-            .map_err(|error| failed(error.to_string()))?;
-        let held = |memory: &Arc<Allocator>| memory.held().peak as u64;
-        let most = self.memories.iter().map(held).max().unwrap_or(0);
-        for memory in &self.memories {
-            memory.set_limit(usize::try_from(most).unwrap_or(usize::MAX));
-        }
-        Ok(most)
+        let before = settle::Before::now(options);
+        let prepared = Prepared::new(runtime, container, options)?;
+        settle::settled(&prepared, options, &before)
     }
 
     fn over(loaded: loading::Loaded) -> Result<Self, LoadError> {
@@ -197,6 +164,7 @@ impl Model {
         let loading::Loaded {
             weights,
             layers,
+            borrowed,
             weight_bytes,
             compartments,
             unranked,
@@ -221,7 +189,9 @@ impl Model {
             memories,
             weights,
             layers,
+            borrowed,
             weight_bytes,
+            plan: settle::no_plan(),
             input_metadata: inputs.iter().map(|input| input.metadata.clone()).collect(),
             inputs,
             outputs: outputs.into_iter().map(|output| output.metadata).collect(),
@@ -245,6 +215,12 @@ impl Model {
     #[must_use]
     pub fn resident_bytes(&self) -> usize {
         self.weights.len() + self.layers.resident_bytes()
+    }
+
+    /// What is resident, what is streamed, and what that costs.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// Bytes of all weights, resident or not, as the model stores them.
@@ -275,15 +251,17 @@ impl Model {
     /// opened for operators of ONNX Runtime.
     #[must_use]
     pub fn layer_counts(&self) -> LayerCounts {
-        let whole = |layer: &&Layer| matches!(layer.kernel, LayerKernel::Whole(_));
-        let layers = &self.layers.layers;
+        let layers = self.layers.layers.iter().zip(&self.borrowed);
+        let (mut sealed, mut opened_whole) = (0, 0);
+        for (layer, borrowed) in layers {
+            match layer.kernel {
+                LayerKernel::Whole(_) => opened_whole += usize::from(!borrowed),
+                LayerKernel::Gemm(_) | LayerKernel::Convolution(_) => sealed += 1,
+            }
+        }
         LayerCounts {
-            sealed: layers.iter().filter(|layer| !whole(layer)).count(),
-            opened_whole: layers
-                .iter()
-                .filter(whole)
-                .filter(|layer| layer.kernel.panels() > 0)
-                .count(),
+            sealed,
+            opened_whole,
         }
     }
 
@@ -319,7 +297,17 @@ impl Model {
         reason = "a request's tensors end with it, wiped, whatever becomes of the answer"
     )]
     pub fn run(&self, inputs: Vec<Tensor>, requested: &[String]) -> Result<Vec<Tensor>, RunError> {
-        let dims = self.check_inputs(&inputs)?;
+        self.run_in(&inputs, requested, || self.compartments.take())
+    }
+
+    /// [`Self::run`] in the compartment that `take` gives once the request is checked.
+    fn run_in<C: DerefMut<Target = Compartment>>(
+        &self,
+        inputs: &[Tensor],
+        requested: &[String],
+        take: impl FnOnce() -> C,
+    ) -> Result<Vec<Tensor>, RunError> {
+        let dims = self.check_inputs(inputs)?;
         let wanted = self.wanted_outputs(requested)?;
         let failed = |error: ort::Error| RunError::Failed(error.into());
 
@@ -340,7 +328,7 @@ impl Model {
             .map_err(failed)?
             .with_outputs(selector);
 
-        let mut compartment = self.compartments.take();
+        let mut compartment = take();
         let Compartment {
             session,
             memory,
@@ -463,12 +451,33 @@ impl Interface {
                 fixed.is_none_or(|&extent| extent == found).then_some(found)
             })
             .collect();
-        dims.filter(|_| fits).ok_or_else(|| RunError::WrongShape {
+        let dims = dims.filter(|_| fits).ok_or_else(|| RunError::WrongShape {
             name: expected.name.clone(),
             expected: expected.shape.clone(),
             found: tensor.shape().to_vec(),
-        })
+        })?;
+        match &self.largest {
+            Some(largest) if exceeds(tensor.shape(), largest) => Err(RunError::TooLarge {
+                name: expected.name.clone(),
+                found: tensor.shape().to_vec(),
+                largest: largest.clone(),
+            }),
+            _ => Ok(dims),
+        }
     }
+}
+
+/// Whether a shape has an extent beyond `largest`; of another rank, whether it has more
+/// elements.
+fn exceeds(shape: &[u64], largest: &[u64]) -> bool {
+    if shape.len() == largest.len() {
+        return shape.iter().zip(largest).any(|(found, most)| found > most);
+    }
+    let elements = |shape: &[u64]| {
+        let extents = shape.iter();
+        extents.fold(1_u64, |product, &extent| product.saturating_mul(extent))
+    };
+    elements(shape) > elements(largest)
 }
 
 fn interfaces(
@@ -495,6 +504,7 @@ fn interfaces(
                     shape: shape.to_vec(),
                 },
                 any_rank: unranked.contains(outlet.name()),
+                largest: None,
             })
         })
         .collect()

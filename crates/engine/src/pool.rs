@@ -231,6 +231,21 @@ mod tests {
     }
 
     #[test]
+    fn whoever_waits_until_all_is_tidy_finds_it_tidied() {
+        let dirt = Arc::new(AtomicUsize::new(0));
+        let pool = Pool::new(vec![Arc::clone(&dirt)], |dirt| {
+            std::thread::sleep(Duration::from_millis(2));
+            dirt.store(0, Ordering::SeqCst);
+        })
+        .unwrap();
+        for _ in 0..50 {
+            pool.take().store(1, Ordering::SeqCst);
+            pool.wait_until_tidy();
+            assert_eq!(dirt.load(Ordering::SeqCst), 0);
+        }
+    }
+
+    #[test]
     fn whoever_drops_the_pool_waits_until_everything_is_tidied() {
         let dirt = Arc::new(AtomicUsize::new(0));
         let pool = Pool::new(vec![Arc::clone(&dirt)], |dirt| {

@@ -234,20 +234,20 @@ fn several_sessions(expected: &[f32]) {
 }
 
 fn a_budget_counts_what_is_read_ahead() {
-    let smallest = |spill: &Spill| {
+    let working = |spill: &Spill| {
         let options = LoadOptions {
             memory: ProtectedMemory::Bytes(1),
             ..streamed_from(spill)
         };
         let container = support::opened(&matrix_model());
         match Model::load(support::runtime(), &container, &options) {
-            Err(LoadError::Budget { smallest, .. }) => smallest,
+            Err(LoadError::Budget { working, .. }) => working,
             Err(LoadError::Resources { .. }) => u64::MAX,
             other => panic!("{:?}", other.err()),
         }
     };
-    let mapped = smallest(&Spill::SharedMemory);
-    assert!(mapped + (16 << 20) <= smallest(&Spill::Direct(folder())));
+    let mapped = working(&Spill::SharedMemory);
+    assert!(mapped + (16 << 20) <= working(&Spill::Direct(folder())));
 }
 
 #[test]

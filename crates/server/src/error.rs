@@ -117,6 +117,12 @@ pub enum StartError {
         /// What it said.
         source: LoadError,
     },
+    /// A largest shape is given for an input that no model has.
+    #[error("max-shape names the input `{input}`, which no model has")]
+    UnknownInput {
+        /// The name.
+        input: String,
+    },
     /// The channel's keys could not be made.
     #[error(transparent)]
     Channel(#[from] KeyGenerationError),

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::error::StartError;
+use crate::settings::MemoryBudget;
 
 /// A broker that takes longer to release a key is taken as unavailable.
 const LONGEST_FETCH: Duration = Duration::from_secs(30);
@@ -25,7 +26,9 @@ pub(crate) struct Loader {
     pub(crate) attester: Arc<Attester>,
     pub(crate) broker: BrokerClient,
     pub(crate) runtime: &'static Runtime,
+    /// All but the budget, which `memory` gives when a model is loaded.
     pub(crate) options: LoadOptions,
+    pub(crate) memory: MemoryBudget,
 }
 
 /// Why the broker gave no key.
@@ -159,14 +162,27 @@ impl Loader {
                 path: path.clone(),
                 source,
             })?;
-            let model = Model::load(self.runtime, &open, &self.options)
+            let (memory, process) = self.memory.now();
+            let options = LoadOptions {
+                memory,
+                process,
+                ..self.options.clone()
+            };
+            let model = Model::load(self.runtime, &open, &options)
                 .map_err(|source| StartError::Model { path, source })?;
             let counts = model.layer_counts();
+            // Totals only: names of layers are the owner's.
+            let plan = model.plan();
             tracing::info!(
-                budget = %self.options.memory,
-                spill = %self.options.spill,
+                budget = %options.memory,
+                spill = %options.spill,
                 weight_bytes = model.weight_bytes(),
                 resident_bytes = model.resident_bytes(),
+                streamed_bytes = plan.streamed(),
+                streaming_costs_ms = (plan.cost_ms() * 1e3).round() / 1e3,
+                sessions = plan.sessions,
+                working_bytes_a_session = plan.working,
+                process_bytes = plan.process,
                 sealed_layers = counts.sealed,
                 weights_opened_whole = counts.opened_whole,
                 "weights loaded",

@@ -9,7 +9,7 @@ use axum_server::Handle;
 use occlude_attest::{Attester, SecurityConfiguration, ServiceStatement};
 use occlude_broker::{BrokerClient, ConnectOptions};
 use occlude_channel::{Gateway, Limits, PADDING};
-use occlude_engine::{LoadOptions, ProtectedMemory, Runtime, RuntimeOptions, memory};
+use occlude_engine::{LoadOptions, Runtime, RuntimeOptions, memory};
 
 use crate::admission::Admission;
 use crate::attestation::Attestation;
@@ -20,7 +20,7 @@ use crate::loading::{self, FetchKeyError, KeyDigest, Loader, Sealed, blocking};
 use crate::metrics::Metrics;
 use crate::models::{Models, ServedModel};
 use crate::outer::{self, Outer};
-use crate::settings::{MemoryBudget, ServerOptions};
+use crate::settings::ServerOptions;
 
 /// Requests in flight when the server is asked to stop may take this long.
 const GRACE: Duration = Duration::from_secs(30);
@@ -86,10 +86,11 @@ impl Server {
             options: LoadOptions {
                 threads: options.threads,
                 sessions: options.sessions,
-                memory: protected_memory(options.protected_memory),
+                largest: options.max_shape.clone(),
                 spill: options.spill.clone(),
                 ..LoadOptions::default()
             },
+            memory: options.protected_memory,
         });
 
         let paths = options.models.clone();
@@ -98,6 +99,7 @@ impl Server {
             models.push(start_model(&options, &loader, file).await?);
         }
         let models = Arc::new(Models::new(models));
+        check_shapes(&options, &models)?;
         let gateway = Arc::new(gateway(&options)?);
         let attestation = Arc::new(Attestation::new(
             attester,
@@ -290,6 +292,26 @@ fn gateway(options: &ServerOptions) -> Result<Gateway, StartError> {
     Ok(Gateway::new(options.kem, limits)?)
 }
 
+/// A shape for an input that no model has limits nothing, and whoever gave it thinks that
+/// it does.
+fn check_shapes(options: &ServerOptions, models: &Models) -> Result<(), StartError> {
+    let has = |model: &ServedModel, input: &str| {
+        model
+            .model()
+            .is_ok_and(|model| model.inputs().iter().any(|known| known.name == input))
+    };
+    let unknown = options
+        .max_shape
+        .iter()
+        .find(|shape| !models.iter().any(|model| has(model, &shape.input)));
+    match unknown {
+        None => Ok(()),
+        Some(shape) => Err(StartError::UnknownInput {
+            input: shape.input.clone(),
+        }),
+    }
+}
+
 fn check_length(statement: &ServiceStatement) -> Result<(), StartError> {
     let bytes = statement.encode().len();
     if bytes > ServiceStatement::MAX_BYTES {
@@ -299,16 +321,4 @@ fn check_length(statement: &ServiceStatement) -> Result<(), StartError> {
         });
     }
     Ok(())
-}
-
-/// The engine's budget. Of what is available a tenth is left to everything else.
-fn protected_memory(budget: MemoryBudget) -> ProtectedMemory {
-    match budget {
-        MemoryBudget::Resident => ProtectedMemory::Resident,
-        MemoryBudget::Bytes(bytes) => ProtectedMemory::Bytes(bytes),
-        MemoryBudget::Auto => match memory::available() {
-            Some(bytes) => ProtectedMemory::Bytes(bytes / 10 * 9),
-            None => ProtectedMemory::Resident,
-        },
-    }
 }

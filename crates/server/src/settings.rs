@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use occlude_attest::TeeKind;
 use occlude_channel::Kem;
-use occlude_engine::{LibrarySearch, Spill};
+use occlude_engine::{LargestShape, LibrarySearch, ProcessMemory, ProtectedMemory, Spill, memory};
 use url::Url;
 
 /// Where the server listens unless told otherwise.
@@ -80,6 +80,10 @@ pub struct Settings {
     /// Protected memory for each model's weights and runs; all weights by default.
     #[serde(deserialize_with = "from_text")]
     pub protected_memory: Option<MemoryBudget>,
+    /// The largest shapes of inputs, such as `image=1x3x224x224`: memory is planned for
+    /// them, and larger inputs are refused.
+    #[serde(deserialize_with = "from_texts")]
+    pub max_shape: Vec<LargestShape>,
     /// Where weights beyond it lie, encrypted; in shared memory by default.
     #[serde(deserialize_with = "from_text")]
     pub spill: Option<Spill>,
@@ -205,6 +209,11 @@ impl Settings {
             threads: self.threads.or(other.threads),
             sessions: self.sessions.or(other.sessions),
             protected_memory: self.protected_memory.or(other.protected_memory),
+            max_shape: if self.max_shape.is_empty() {
+                other.max_shape
+            } else {
+                self.max_shape
+            },
             spill: self.spill.or(other.spill),
             kem: self.kem.or(other.kem),
             maximum_request: self.maximum_request.or(other.maximum_request),
@@ -271,6 +280,7 @@ impl Settings {
             threads,
             sessions: self.sessions.unwrap_or(NonZeroUsize::MIN),
             protected_memory: self.protected_memory.unwrap_or_default(),
+            max_shape: self.max_shape,
             spill: self.spill.unwrap_or_default(),
             kem: self.kem.unwrap_or_default(),
             maximum_request: maximum_request.as_u64(),
@@ -317,6 +327,8 @@ pub struct ServerOptions {
     pub sessions: NonZeroUsize,
     /// Protected memory for each model.
     pub protected_memory: MemoryBudget,
+    /// The largest shapes of inputs; each is of some model.
+    pub max_shape: Vec<LargestShape>,
     /// Where weights beyond it lie, encrypted.
     pub spill: Spill,
     /// The channel's key encapsulation.
@@ -337,7 +349,6 @@ pub struct ServerOptions {
     pub library: LibrarySearch,
 }
 
-/// A value that has no form of its own in TOML.
 /// How much protected memory a model may take: `resident` (all its weights and what
 /// its runs take), `auto` (what is available less a tenth) or a size such as `256MiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -347,8 +358,24 @@ pub enum MemoryBudget {
     Resident,
     /// As many as the memory that is available when the model is loaded allows.
     Auto,
-    /// This many bytes.
+    /// This many bytes, the process itself included.
     Bytes(u64),
+}
+
+impl MemoryBudget {
+    /// The engine's budget as of now, and what of it is for the process. Of what is
+    /// available a tenth is left to everything else; the process has its memory already.
+    #[must_use]
+    pub fn now(self) -> (ProtectedMemory, ProcessMemory) {
+        match self {
+            Self::Resident => (ProtectedMemory::Resident, ProcessMemory::Apart),
+            Self::Bytes(bytes) => (ProtectedMemory::Bytes(bytes), ProcessMemory::Measured),
+            Self::Auto => match memory::available() {
+                Some(bytes) => (ProtectedMemory::Bytes(bytes / 10 * 9), ProcessMemory::Apart),
+                None => (ProtectedMemory::Resident, ProcessMemory::Apart),
+            },
+        }
+    }
 }
 
 impl FromStr for MemoryBudget {
@@ -368,6 +395,7 @@ impl FromStr for MemoryBudget {
     }
 }
 
+/// A value that has no form of its own in TOML.
 fn from_text<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     T: std::str::FromStr<Err: std::fmt::Display>,
@@ -376,6 +404,20 @@ where
     use serde::Deserialize as _;
     let text = String::deserialize(deserializer)?;
     text.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
+/// The same, in a list.
+fn from_texts<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    T: std::str::FromStr<Err: std::fmt::Display>,
+    D: serde::Deserializer<'de>,
+{
+    use serde::Deserialize as _;
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    let values = texts.iter().map(|text| text.parse());
+    values
+        .collect::<Result<_, _>>()
+        .map_err(serde::de::Error::custom)
 }
 
 /// A duration of at least a second and at most `longest`.
@@ -420,6 +462,7 @@ mod tests {
             threads = 4
             sessions = 2
             protected-memory = "256MiB"
+            max-shape = ["image=1x3x224x224", "ids=128"]
             spill = "direct:/var/lib/occlude"
             kem = "x25519"
             maximum-request = "8MiB"
@@ -442,6 +485,10 @@ mod tests {
                 threads: NonZeroUsize::new(4),
                 sessions: NonZeroUsize::new(2),
                 protected_memory: Some(MemoryBudget::Bytes(256 << 20)),
+                max_shape: vec![
+                    "image=1x3x224x224".parse().unwrap(),
+                    "ids=128".parse().unwrap(),
+                ],
                 spill: Some(Spill::Direct("/var/lib/occlude".into())),
                 kem: Some(Kem::X25519),
                 maximum_request: Some(ByteSize::mib(8)),
@@ -498,10 +545,38 @@ mod tests {
             .split(", ")
             .map(|name| name.trim_matches('`'))
             .collect();
-        assert_eq!(names.len(), 16, "{names:?}");
+        assert_eq!(names.len(), 17, "{names:?}");
         for name in names {
             assert!(explained.contains(&name), "{name}");
         }
+    }
+
+    #[test]
+    fn a_largest_shape_that_is_none_is_refused() {
+        let error = parse("[serve]\nmax-shape = [\"image\"]\n").unwrap_err();
+        let SettingsError::Malformed { reason, .. } = error else {
+            panic!("{error}");
+        };
+        assert!(
+            reason.contains("expected an input's name and its largest extents"),
+            "{reason}"
+        );
+    }
+
+    #[test]
+    fn a_budget_of_what_is_available_leaves_a_tenth() {
+        let available = memory::available().unwrap();
+        let (budget, process) = MemoryBudget::Auto.now();
+        let ProtectedMemory::Bytes(bytes) = budget else {
+            panic!("{budget}");
+        };
+        // Other processes take and give back memory meanwhile.
+        assert!(bytes < available, "{bytes} of {available}");
+        assert_eq!(process, ProcessMemory::Apart);
+        assert_eq!(
+            MemoryBudget::Bytes(7).now(),
+            (ProtectedMemory::Bytes(7), ProcessMemory::Measured)
+        );
     }
 
     #[test]

@@ -7,6 +7,8 @@ use crate::commands;
 use crate::failure::Failure;
 use crate::output;
 
+mod plan;
+
 /// Tensors listed before the text says how many follow; `--json` has all.
 const SHOWN_TENSORS: usize = 20;
 
@@ -15,20 +17,31 @@ pub(crate) fn run(arguments: &InspectArguments) -> Result<(), Failure> {
     let refused = |error| commands::container_failure(path, error);
     let container = Container::read(path).map_err(refused)?;
     let public = PublicView::of(container.header());
-    let model = match &arguments.key {
-        None => None,
-        Some(key) => {
-            let key = commands::owner_key(key)?;
-            let signed = container.verify_owner(&key.public()).map_err(refused)?;
-            let model_key = occlude_container::model_key(&key, signed.header());
-            let model = signed.open(&model_key).and_then(|open| open.inspect());
-            Some(model.map_err(|error| commands::open_failure(path, error))?)
+    let (mut model, mut plan) = (None, None);
+    if let Some(key) = &arguments.key {
+        let key = commands::owner_key(key)?;
+        let signed = container.verify_owner(&key.public()).map_err(refused)?;
+        let model_key = occlude_container::model_key(&key, signed.header());
+        let failed = |error| commands::open_failure(path, error);
+        let open = signed.open(&model_key).map_err(failed)?;
+        if arguments.plan {
+            plan = Some(plan::of(&open, arguments)?);
+        } else {
+            model = Some(open.inspect().map_err(failed)?);
         }
-    };
+    }
     if arguments.json {
-        return output::json(&serde_json::json!({ "public": public, "model": model }));
+        return output::json(&match &plan {
+            Some(plan) => serde_json::json!({ "public": public, "plan": plan::json(plan) }),
+            None => serde_json::json!({ "public": public, "model": model }),
+        });
     }
     print_public(&public);
+    if let Some(plan) = &plan {
+        output::line("");
+        plan::print(plan);
+        return Ok(());
+    }
     match &model {
         Some(model) => print_model(model),
         None => output::note(

@@ -33,6 +33,7 @@ fn flags(arguments: ServeArguments) -> Settings {
         threads: arguments.threads,
         sessions: arguments.sessions,
         protected_memory: arguments.protected_memory,
+        max_shape: arguments.max_shape,
         spill: arguments.spill,
         kem: arguments.kem.map(|kem| match kem {
             KemArgument::XWing => Kem::XWing,

@@ -212,8 +212,10 @@ fn a_budget_that_cannot_work_is_shown_with_the_reason_and_the_others_run() {
     let model = folder.path().join("classifier.onnx");
     let printed = run(["bench", text(&model), "--runs", "1", "--budget", "1KiB"]).success();
     assert!(printed.contains(" refused\n"), "{printed}");
+    // What the process itself takes differs a little from one to the next.
+    let (said, _) = refused.split_once(" needs ").expect("what it needs");
     assert!(
-        printed.contains(&format!("\n1KiB: {refused}\n")),
+        printed.contains(&format!("\n1KiB: {said} needs ")),
         "{printed}"
     );
 }

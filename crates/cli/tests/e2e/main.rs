@@ -6,4 +6,5 @@ mod bad_input;
 mod bench;
 mod golden;
 mod main_job;
+mod plan;
 mod support;

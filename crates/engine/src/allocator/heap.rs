@@ -175,6 +175,15 @@ impl Heap {
         }
     }
 
+    /// Zeroes every free byte, whether it may be other than zero or not: the kernel then has
+    /// memory behind all that is held.
+    pub(super) fn touch_idle(&mut self) {
+        for &(_, size, address) in &self.free {
+            zero(address..address + size);
+        }
+        self.dirty.clear();
+    }
+
     /// Refuses from now on to hold more than `limit` bytes; what is idle above it goes
     /// back at once.
     pub(super) fn set_limit(&mut self, limit: usize) {
@@ -184,6 +193,7 @@ impl Heap {
         }
     }
 
+    #[cfg(test)]
     pub(super) fn reset_peaks(&mut self) {
         self.in_use.peak = self.in_use.now;
         self.held.peak = self.held.now;

@@ -136,6 +136,9 @@ impl Kernel {
             input_layout: self.input_layout,
             output_layout: self.output_layout,
         };
+        let points = [batch, places.output[0], places.output[1]];
+        let points = points.iter().map(|&extent| extent as u64).product();
+        self.memory.enter(self.common.layer, points);
         let out_channels = channels(convolution, &self.layers, blocked(self.output_layout));
         let mut y_shape = vec![batch as i64, out_channels as i64];
         y_shape.extend(

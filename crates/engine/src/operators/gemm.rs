@@ -92,6 +92,8 @@ impl Kernel {
             return Err(ort::Error::new("the input does not fit the weights"));
         }
         *last = gemm.columns() as i64;
+        let rows = x.len().checked_div(k).unwrap_or(0);
+        self.memory.enter(self.common.layer, rows as u64);
         let layer = &self.layers.layers[self.common.layer];
         let bias = optional(context, 1)?;
         let bias = padded_bias(layer.bias.as_ref(), bias.as_ref(), gemm.columns())?;

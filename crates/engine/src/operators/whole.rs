@@ -17,7 +17,8 @@ use ort::operator::{
 use ort::value::ValueType;
 
 use super::threads::Threads;
-use super::{Common, guarded, input_shape, set_output};
+use super::{Common, guarded, input_shape, session_memory, set_output};
+use crate::allocator::Allocator;
 use crate::layers::{LayerKernel, Layers, Whole};
 use crate::value;
 
@@ -57,6 +58,7 @@ impl Operator for OpenedWeight {
         Ok(Opening {
             common: Common::of(node, &self.0)?,
             layers: Arc::clone(&self.0),
+            memory: session_memory()?,
         })
     }
 }
@@ -64,6 +66,7 @@ impl Operator for OpenedWeight {
 pub(super) struct Opening {
     common: Common,
     layers: Arc<Layers>,
+    memory: Arc<Allocator>,
 }
 
 impl ort::operator::Kernel for Opening {
@@ -77,6 +80,7 @@ impl ort::operator::Kernel for Opening {
 
 impl Opening {
     fn open(&self, whole: &Whole, context: &ComputeContext) -> Result<(), ort::Error> {
+        self.memory.enter(self.common.layer, 1);
         let mut output = context
             .output(0, whole.dims.clone())?
             .ok_or_else(|| ort::Error::new("no output"))?;

@@ -13,7 +13,7 @@ pub enum Budget {
     /// This many percent of the weights' bytes do, 0 to 100; tables that must be
     /// resident count in.
     Percent(f64),
-    /// This many bytes of protected memory in total.
+    /// This many bytes of protected memory in total, the process included.
     Bytes(u64),
 }
 

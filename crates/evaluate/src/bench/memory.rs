@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use occlude_engine::{LibrarySearch, Model, Spill};
+use occlude_engine::{LibrarySearch, Model, ProcessMemory, Spill};
 use occlude_inference_protocol::{DataType, Tensor};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -71,8 +71,17 @@ struct InputRecord {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Answer {
-    PeakBytes(u64),
+    Ran(Footprint),
     Refused(String),
+}
+
+/// The memory of a measuring process.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Footprint {
+    /// Its highest anonymous memory in bytes.
+    pub(super) peak: u64,
+    /// How much of the budget the engine set aside for the process itself, in bytes.
+    pub(super) process: u64,
 }
 
 /// Starts measuring processes and hands them model and inputs.
@@ -108,12 +117,12 @@ impl<'a> Carrier<'a> {
         })
     }
 
-    /// The highest anonymous memory in bytes, or why the subject did not run.
+    /// The subject's memory, or why it did not run.
     pub(super) fn measure(
         &self,
         subject: Subject,
         process: &dyn Fn() -> Command,
-    ) -> Result<Result<u64, String>, BenchError> {
+    ) -> Result<Result<Footprint, String>, BenchError> {
         let task = Task {
             subject,
             model: self.options.model.clone(),
@@ -147,7 +156,7 @@ impl<'a> Carrier<'a> {
             )));
         }
         match serde_json::from_slice(&output.stdout).map_err(process_error)? {
-            Answer::PeakBytes(peak) => Ok(Ok(peak)),
+            Answer::Ran(footprint) => Ok(Ok(footprint)),
             Answer::Refused(reason) => Ok(Err(reason)),
         }
     }
@@ -176,7 +185,7 @@ pub fn measure_memory(
     let outcome = task.run(library);
     let peak = sampler.stop().map_err(BenchError::Process)?;
     let answer = match outcome {
-        Ok(()) => Answer::PeakBytes(peak),
+        Ok(process) => Answer::Ran(Footprint { peak, process }),
         Err(Stop::Refused(reason)) => Answer::Refused(reason),
         Err(Stop::Failed(BenchError::Plain(reason))) => Answer::Refused(reason),
         Err(Stop::Failed(error)) => return Err(error),
@@ -186,7 +195,8 @@ pub fn measure_memory(
 }
 
 impl Task<Access> {
-    fn run(&self, library: &LibrarySearch) -> Result<(), Stop> {
+    /// Bytes that the engine set aside for the process.
+    fn run(&self, library: &LibrarySearch) -> Result<u64, Stop> {
         let inputs = self.read_inputs().map_err(BenchError::AnonymousFile)?;
         let runtime = super::runtime(library, self.threads)?;
         match self.subject {
@@ -197,6 +207,7 @@ impl Task<Access> {
                 for _ in 0..RUNS {
                     plain.run()?;
                 }
+                Ok(0)
             }
             Subject::Occlude(budget) => {
                 // As every command of Occlude does; not where plain ONNX Runtime is
@@ -205,15 +216,16 @@ impl Task<Access> {
                 let container = self.container.open()?;
                 let folder = self.spill_folder.clone();
                 let spill = folder.map_or(Spill::SharedMemory, Spill::Direct);
-                let options = super::load_options(budget, &spill, self.threads);
+                let process = ProcessMemory::Measured;
+                let options = super::load_options(budget, &spill, self.threads, &inputs, process);
                 let model = Model::load(runtime, &container, &options)?;
                 drop(container);
                 for _ in 0..RUNS {
                     model.run(inputs.clone(), &[])?;
                 }
+                Ok(model.plan().process)
             }
         }
-        Ok(())
     }
 
     fn read_inputs(&self) -> io::Result<Vec<Tensor>> {

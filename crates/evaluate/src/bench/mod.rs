@@ -26,8 +26,8 @@ use std::time::{Duration, Instant};
 
 use occlude_container::{ContainerError, OpenError, SealError};
 use occlude_engine::{
-    LibrarySearch, LoadError, LoadLibraryError, LoadOptions, Model, RunError, Runtime,
-    RuntimeOptions, Spill,
+    LargestShape, LibrarySearch, LoadError, LoadLibraryError, LoadOptions, Model, ProcessMemory,
+    RunError, Runtime, RuntimeOptions, Spill,
 };
 use occlude_inference_protocol::Tensor;
 
@@ -163,6 +163,10 @@ impl From<LoadError> for Stop {
     fn from(error: LoadError) -> Self {
         Self::Refused(match &error {
             LoadError::Rejected(said) => format!("{error}: {}", said.reveal()),
+            LoadError::Budget {
+                set_by: Some(set_by),
+                ..
+            } => format!("{error} (`{}`)", set_by.name.reveal()),
             _ => error.to_string(),
         })
     }
@@ -200,9 +204,22 @@ pub fn bench(
     let expected = plain.answer()?;
     let first_plain_answer = plain.since_load_began();
 
+    let carrier = memory::Carrier::new(options, &sealed, &inputs)?;
     let mut plain_times = Times::default();
     let mut timed = Vec::with_capacity(options.budgets.len());
     for budget in &options.budgets {
+        // Memory first: a budget covers a process, and only one that does nothing else
+        // can say what it takes itself.
+        progress(Stage::Memory {
+            what: &budget.to_string(),
+        });
+        let footprint = match carrier.measure(Subject::Occlude(*budget), process)? {
+            Ok(footprint) => footprint,
+            Err(refused) => {
+                timed.push(Err(refused));
+                continue;
+            }
+        };
         let mut compared = Compared {
             runtime,
             options,
@@ -210,10 +227,10 @@ pub fn bench(
             plain: &mut plain,
             expected: &expected,
         };
-        match compared.measure(&sealed, budget, progress) {
+        match compared.measure(&sealed, budget, footprint.process, progress) {
             Ok(measured) => {
                 plain_times.extend(&measured.plain_times);
-                timed.push(Ok(measured));
+                timed.push(Ok(measured.report(footprint.peak)));
             }
             Err(Stop::Refused(reason)) => timed.push(Err(reason)),
             Err(Stop::Failed(error)) => return Err(error),
@@ -225,37 +242,26 @@ pub fn bench(
     let load = plain.load_time();
     drop(plain);
 
-    let carrier = memory::Carrier::new(options, &sealed, &inputs)?;
     progress(Stage::Memory { what: PLAIN });
     let peak = carrier
         .measure(Subject::Plain, process)?
-        .map_err(BenchError::Plain)?;
-    let mut budgets = Vec::with_capacity(timed.len());
-    for (budget, timed) in options.budgets.iter().zip(timed) {
-        let outcome = match timed {
-            Ok(timed) => {
-                progress(Stage::Memory {
-                    what: &budget.to_string(),
-                });
-                match carrier.measure(Subject::Occlude(*budget), process)? {
-                    Ok(peak) => Outcome::Measured(timed.report(peak)),
-                    Err(refused) => Outcome::Refused { refused },
-                }
-            }
+        .map_err(BenchError::Plain)?
+        .peak;
+    let budgets = options.budgets.iter().zip(timed);
+    let budgets = budgets.map(|(budget, timed)| BudgetReport {
+        budget: *budget,
+        outcome: match timed {
+            Ok(measured) => Outcome::Measured(measured),
             Err(refused) => Outcome::Refused { refused },
-        };
-        budgets.push(BudgetReport {
-            budget: *budget,
-            outcome,
-        });
-    }
+        },
+    });
     Ok(Report {
         model: file_name(&options.model),
         threads: options.threads,
         spill: options.spill.clone(),
         batch: inputs::batch(&options.inputs, &inputs),
         plain: Plain::new(&plain_times, load, peak),
-        budgets,
+        budgets: budgets.collect(),
         first_plain_answer,
     })
 }
@@ -271,13 +277,32 @@ fn runtime(search: &LibrarySearch, threads: NonZeroUsize) -> Result<&'static Run
     Ok(Runtime::load_with(search, &options)?)
 }
 
-/// How Occlude is loaded.
-fn load_options(budget: Budget, spill: &Spill, threads: NonZeroUsize) -> LoadOptions {
+/// How Occlude is loaded: for requests of `inputs`.
+fn load_options(
+    budget: Budget,
+    spill: &Spill,
+    threads: NonZeroUsize,
+    inputs: &[Tensor],
+    process: ProcessMemory,
+) -> LoadOptions {
+    let largest = |tensor: &Tensor| LargestShape {
+        input: tensor.name().to_owned(),
+        extents: tensor.shape().to_vec(),
+    };
+    // Only where something is to be chosen: a dry run is part of the time to load.
+    let planned = match budget {
+        Budget::Resident => false,
+        Budget::Percent(percent) => percent > 0.0 && percent < 100.0,
+        Budget::Bytes(_) => true,
+    };
+    let inputs = inputs.iter().filter(|_| planned);
     LoadOptions {
         spill: spill.clone(),
         threads,
         sessions: NonZeroUsize::MIN,
         memory: budget.protected_memory(),
+        process,
+        largest: inputs.map(largest).collect(),
         ..LoadOptions::default()
     }
 }
@@ -318,11 +343,14 @@ impl Compared<'_> {
         &mut self,
         sealed: &SealedModel,
         budget: &Budget,
+        process: u64,
         progress: &mut dyn FnMut(Stage<'_>),
     ) -> Result<Timed, Stop> {
         let what = budget.to_string();
         progress(Stage::Loading { what: &what });
-        let load_options = load_options(*budget, &self.options.spill, self.options.threads);
+        let process = ProcessMemory::Bytes(process);
+        let (spill, threads) = (&self.options.spill, self.options.threads);
+        let load_options = load_options(*budget, spill, threads, self.inputs, process);
         let inputs = self.inputs.to_vec();
         let start = Instant::now();
         let container = sealed.open()?;

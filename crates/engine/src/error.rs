@@ -54,6 +54,12 @@ pub enum LoadError {
     /// A panel of weights came back from the spill store altered, or not at all.
     #[error("{what}: {0}", what = what_failed(.0))]
     Spilled(occlude_spill::OpenError),
+    /// Loading failed earlier, and whoever asked first was told the cause.
+    #[error("the model was not loaded: {reason}")]
+    NotLoaded {
+        /// What the cause said.
+        reason: String,
+    },
     /// The model cannot be run to see what memory it takes.
     #[error("the model's memory cannot be measured: {reason}")]
     DryRun {
@@ -110,6 +116,12 @@ pub enum RunError {
     /// goes on.
     #[error("{what}: {0}", what = what_failed(.0))]
     Spilled(occlude_spill::OpenError),
+    /// A weight that the request needs could not be loaded, and never will be.
+    #[error("the model was not loaded: {reason}")]
+    NotLoaded {
+        /// Why.
+        reason: String,
+    },
     /// The model has no such input.
     #[error("the model has no input `{name}`; its inputs are {}", quoted(expected))]
     UnknownInput {

@@ -1,6 +1,9 @@
 //! The weights of sealed operators: each panel either resident in protected memory or
 //! encrypted in the spill store.
 //!
+//! Weights are brought layer after layer while sessions start and run already: whoever
+//! wants the panels of a layer waits until it has been brought ([`Layers::panels`]).
+//!
 //! A panel is opened once for each use, into scratch that the kernel gives; an
 //! inauthentic one ends the request, and the layer and panel are named in the error.
 
@@ -61,18 +64,29 @@ impl LayerKernel {
     }
 }
 
-/// One layer, ready to run.
+/// One layer.
 pub(crate) struct Layer {
     pub(crate) kernel: LayerKernel,
     /// A convolution's padding.
     pub(crate) pads: Option<Pads>,
-    /// Where the store has each panel; none where the panel was never spilled.
-    pub(crate) tickets: Vec<Option<Ticket>>,
-    /// The panels that are resident.
-    pub(crate) resident: OnceLock<Resident>,
     /// A bias that belongs to the weights (batch normalisation folded into them),
     /// padded as the kernels want it.
     pub(crate) bias: Option<Vec<f32>>,
+    /// Bytes of protected memory that are set aside for its panels from the start: all
+    /// of them, or 0.
+    pub(crate) set_aside: usize,
+    /// Where the panels are, once they are there; none if they will not come.
+    brought: OnceLock<Option<Brought>>,
+    /// Panels that have become resident beside the store.
+    promoted: OnceLock<Resident>,
+}
+
+/// Where the panels of a layer have been brought.
+pub(crate) enum Brought {
+    /// To the spill store.
+    Store(Vec<Option<Ticket>>),
+    /// To protected memory.
+    Memory(Resident),
 }
 
 /// Panels in protected memory.
@@ -80,6 +94,61 @@ pub(crate) struct Resident {
     pub(crate) buffer: ProtectedBuffer,
     /// Bytes of the buffer that each panel takes; empty where it is not resident.
     pub(crate) places: Vec<Range<usize>>,
+}
+
+impl Resident {
+    fn panel(&self, panel: usize) -> Option<&[u8]> {
+        let place = self.places.get(panel).filter(|place| !place.is_empty())?;
+        self.buffer.as_slice().get(place.clone())
+    }
+}
+
+/// The weights of a layer will not come: they could not be opened, or loading was given
+/// up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the layer has no weights")]
+pub(crate) struct NotBrought;
+
+impl Layer {
+    /// With weights that are still to come.
+    pub(crate) fn new(
+        kernel: LayerKernel,
+        pads: Option<Pads>,
+        bias: Option<Vec<f32>>,
+        set_aside: usize,
+    ) -> Self {
+        Self {
+            kernel,
+            pads,
+            bias,
+            set_aside,
+            brought: OnceLock::new(),
+            promoted: OnceLock::new(),
+        }
+    }
+
+    /// Lets everybody have the panels; none if they will not come. Only the first call
+    /// counts.
+    pub(crate) fn bring(&self, panels: Option<Brought>) {
+        let _ = self.brought.set(panels);
+    }
+
+    /// Whether the panels are there.
+    #[cfg(test)]
+    pub(crate) fn is_brought(&self) -> bool {
+        matches!(self.brought.get(), Some(Some(_)))
+    }
+
+    /// Adds panels that are resident from now on. Only the first call counts.
+    pub(crate) fn promote(&self, resident: Resident) {
+        let _ = self.promoted.set(resident);
+    }
+
+    /// Whether panel `panel` is resident, or will be when it has been brought.
+    pub(crate) fn keeps(&self, panel: usize) -> bool {
+        let promoted = self.promoted.get();
+        self.set_aside > 0 || promoted.is_some_and(|resident| resident.panel(panel).is_some())
+    }
 }
 
 /// All layers of a model, over one store.
@@ -135,6 +204,11 @@ impl Layers {
         self.starting.load(Ordering::Relaxed)
     }
 
+    /// Whether a reader needs to know, before the first run, where every panel is.
+    pub(crate) fn reads_ahead(&self) -> bool {
+        self.reader_bytes() > 0
+    }
+
     /// Bytes of protected memory that the readers of all sessions will take, at most.
     pub(crate) fn reader_bytes(&self) -> usize {
         let one = |store: &Arc<dyn Store>| store.reader_bytes(self.threads);
@@ -142,9 +216,10 @@ impl Layers {
     }
 
     /// Gives each session a reader of the panels that are not resident by now, nor of a
-    /// layer that ONNX Runtime has `borrowed`.
+    /// layer that ONNX Runtime has `borrowed`. Everything has been brought by then, where
+    /// the store reads ahead; other stores need no readers.
     pub(crate) fn start_readers(&self, borrowed: &[bool]) -> io::Result<()> {
-        let Some(store) = &self.store else {
+        let Some(store) = self.store.as_ref().filter(|_| self.reads_ahead()) else {
             return Ok(());
         };
         let mut panels = Vec::new();
@@ -152,9 +227,11 @@ impl Layers {
             if borrowed[index] {
                 continue;
             }
-            let layer_panels = self.panels(index, 0);
-            for (panel, ticket) in layer.tickets.iter().enumerate() {
-                if let (Some(ticket), None) = (ticket, layer_panels.resident(panel)) {
+            let Some(Some(Brought::Store(tickets))) = layer.brought.get() else {
+                continue;
+            };
+            for (panel, ticket) in tickets.iter().enumerate() {
+                if let (Some(ticket), false) = (ticket, layer.keeps(panel)) {
                     panels.push((panel_name(index, panel), ticket.clone()));
                 }
             }
@@ -199,19 +276,41 @@ impl Layers {
         self.opened.load(Ordering::Relaxed)
     }
 
-    /// Bytes of panels in protected memory.
+    /// Bytes of protected memory for panels.
     pub(crate) fn resident_bytes(&self) -> usize {
-        let resident = self.layers.iter().filter_map(|layer| layer.resident.get());
-        resident.map(|resident| resident.buffer.len()).sum()
+        let promoted = |layer: &Layer| {
+            let promoted = layer.promoted.get();
+            promoted.map_or(0, |resident| resident.buffer.len())
+        };
+        let layers = self.layers.iter();
+        layers.map(|layer| layer.set_aside + promoted(layer)).sum()
     }
 
-    /// The panels of layer `layer`, for `session`.
-    pub(crate) fn panels(&self, layer: usize, session: usize) -> LayerPanels<'_> {
-        LayerPanels {
+    /// The panels of layer `layer`, for `session`. Waits until they have been brought.
+    ///
+    /// # Errors
+    /// [`NotBrought`] if they will not be.
+    pub(crate) fn panels(
+        &self,
+        layer: usize,
+        session: usize,
+    ) -> Result<LayerPanels<'_>, NotBrought> {
+        let Layer {
+            brought, promoted, ..
+        } = &self.layers[layer];
+        Ok(LayerPanels {
             layers: self,
             session,
             index: layer,
-            layer: &self.layers[layer],
+            brought: brought.wait().as_ref().ok_or(NotBrought)?,
+            promoted: promoted.get(),
+        })
+    }
+
+    /// Nothing more will be brought: whoever waits for it need wait no longer.
+    pub(crate) fn give_up(&self) {
+        for layer in &self.layers {
+            layer.bring(None);
         }
     }
 }
@@ -229,21 +328,19 @@ pub(crate) struct LayerPanels<'a> {
     layers: &'a Layers,
     session: usize,
     index: usize,
-    layer: &'a Layer,
+    brought: &'a Brought,
+    promoted: Option<&'a Resident>,
 }
 
 impl Panels for LayerPanels<'_> {
     type Error = OpenError;
 
     fn resident(&self, index: usize) -> Option<&[f32]> {
-        let resident = self.layer.resident.get()?;
-        let place = resident
-            .places
-            .get(index)
-            .filter(|place| !place.is_empty())?;
-        Some(bytemuck::cast_slice(
-            &resident.buffer.as_slice()[place.clone()],
-        ))
+        let panel = match self.brought {
+            Brought::Memory(resident) => resident.panel(index),
+            Brought::Store(_) => self.promoted?.panel(index),
+        };
+        panel.map(bytemuck::cast_slice)
     }
 
     fn open(&self, index: usize, out: &mut [f32]) -> Result<(), OpenError> {
@@ -255,8 +352,11 @@ impl LayerPanels<'_> {
     /// Opens panel `index` into `out`, which has its length.
     pub(crate) fn open_bytes(&self, index: usize, out: &mut [u8]) -> Result<(), OpenError> {
         let name = panel_name(self.index, index);
-        let (Some(store), Some(Some(ticket))) = (&self.layers.store, self.layer.tickets.get(index))
-        else {
+        let ticket = match self.brought {
+            Brought::Store(tickets) => tickets.get(index).and_then(Option::as_ref),
+            Brought::Memory(_) => None,
+        };
+        let (Some(store), Some(ticket)) = (&self.layers.store, ticket) else {
             return Err(OpenError::Inauthentic { name });
         };
         let outcome = match self.layers.sessions[self.session].reader.get() {

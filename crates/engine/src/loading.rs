@@ -4,7 +4,9 @@
 //!    place of those that our kernels compute, and every other weight is external, its
 //!    values standing in a sparse file of zeros.
 //! 2. The weights of our operators are opened, laid out and put into protected memory
-//!    or, encrypted, into the spill store (see [`layers`]).
+//!    or, encrypted, into the spill store (see [`layers`]). That goes on in threads of its
+//!    own (see [`pass`]), in the order in which a run wants them: sessions start
+//!    meanwhile, and a run waits at each layer until it is there.
 //! 3. Each other weight is opened from its chunks straight into one protected buffer.
 //!    A value over its place there is given to ONNX Runtime as that initializer: it
 //!    then neither reads the file nor copies the value. Prepacking is off, since a
@@ -34,7 +36,11 @@ use crate::model::{LoadOptions, ProtectedMemory};
 use crate::operators;
 use crate::value;
 
+use self::layers::{Computing, Work};
+pub(crate) use self::pass::Loading;
+
 mod layers;
+mod pass;
 pub(crate) mod plan;
 pub(crate) mod residency;
 
@@ -53,6 +59,7 @@ pub(crate) struct Loaded {
     pub(crate) compartments: Vec<Compartment>,
     pub(crate) weights: ProtectedBuffer,
     pub(crate) layers: Arc<Layers>,
+    pub(crate) loading: Arc<Loading>,
     /// The layers that ONNX Runtime borrows.
     pub(crate) borrowed: Vec<bool>,
     /// Bytes of all weights as the model stores them.
@@ -70,10 +77,11 @@ pub(crate) struct Compartment {
     pub(crate) number: usize,
 }
 
-/// A model whose layers are loaded, and from which sessions can be started.
+/// A model whose layers are being loaded, and from which sessions can be started.
 pub(crate) struct Prepared<'a> {
     pub(crate) survey: Survey,
     pub(crate) layers: Arc<Layers>,
+    pub(crate) loading: Arc<Loading>,
     runtime: &'static Runtime,
     container: &'a OpenContainer,
     options: &'a LoadOptions,
@@ -81,10 +89,11 @@ pub(crate) struct Prepared<'a> {
 }
 
 impl<'a> Prepared<'a> {
-    /// Rewrites the skeleton and brings the weights of layers to where they are read.
+    /// Rewrites the skeleton and starts to bring the weights of layers to where they are
+    /// read.
     pub(crate) fn new(
         runtime: &'static Runtime,
-        container: &'a OpenContainer,
+        container: &'a Arc<OpenContainer>,
         options: &'a LoadOptions,
     ) -> Result<Self, LoadError> {
         let rewrite = RewriteOptions {
@@ -101,19 +110,24 @@ impl<'a> Prepared<'a> {
                 vec![false; survey.layers().len()],
             ),
         };
-        let layers = Arc::new(layers::load(
+        let computing = Computing {
+            block: blocked_channels().unwrap_or(NARROWEST_BLOCK),
+            threads: runtime.options().threads.get(),
+            sessions: options.sessions.get(),
+        };
+        let work = Arc::new(Work::new(
             container,
             survey.layers(),
             &borrowed,
-            blocked_channels().unwrap_or(NARROWEST_BLOCK),
-            runtime.options().threads.get(),
-            options.threads.get(),
+            computing,
             destination,
-            options.sessions.get(),
         )?);
+        let layers = Arc::clone(work.layers());
+        let loading = Arc::new(Loading::start(&work, options.threads.get())?);
         Ok(Self {
             survey,
             layers,
+            loading,
             runtime,
             container,
             options,
@@ -170,6 +184,7 @@ impl<'a> Prepared<'a> {
             compartments,
             weights,
             layers: Arc::clone(&self.layers),
+            loading: Arc::clone(&self.loading),
             borrowed,
             weight_bytes,
             unranked: self.survey.unranked().clone(),

@@ -20,7 +20,7 @@ use crate::error::{LoadError, RunError};
 use crate::largest::LargestShape;
 use crate::layers::{LayerKernel, Layers};
 use crate::library::Runtime;
-use crate::loading::{self, Compartment, Prepared};
+use crate::loading::{self, Compartment, Loading, Prepared};
 use crate::memory::ProtectedBuffer;
 use crate::plan::Plan;
 use crate::pool::Pool;
@@ -125,6 +125,7 @@ pub struct Model {
     memories: Vec<Arc<Allocator>>,
     weights: ProtectedBuffer,
     layers: Arc<Layers>,
+    loading: Arc<Loading>,
     /// The layers that ONNX Runtime borrows.
     borrowed: Vec<bool>,
     weight_bytes: u64,
@@ -143,15 +144,35 @@ struct Interface {
 }
 
 impl Model {
-    /// Opens every weight of `container` into protected memory and starts sessions
-    /// over them. The skeleton is wiped afterwards; of the weights no second copy is
-    /// made.
+    /// Opens every weight of `container` and starts sessions over them. The skeleton is
+    /// wiped afterwards; of the weights no second copy is made.
     ///
     /// # Errors
     /// [`LoadError`]; nothing stays in memory then.
     pub fn load(
         runtime: &'static Runtime,
-        container: &OpenContainer,
+        container: &Arc<OpenContainer>,
+        options: &LoadOptions,
+    ) -> Result<Self, LoadError> {
+        let model = Self::start(runtime, container, options)?;
+        model.wait_until_loaded()?;
+        Ok(model)
+    }
+
+    /// As [`Model::load`], but returns once sessions have been started: weights come in
+    /// the order in which a run wants them, and a run waits for those that are not there
+    /// yet. The container stays open until the last one has come.
+    ///
+    /// Everything has come when this returns where the budget needs a run to be measured,
+    /// where a share of the weights is to be resident, or where the store reads ahead.
+    ///
+    /// # Errors
+    /// [`LoadError`], if it is known by then. What goes wrong later, a weight that is not
+    /// authentic above all, is what [`Model::wait_until_loaded`] returns, and
+    /// [`RunError::NotLoaded`] for every run that needs the weight.
+    pub fn start(
+        runtime: &'static Runtime,
+        container: &Arc<OpenContainer>,
         options: &LoadOptions,
     ) -> Result<Self, LoadError> {
         let before = settle::Before::now(options);
@@ -159,11 +180,20 @@ impl Model {
         settle::settled(&prepared, options, &before)
     }
 
-    fn over(loaded: loading::Loaded) -> Result<Self, LoadError> {
+    /// Waits until every weight is where it is read.
+    ///
+    /// # Errors
+    /// Why one is missing, to the first who asks; [`LoadError::NotLoaded`] to others.
+    pub fn wait_until_loaded(&self) -> Result<(), LoadError> {
+        self.loading.wait()
+    }
+
+    pub(crate) fn over(loaded: loading::Loaded) -> Result<Self, LoadError> {
         // In this order: an error drops the compartments before the weights they borrow.
         let loading::Loaded {
             weights,
             layers,
+            loading,
             borrowed,
             weight_bytes,
             compartments,
@@ -189,6 +219,7 @@ impl Model {
             memories,
             weights,
             layers,
+            loading,
             borrowed,
             weight_bytes,
             plan: settle::no_plan(),
@@ -339,9 +370,11 @@ impl Model {
         let mut outputs = match memory.watch(run) {
             (_, Some(Refusal::Limit(limit))) => return Err(RunError::MemoryBudget { limit }),
             (Err(error), _) => {
-                return Err(match self.layers.take_failure(*number) {
-                    Some(altered) => RunError::Spilled(altered),
-                    None => failed(error),
+                let altered = self.layers.take_failure(*number);
+                return Err(match (altered, self.loading.reason()) {
+                    (Some(altered), _) => RunError::Spilled(altered),
+                    (None, Some(reason)) => RunError::NotLoaded { reason },
+                    (None, None) => failed(error),
                 });
             }
             (Ok(outputs), _) => outputs,

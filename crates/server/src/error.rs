@@ -1,4 +1,4 @@
-//! Why a server does not start.
+//! Why a server does not start, or stops.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -135,6 +135,23 @@ pub enum StartError {
         bytes: usize,
         /// The limit.
         limit: usize,
+    },
+}
+
+/// Why a server stops that nobody asked to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// What the operating system said of the listener.
+    #[error(transparent)]
+    Listener(#[from] std::io::Error),
+    /// A model was started and its weights cannot be loaded.
+    #[error("{}: {source}", path.display())]
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: LoadError,
     },
 }
 

@@ -41,7 +41,7 @@ mod outer;
 mod server;
 mod settings;
 
-pub use error::{StartError, StartErrorKind};
+pub use error::{ServeError, StartError, StartErrorKind};
 pub use server::Server;
 pub use settings::{
     DEFAULT_LISTEN, DEFAULT_MAXIMUM_REQUEST, MemoryBudget, ServerOptions, Settings, SettingsError,

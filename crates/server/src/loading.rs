@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use occlude_attest::Attester;
 use occlude_broker::{BrokerClient, FetchError};
-use occlude_container::{Container, OpenContainer, SignedContainer};
+use occlude_container::{Container, SignedContainer};
 use occlude_engine::{LoadOptions, Model, Runtime};
 use occlude_keys::{HeaderDigest, ModelKey, OwnerPublic};
 use sha2::{Digest, Sha256};
@@ -150,15 +150,16 @@ impl Loader {
         })
     }
 
-    /// Opens a container and loads the model, on a thread that may block.
-    pub(crate) async fn load(
+    /// Opens a container and starts the model, on a thread that may block: weights may
+    /// still be loaded when this returns, see [`Model::start`].
+    pub(crate) async fn start(
         self: Arc<Self>,
         container: SignedContainer,
         path: PathBuf,
         key: ModelKey,
     ) -> Result<Model, StartError> {
         blocking(move || {
-            let open: OpenContainer = container.open(&key).map_err(|source| StartError::Open {
+            let open = container.open(&key).map_err(|source| StartError::Open {
                 path: path.clone(),
                 source,
             })?;
@@ -168,7 +169,7 @@ impl Loader {
                 process,
                 ..self.options.clone()
             };
-            let model = Model::load(self.runtime, &open, &options)
+            let model = Model::start(self.runtime, &Arc::new(open), &options)
                 .map_err(|source| StartError::Model { path, source })?;
             let counts = model.layer_counts();
             // Totals only: names of layers are the owner's.
@@ -185,7 +186,7 @@ impl Loader {
                 process_bytes = plan.process,
                 sealed_layers = counts.sealed,
                 weights_opened_whole = counts.opened_whole,
-                "weights loaded",
+                "sessions started",
             );
             Ok(model)
         })
@@ -205,7 +206,12 @@ impl Loader {
         if container.header().digest() != digest {
             return Err(StartError::Replaced { path });
         }
-        self.load(container, path, key).await
+        let model = self.start(container, path.clone(), key).await?;
+        blocking(move || match model.wait_until_loaded() {
+            Ok(()) => Ok(model),
+            Err(source) => Err(StartError::Model { path, source }),
+        })
+        .await
     }
 }
 

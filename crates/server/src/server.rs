@@ -13,7 +13,7 @@ use occlude_engine::{LoadOptions, Runtime, RuntimeOptions, memory};
 
 use crate::admission::Admission;
 use crate::attestation::Attestation;
-use crate::error::StartError;
+use crate::error::{ServeError, StartError};
 use crate::inner::{self, Inner};
 use crate::lease::{self, Lease};
 use crate::loading::{self, FetchKeyError, KeyDigest, Loader, Sealed, blocking};
@@ -156,11 +156,11 @@ impl Server {
     }
 
     /// Answers until `shutdown` completes, then finishes the requests in flight,
-    /// for at most 30 s.
+    /// for at most 30 s. Requests wait for weights that are still being loaded.
     ///
     /// # Errors
-    /// What the operating system says if the listener fails.
-    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> std::io::Result<()> {
+    /// [`ServeError`]: the listener fails, or weights cannot be loaded.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
         let handle = Handle::new();
         let mut server = axum_server::from_tcp(self.listener)?
             .http1_only()
@@ -177,18 +177,51 @@ impl Server {
             background.spawn(lease.keep());
         }
         background.spawn(rotate(Arc::clone(&self.outer)));
+        let loading = loading_failure(&self.outer.models);
 
         tracing::info!(address = %self.address, "listening");
         let serving = server.serve(outer::router(self.outer).into_make_service());
         tokio::pin!(serving);
         tokio::select! {
-            result = &mut serving => return result,
+            result = &mut serving => return Ok(result?),
+            failure = loading => return Err(failure),
             () = shutdown => {}
         }
         tracing::info!("stopping: finishing the requests in flight");
         handle.graceful_shutdown(Some(GRACE));
-        serving.await
+        Ok(serving.await?)
         // Dropping the set ends the background tasks.
+    }
+}
+
+/// Waits for the weights of all models; completes only if some cannot be loaded.
+fn loading_failure(models: &Models) -> impl Future<Output = ServeError> + use<> {
+    let mut loading = tokio::task::JoinSet::new();
+    for served in models.iter() {
+        let Ok(model) = served.model() else {
+            continue;
+        };
+        let served = Arc::clone(served);
+        loading.spawn(async move {
+            match blocking(move || model.wait_until_loaded()).await {
+                Ok(()) => {
+                    tracing::info!(model = %served.id, version = served.version, "weights loaded");
+                    None
+                }
+                Err(source) => Some(ServeError::Model {
+                    path: served.path.clone(),
+                    source,
+                }),
+            }
+        });
+    }
+    async move {
+        while let Some(outcome) = loading.join_next().await {
+            if let Ok(Some(failure)) = outcome {
+                return failure;
+            }
+        }
+        std::future::pending().await
     }
 }
 
@@ -253,9 +286,8 @@ async fn start_model(
     };
     let known = KeyDigest::of(&key);
     let model = Arc::clone(loader)
-        .load(container, path.clone(), key)
+        .start(container, path.clone(), key)
         .await?;
-    tracing::info!(model = %id, version, "loaded");
     Ok(ServedModel::new(
         &path,
         &header,

@@ -1,5 +1,7 @@
 //! `occlude inspect`
 
+use std::sync::Arc;
+
 use occlude_container::{Container, Dimension, Inspection, PublicView, ValueDescription};
 
 use crate::arguments::InspectArguments;
@@ -23,7 +25,7 @@ pub(crate) fn run(arguments: &InspectArguments) -> Result<(), Failure> {
         let signed = container.verify_owner(&key.public()).map_err(refused)?;
         let model_key = occlude_container::model_key(&key, signed.header());
         let failed = |error| commands::open_failure(path, error);
-        let open = signed.open(&model_key).map_err(failed)?;
+        let open = Arc::new(signed.open(&model_key).map_err(failed)?);
         if arguments.plan {
             plan = Some(plan::of(&open, arguments)?);
         } else {

@@ -7,8 +7,8 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use occlude_container::OpenContainer;
 use occlude_kernels::{BIAS_MULTIPLE, ConvolutionShape, Isa, Slab};
@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::error::LoadError;
 use crate::graph::{self, BatchNorm, LayerKind, Source, Weight};
-use crate::layers::{Layer, LayerKernel, Layers, Resident, Whole};
+use crate::layers::{Brought, Layer, LayerKernel, Layers, Resident, Whole};
 use crate::memory::ProtectedBuffer;
 use crate::spill::Spill;
 
@@ -30,82 +30,191 @@ pub(super) enum Destination<'a> {
     Store(CipherKind, &'a Spill),
 }
 
-/// Opens and lays out the weights of `surveyed` with `threads` threads, for operators
-/// that run on `computing` in `sessions`; not those that are `borrowed`, which ONNX
-/// Runtime gets.
-#[expect(clippy::too_many_arguments, reason = "one caller")]
-pub(super) fn load(
-    container: &OpenContainer,
-    surveyed: &[graph::Layer],
-    borrowed: &[bool],
-    block: usize,
-    computing: usize,
-    threads: usize,
-    destination: Destination<'_>,
-    sessions: usize,
-) -> Result<Layers, LoadError> {
-    let isa = Isa::detect_at_most(block);
-    let prepared: Vec<Prepared> = surveyed
-        .iter()
-        .zip(borrowed)
-        .map(|(layer, &borrowed)| Prepared::of(container, layer, borrowed, isa, block))
-        .collect::<Result<_, _>>()?;
-    let store = match destination {
-        Destination::Resident => None,
-        Destination::Store(kind, spill) => {
-            let context = *container.header().digest().as_bytes();
-            let lengths: Vec<Vec<usize>> = prepared.iter().map(Prepared::lengths).collect();
-            let store = spill.store(kind, &lengths, context);
-            Some(store.map_err(resources("no spill store"))?)
-        }
-    };
-    let shelves: Vec<Shelf> = prepared
-        .iter()
-        .map(|layer| layer.shelf(store.is_some()))
-        .collect::<Result<_, _>>()?;
-    let jobs: Vec<(usize, Slab)> = prepared
-        .iter()
-        .enumerate()
-        .flat_map(|(index, layer)| layer.slabs().into_iter().map(move |slab| (index, slab)))
-        .collect();
+/// Who computes with the weights.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Computing {
+    /// Channels of a block.
+    pub(super) block: usize,
+    /// Threads for one request.
+    pub(super) threads: usize,
+    /// Requests at once.
+    pub(super) sessions: usize,
+}
 
-    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let work = || -> Result<(), LoadError> {
-        let mut buffers = Buffers::default();
-        while !failed.load(Ordering::Relaxed) {
-            let Some((index, slab)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) else {
-                break;
+/// Layers whose weights are still to come, and the work that brings them, in the order in
+/// which a run wants them.
+pub(super) struct Work {
+    container: Arc<OpenContainer>,
+    layers: Arc<Layers>,
+    store: Option<Arc<dyn Store>>,
+    origins: Vec<Origin>,
+    jobs: Vec<(usize, Slab)>,
+    next: AtomicUsize,
+}
+
+/// Where the weights of one layer come from, and where they are put meanwhile.
+struct Origin {
+    source: Source,
+    scale: Option<Vec<f32>>,
+    /// Until all slabs are done.
+    shelf: Mutex<Option<Shelf>>,
+    slabs_left: AtomicUsize,
+}
+
+/// Where a layer's panels are put while they are made.
+enum Shelf {
+    Store(Vec<Option<Ticket>>),
+    Memory(Resident),
+}
+
+/// What a loading thread holds.
+#[derive(Default)]
+pub(super) struct Buffers {
+    slab: Zeroizing<Vec<f32>>,
+    panel: Zeroizing<Vec<f32>>,
+    whole: Zeroizing<Vec<u8>>,
+}
+
+impl Work {
+    /// Layers for all that is `surveyed`, but without the weights of those that are
+    /// `borrowed`, which ONNX Runtime gets.
+    pub(super) fn new(
+        container: &Arc<OpenContainer>,
+        surveyed: &[graph::Layer],
+        borrowed: &[bool],
+        computing: Computing,
+        destination: Destination<'_>,
+    ) -> Result<Self, LoadError> {
+        let Computing {
+            block,
+            threads,
+            sessions,
+        } = computing;
+        let isa = Isa::detect_at_most(block);
+        let prepared: Vec<Prepared> = surveyed
+            .iter()
+            .zip(borrowed)
+            .map(|(layer, &borrowed)| Prepared::of(container, layer, borrowed, isa, block))
+            .collect::<Result<_, _>>()?;
+        let store = match destination {
+            Destination::Resident => None,
+            Destination::Store(kind, spill) => {
+                let context = *container.header().digest().as_bytes();
+                let lengths: Vec<Vec<usize>> = prepared.iter().map(Prepared::lengths).collect();
+                let store = spill.store(kind, &lengths, context);
+                Some(store.map_err(resources("no spill store"))?)
+            }
+        };
+        let (mut layers, mut origins, mut jobs) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, layer) in prepared.into_iter().enumerate() {
+            let slabs = layer.slabs();
+            let (layer, origin) = layer.split(store.is_some(), slabs.len())?;
+            if slabs.is_empty() {
+                layer.bring(origin.taken());
+            }
+            jobs.extend(slabs.into_iter().map(|slab| (index, slab)));
+            layers.push(layer);
+            origins.push(origin);
+        }
+        let layers = Layers::new(block, threads, layers, store.clone(), sessions);
+        Ok(Self {
+            container: Arc::clone(container),
+            layers: Arc::new(layers),
+            store,
+            origins,
+            jobs,
+            next: AtomicUsize::new(0),
+        })
+    }
+
+    pub(super) fn layers(&self) -> &Arc<Layers> {
+        &self.layers
+    }
+
+    /// Brings the next slab, and with the last one of its layer the layer. `None` when
+    /// there are no more.
+    pub(super) fn step(&self, buffers: &mut Buffers) -> Option<Result<(), LoadError>> {
+        let (index, slab) = self.jobs.get(self.next.fetch_add(1, Ordering::Relaxed))?;
+        let (origin, layer) = (&self.origins[*index], &self.layers.layers[*index]);
+        let done = self.pack(*index, origin, &layer.kernel, slab, buffers);
+        // Of threads that did slabs of one layer the last one sees what all have done.
+        if done.is_ok() && origin.slabs_left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            layer.bring(origin.taken());
+        }
+        Some(done)
+    }
+
+    /// Makes the panels of one slab.
+    fn pack(
+        &self,
+        index: usize,
+        origin: &Origin,
+        kernel: &LayerKernel,
+        slab: &Slab,
+        buffers: &mut Buffers,
+    ) -> Result<(), LoadError> {
+        let Buffers {
+            slab: source,
+            panel,
+            whole,
+        } = buffers;
+        if let LayerKernel::Whole(_) = kernel {
+            whole.clear();
+            whole.resize(slab.source.len(), 0);
+            read_bytes(&self.container, &origin.source, slab.source.start, whole)?;
+        } else {
+            read(&self.container, &origin.source, slab.source.clone(), source)?;
+        }
+        let scale = origin.scale.as_deref();
+        for &number in &slab.panels {
+            panel.clear();
+            panel.resize(kernel.panel_bytes(number) / size_of::<f32>(), 0.0);
+            match kernel {
+                LayerKernel::Gemm(gemm) => {
+                    gemm.pack(number, source, slab.source.start, scale, panel);
+                }
+                LayerKernel::Convolution(convolution) => {
+                    convolution.pack(number, source, slab.source.start, scale, panel);
+                }
+                LayerKernel::Whole(_) => {}
+            }
+            let bytes: &[u8] = match kernel {
+                LayerKernel::Whole(_) => whole,
+                _ => bytemuck::cast_slice(panel),
             };
-            let done = prepared[*index].pack(
-                container,
-                *index,
-                slab,
-                store.as_deref(),
-                &shelves[*index],
-                &mut buffers,
-            );
-            failed.fetch_or(done.is_err(), Ordering::Relaxed);
-            done?;
+            // Containers hold fewer tensors, and tensors fewer panels, than 2^32.
+            let name = PanelName {
+                layer: index as u32,
+                panel: number as u32,
+            };
+            let ticket = match &self.store {
+                Some(store) => Some(store.append(name, bytes).map_err(|error| {
+                    resources("the spill store takes no more")(io::Error::other(error))
+                })?),
+                None => None,
+            };
+            let mut shelf = origin.shelf.lock().unwrap_or_else(PoisonError::into_inner);
+            match shelf.as_mut() {
+                Some(Shelf::Store(tickets)) => tickets[number] = ticket,
+                Some(Shelf::Memory(Resident { buffer, places })) => {
+                    buffer.as_mut_slice()[places[number].clone()].copy_from_slice(bytes);
+                }
+                None => {}
+            }
         }
         Ok(())
-    };
-    let outcomes: Vec<Result<(), LoadError>> = std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-        let mut outcomes = vec![work()];
-        for thread in others {
-            let joined = thread.join();
-            outcomes.push(joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        }
-        outcomes
-    });
-    outcomes.into_iter().collect::<Result<(), LoadError>>()?;
+    }
+}
 
-    let layers = prepared
-        .into_iter()
-        .zip(shelves)
-        .map(|(layer, shelf)| layer.finish(shelf))
-        .collect();
-    Ok(Layers::new(block, computing, layers, store, sessions))
+impl Origin {
+    /// What the shelf holds, for the layer to have.
+    fn taken(&self) -> Option<Brought> {
+        let mut shelf = self.shelf.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(match shelf.take()? {
+            Shelf::Store(tickets) => Brought::Store(tickets),
+            Shelf::Memory(resident) => Brought::Memory(resident),
+        })
+    }
 }
 
 /// A layer whose kernel is known and whose weights are not loaded.
@@ -115,20 +224,6 @@ struct Prepared {
     source: Source,
     scale: Option<Vec<f32>>,
     bias: Option<Vec<f32>>,
-}
-
-/// Where a layer's panels are put while they are made.
-enum Shelf {
-    Store(Mutex<Vec<Option<Ticket>>>),
-    Memory(Mutex<ProtectedBuffer>, Vec<Range<usize>>),
-}
-
-/// What a loading thread holds.
-#[derive(Default)]
-struct Buffers {
-    slab: Zeroizing<Vec<f32>>,
-    panel: Zeroizing<Vec<f32>>,
-    whole: Zeroizing<Vec<u8>>,
 }
 
 impl Prepared {
@@ -206,96 +301,27 @@ impl Prepared {
             .collect()
     }
 
-    fn shelf(&self, spilled: bool) -> Result<Shelf, LoadError> {
+    /// The layer, and where its weights are to come from in so many slabs.
+    fn split(self, spilled: bool, slabs: usize) -> Result<(Layer, Origin), LoadError> {
         let panels = self.kernel.panels();
-        if spilled {
-            return Ok(Shelf::Store(Mutex::new(vec![None; panels])));
-        }
-        let (buffer, places) = room_in_memory(&self.kernel, &(0..panels).collect::<Vec<_>>())?;
-        Ok(Shelf::Memory(Mutex::new(buffer), places))
-    }
-
-    /// Makes the panels of one slab.
-    fn pack(
-        &self,
-        container: &OpenContainer,
-        index: usize,
-        slab: &Slab,
-        store: Option<&dyn Store>,
-        shelf: &Shelf,
-        buffers: &mut Buffers,
-    ) -> Result<(), LoadError> {
-        let Buffers {
-            slab: source,
-            panel,
-            whole,
-        } = buffers;
-        if let LayerKernel::Whole(_) = &self.kernel {
-            whole.clear();
-            whole.resize(slab.source.len(), 0);
-            read_bytes(container, &self.source, slab.source.start, whole)?;
+        let (shelf, set_aside) = if spilled {
+            (Shelf::Store(vec![None; panels]), 0)
         } else {
-            read(container, &self.source, slab.source.clone(), source)?;
-        }
-        let scale = self.scale.as_deref();
-        for &number in &slab.panels {
-            panel.clear();
-            panel.resize(self.kernel.panel_bytes(number) / size_of::<f32>(), 0.0);
-            match &self.kernel {
-                LayerKernel::Gemm(gemm) => {
-                    gemm.pack(number, source, slab.source.start, scale, panel);
-                }
-                LayerKernel::Convolution(convolution) => {
-                    convolution.pack(number, source, slab.source.start, scale, panel);
-                }
-                LayerKernel::Whole(_) => {}
-            }
-            let bytes: &[u8] = match &self.kernel {
-                LayerKernel::Whole(_) => whole,
-                _ => bytemuck::cast_slice(panel),
-            };
-            match (shelf, store) {
-                (Shelf::Memory(buffer, places), _) => {
-                    let mut buffer = buffer.lock().unwrap_or_else(PoisonError::into_inner);
-                    buffer.as_mut_slice()[places[number].clone()].copy_from_slice(bytes);
-                }
-                (Shelf::Store(tickets), Some(store)) => {
-                    // Containers hold fewer tensors, and tensors fewer panels, than 2^32.
-                    let name = PanelName {
-                        layer: index as u32,
-                        panel: number as u32,
-                    };
-                    let ticket = store.append(name, bytes).map_err(|error| {
-                        resources("the spill store takes no more")(io::Error::other(error))
-                    })?;
-                    tickets.lock().unwrap_or_else(PoisonError::into_inner)[number] = Some(ticket);
-                }
-                (Shelf::Store(_), None) => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn finish(self, shelf: Shelf) -> Layer {
-        let resident = OnceLock::new();
-        let mut tickets = vec![None; self.kernel.panels()];
-        match shelf {
-            Shelf::Store(made) => {
-                tickets = made.into_inner().unwrap_or_else(PoisonError::into_inner);
-            }
-            Shelf::Memory(buffer, places) => {
-                let buffer = buffer.into_inner().unwrap_or_else(PoisonError::into_inner);
-                // Nothing else was ever set.
-                let _ = resident.set(Resident { buffer, places });
-            }
-        }
-        Layer {
-            kernel: self.kernel,
-            pads: self.pads,
-            tickets,
-            resident,
-            bias: self.bias,
-        }
+            let all: Vec<usize> = (0..panels).collect();
+            let (buffer, places) = room_in_memory(&self.kernel, &all)?;
+            let set_aside = buffer.len();
+            (Shelf::Memory(Resident { buffer, places }), set_aside)
+        };
+        let origin = Origin {
+            source: self.source,
+            scale: self.scale,
+            shelf: Mutex::new(Some(shelf)),
+            slabs_left: AtomicUsize::new(slabs),
+        };
+        Ok((
+            Layer::new(self.kernel, self.pads, self.bias, set_aside),
+            origin,
+        ))
     }
 }
 

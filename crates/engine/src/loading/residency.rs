@@ -4,7 +4,8 @@ use super::layers::room_in_memory;
 use crate::error::LoadError;
 use crate::layers::{Layers, Resident};
 
-/// Brings the panels that are `chosen`, layer by layer, into protected memory.
+/// Brings the panels that are `chosen`, layer by layer, into protected memory. All layers
+/// have been loaded by then.
 ///
 /// # Errors
 /// [`LoadError::Resources`] if there is no memory, [`LoadError::Spilled`] if the spill
@@ -15,17 +16,19 @@ pub(crate) fn promote(layers: &Layers, chosen: &[Vec<usize>]) -> Result<(), Load
             continue;
         }
         let layer = &layers.layers[index];
+        // No session has a reader yet, so any will do.
+        let Ok(panels) = layers.panels(index, 0) else {
+            continue;
+        };
         let (mut buffer, places) = room_in_memory(&layer.kernel, chosen)?;
         for &panel in chosen {
             let target = &mut buffer.as_mut_slice()[places[panel].clone()];
-            // No session has a reader yet, so any will do.
-            let panels = layers.panels(index, 0);
             panels
                 .open_bytes(panel, target)
                 .map_err(LoadError::Spilled)?;
         }
-        // A layer is promoted once: here, before the model runs for anybody.
-        let _ = layer.resident.set(Resident { buffer, places });
+        // Once: here, before the model runs for anybody.
+        layer.promote(Resident { buffer, places });
     }
     Ok(())
 }

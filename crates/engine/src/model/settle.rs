@@ -107,10 +107,18 @@ pub(super) fn settled(
             _ => plan::cipher().1,
         },
     };
-    let (mut model, dry) = match options.memory {
-        ProtectedMemory::Resident => settling.start(prepared.wholes())?,
-        _ => settling.fill()?,
+    let filled = match options.memory {
+        ProtectedMemory::Resident => settling.start(prepared.wholes()),
+        _ => settling.fill(),
     };
+    let (mut model, dry) = match filled {
+        Ok(filled) => filled,
+        // A dry run without weights fails too, and says less.
+        Err(error) => return Err(prepared.loading.wait().err().unwrap_or(error)),
+    };
+    if model.layers.reads_ahead() {
+        prepared.loading.wait()?;
+    }
     model.plan = settling.plan(&model, dry.as_ref());
     let readers = model.layers.start_readers(&model.borrowed);
     readers.map_err(|source| LoadError::Resources {
@@ -164,6 +172,11 @@ impl Settling<'_> {
         let wholes = self.prepared.wholes();
         let none = vec![false; wholes.len()];
         let (mut model, mut dry) = self.start(none.clone())?;
+        if matches!(self.options.memory, ProtectedMemory::WeightShare(share) if share <= 0.0) {
+            return Ok((model, dry));
+        }
+        // What loading takes is not to be measured, and what is to be resident is there.
+        self.prepared.loading.wait()?;
         let room = self.room(&model, dry.as_ref())?;
         let mut chosen = self.choose(&wholes, &model, dry.as_ref(), room);
         if chosen.borrowed.contains(&true) {
@@ -387,11 +400,9 @@ impl Settling<'_> {
                     .whole(bytes, loaded.kernel.panels(), usage(dry, index));
             }
         } else {
-            let places = loaded.resident.get().map(|resident| &resident.places);
             for panel in 0..loaded.kernel.panels() {
                 let bytes = loaded.kernel.panel_bytes(panel);
-                let place = places.and_then(|places| places.get(panel));
-                if place.is_some_and(|place| !place.is_empty()) {
+                if loaded.keeps(panel) {
                     resident += bytes as u64;
                 } else {
                     streamed += bytes as u64;

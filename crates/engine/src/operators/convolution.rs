@@ -11,8 +11,8 @@ use ort::value::TensorElementType;
 
 use super::threads::Threads;
 use super::{
-    Common, extents, guarded, input_shape, inputs, optional, outputs, padded_bias, session_memory,
-    set_output,
+    Common, extents, guarded, input_shape, inputs, optional, outputs, padded_bias, panels,
+    session_memory, set_output,
 };
 use crate::allocator::Allocator;
 use crate::graph::Pads;
@@ -175,7 +175,7 @@ impl Kernel {
             .scratch(convolution.scratch(threads.count, &run_extents))
             .map_err(|_| ort::Error::new("the memory for a run is used up"))?;
         let workers = Workers {
-            panels: &self.layers.panels(self.common.layer, self.common.session),
+            panels: &panels(&self.layers, self.common)?,
             parallel: &threads,
             scratch: &mut scratch,
         };

@@ -28,7 +28,7 @@ use ort::operator::{
 use ort::value::{Shape, TensorElementType, ValueType};
 
 use crate::allocator::Allocator;
-use crate::layers::Layers;
+use crate::layers::{LayerPanels, Layers};
 
 /// The operators' domain, over `layers`.
 pub(crate) fn domain(layers: &Arc<Layers>) -> Result<OperatorDomain, ort::Error> {
@@ -81,6 +81,13 @@ impl Common {
             bounds,
         })
     }
+}
+
+/// The panels of an operator's layer. Waits until they have been brought.
+fn panels(layers: &Layers, common: Common) -> Result<LayerPanels<'_>, ort::Error> {
+    layers
+        .panels(common.layer, common.session)
+        .map_err(|error| ort::Error::new(error.to_string()))
 }
 
 /// The memory of the session that is being created.

@@ -17,7 +17,7 @@ use ort::operator::{
 use ort::value::ValueType;
 
 use super::threads::Threads;
-use super::{Common, guarded, input_shape, session_memory, set_output};
+use super::{Common, guarded, input_shape, panels, session_memory, set_output};
 use crate::allocator::Allocator;
 use crate::layers::{LayerKernel, Layers, Whole};
 use crate::value;
@@ -88,7 +88,7 @@ impl Opening {
         if out.len() != whole.bytes {
             return Err(ort::Error::new("the weight has another size than its type"));
         }
-        let panels = self.layers.panels(self.common.layer, self.common.session);
+        let panels = panels(&self.layers, self.common)?;
         let count = self.layers.layers[self.common.layer].kernel.panels();
         let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
         let mut pieces: Vec<Mutex<&mut [u8]>> = Vec::with_capacity(count);

@@ -1,6 +1,8 @@
 //! Occlude on a model: sealed, opened, loaded with every weight streamed that can
 //! be, and run.
 
+use std::sync::Arc;
+
 use occlude_container::{ChunkSize, Container, SealError, SealOptions, model_key, seal_file};
 use occlude_engine::{LoadError, Model, RunError};
 use occlude_inference_protocol::Tensor;
@@ -72,7 +74,7 @@ pub(crate) fn run(
     let opened = signed
         .open(&model_key)
         .map_err(|error| NoAnswer::Open(error.to_string()))?;
-    let model = Model::load(runtime(), &opened, &everything_streamed())?;
+    let model = Model::load(runtime(), &Arc::new(opened), &everything_streamed())?;
     let answers = model.run(inputs, &[])?;
     Ok((answers, facts(&model)))
 }

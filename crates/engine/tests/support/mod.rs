@@ -5,6 +5,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use occlude_container::{ChunkSize, Container, OpenContainer, SealOptions, model_key, seal_file};
 use occlude_engine::{
@@ -60,13 +61,13 @@ pub(crate) fn two_threads() -> LoadOptions {
 }
 
 /// Seals `model` and opens the result, whose file is gone from its folder then.
-pub(crate) fn opened(model: &ModelProto) -> OpenContainer {
+pub(crate) fn opened(model: &ModelProto) -> Arc<OpenContainer> {
     let folder = tempfile::tempdir().unwrap();
     opened_in(folder.path(), model)
 }
 
 /// Seals `model` into `model.occ` in `folder`, with the smallest chunks, and opens it.
-pub(crate) fn opened_in(folder: &Path, model: &ModelProto) -> OpenContainer {
+pub(crate) fn opened_in(folder: &Path, model: &ModelProto) -> Arc<OpenContainer> {
     let (plain, sealed) = (folder.join("model.onnx"), folder.join("model.occ"));
     std::fs::write(&plain, model.encode_to_vec()).unwrap();
     let key = OwnerKey::generate();
@@ -79,7 +80,7 @@ pub(crate) fn opened_in(folder: &Path, model: &ModelProto) -> OpenContainer {
     let container = Container::read(&sealed).unwrap();
     let signed = container.verify_owner(&key.public()).unwrap();
     let model_key = model_key(&key, signed.header());
-    signed.open(&model_key).unwrap()
+    Arc::new(signed.open(&model_key).unwrap())
 }
 
 pub(crate) fn load(model: &ModelProto) -> Result<Model, LoadError> {

@@ -354,10 +354,12 @@ impl Compared<'_> {
         let inputs = self.inputs.to_vec();
         let start = Instant::now();
         let container = sealed.open()?;
-        let model = Model::load(self.runtime, &container, &load_options)?;
+        let model = Model::start(self.runtime, &container, &load_options)?;
         let load = start.elapsed();
-        let answer = model.run(inputs, &[])?;
+        let answer = model.run(inputs, &[]);
         let first_answer = start.elapsed();
+        model.wait_until_loaded()?;
+        let answer = answer?;
         let mut difference = Difference::default();
         difference
             .add(&answer, self.expected)

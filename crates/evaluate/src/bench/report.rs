@@ -92,9 +92,11 @@ pub struct Occlude {
     /// Median time from an answer until all memory that it took is wiped, in
     /// milliseconds: how much later the next request can start. Not in the others.
     pub wipe_ms: f64,
-    /// Time to open and load the sealed model, in milliseconds.
+    /// Time to open the sealed model and start its sessions, in milliseconds. Weights may
+    /// come later; where the budget is in bytes all of them have come by then.
     pub load_ms: f64,
-    /// Time from the start of loading to the first answer, in milliseconds.
+    /// Time from the start of loading to the first answer, in milliseconds: by then every
+    /// weight that it needed has come.
     pub first_answer_ms: f64,
     /// Highest anonymous memory of a process that loads and runs it, in MiB.
     pub peak_protected_mib: f64,

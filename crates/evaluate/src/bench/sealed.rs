@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use occlude_container::{
     ChunkSize, Container, OpenContainer, Progress, SealOptions, model_key, seal,
@@ -59,7 +60,7 @@ impl SealedModel {
         })
     }
 
-    pub(super) fn open(&self) -> Result<OpenContainer, BenchError> {
+    pub(super) fn open(&self) -> Result<Arc<OpenContainer>, BenchError> {
         self.access.open()
     }
 
@@ -70,10 +71,11 @@ impl SealedModel {
 }
 
 impl Access {
-    pub(super) fn open(&self) -> Result<OpenContainer, BenchError> {
+    pub(super) fn open(&self) -> Result<Arc<OpenContainer>, BenchError> {
         let container = Container::read(&path(self.descriptor))?;
         let signed = container.verify_owner(&self.owner)?;
-        Ok(signed.open(&ModelKey::new(Zeroizing::new(self.key)))?)
+        let open = signed.open(&ModelKey::new(Zeroizing::new(self.key)))?;
+        Ok(Arc::new(open))
     }
 }
 

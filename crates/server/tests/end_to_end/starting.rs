@@ -1,10 +1,11 @@
-//! Why a server does not start, each with its own error.
+//! Why a server does not start, or stops at once, each with its own error.
 
 use std::net::TcpListener;
 
 use occlude_container::{ContainerError, HeaderError, OpenError};
+use occlude_engine::LoadError;
 use occlude_keys::{ModelKey, OwnerKey};
-use occlude_server::{StartError, StartErrorKind};
+use occlude_server::{ServeError, Server, StartError, StartErrorKind};
 use zeroize::Zeroizing;
 
 use crate::world::{World, id, serve};
@@ -190,5 +191,34 @@ async fn two_files_of_one_version_are_refused_before_any_key_is_asked_for() {
     assert!(
         matches!(&error, StartError::Duplicate { id: twice, version: 1 } if *twice == id("digits")),
         "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_weight_that_was_altered_stops_the_server_and_names_the_chunk() {
+    let world = World::new().await;
+    let model = world.publish("digits", 1, 1.0).await;
+    let mut bytes = std::fs::read(&model).unwrap();
+    // The last chunk holds the weight, the first one the graph.
+    let chunk = (bytes.len() - 4096) as u64 / (4096 + 16) - 1;
+    assert!(chunk > 0);
+    let last = bytes.len() - 4096;
+    bytes[last] ^= 1;
+    std::fs::write(&model, bytes).unwrap();
+    let server = Server::bind(world.options(&[&model])).await;
+    // Weights come while the server starts: it notices before or after.
+    let said = match server {
+        Ok(server) => match server.run(std::future::pending()).await.unwrap_err() {
+            ServeError::Model { path, source } => (path, source),
+            other => panic!("{other}"),
+        },
+        Err(StartError::Model { path, source }) => (path, source),
+        Err(other) => panic!("{other}"),
+    };
+    assert_eq!(said.0, model);
+    assert!(
+        matches!(said.1, LoadError::Open(OpenError::Inauthentic { chunk: found }) if found == chunk),
+        "{}",
+        said.1
     );
 }

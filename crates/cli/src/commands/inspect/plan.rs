@@ -3,6 +3,7 @@
 //! Names of layers are shown, since whoever has the owner's key is the owner.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use occlude_container::OpenContainer;
 use occlude_engine::{LibrarySearch, LoadError, LoadOptions, Model, Plan, Runtime, RuntimeOptions};
@@ -12,7 +13,7 @@ use crate::failure::Failure;
 use crate::output;
 
 /// Loads the model as a server does, for as long as it takes to make the plan.
-pub(super) fn of(open: &OpenContainer, arguments: &InspectArguments) -> Result<Plan, Failure> {
+pub(super) fn of(open: &Arc<OpenContainer>, arguments: &InspectArguments) -> Result<Plan, Failure> {
     let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let runtime = RuntimeOptions {
         threads,

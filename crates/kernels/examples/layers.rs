@@ -4,19 +4,41 @@
 //! `cargo run --release -p occlude-kernels --example layers`
 
 use std::io::Write;
+use std::ops::Range;
 use std::time::Instant;
 
 use occlude_kernels::{
     Alone, Convolution, ConvolutionShape, Epilogue, Extents, Gemm, Isa, Layout, Panels, Workers,
 };
 
-struct Resident(Vec<Vec<f32>>);
+/// Panels one behind the other, as an engine has them.
+struct Resident {
+    numbers: Vec<f32>,
+    places: Vec<Range<usize>>,
+}
+
+impl Resident {
+    fn new(lengths: impl Iterator<Item = usize>) -> Self {
+        let mut end = 0;
+        let places: Vec<Range<usize>> = lengths
+            .map(|length| {
+                let start = end;
+                end += length.next_multiple_of(16);
+                start..start + length
+            })
+            .collect();
+        Self {
+            numbers: vec![0.01; end],
+            places,
+        }
+    }
+}
 
 impl Panels for Resident {
     type Error = std::convert::Infallible;
 
     fn resident(&self, index: usize) -> Option<&[f32]> {
-        Some(&self.0[index])
+        Some(&self.numbers[self.places[index].clone()])
     }
 
     fn open(&self, _: usize, _: &mut [f32]) -> Result<(), Self::Error> {
@@ -49,7 +71,11 @@ fn main() {
             ("mobilenet 576-576 dw 14", 576, 576, 14, 3, 1, 576),
             ("mobilenet 16-96 112", 16, 96, 112, 1, 1, 1),
             ("mobilenet 144-24 56", 144, 24, 56, 1, 1, 1),
+            ("mobilenet 96-576 14", 96, 576, 14, 1, 1, 1),
             ("mobilenet 576-96 14", 576, 96, 14, 1, 1, 1),
+            ("mobilenet 960-160 7", 960, 160, 7, 1, 1, 1),
+            ("mobilenet 960-320 7", 960, 320, 7, 1, 1, 1),
+            ("mobilenet 320-1280 7", 320, 1280, 7, 1, 1, 1),
         ] {
             let shape = ConvolutionShape {
                 out_channels: outputs,
@@ -73,10 +99,8 @@ fn main() {
                 },
                 output_layout: Layout::Blocked,
             };
-            let weights = (0..convolution.panels())
-                .map(|panel| vec![0.01; convolution.panel_length(panel)])
-                .collect();
-            let weights = Resident(weights);
+            let lengths = (0..convolution.panels()).map(|panel| convolution.panel_length(panel));
+            let weights = Resident::new(lengths);
             let x = vec![0.5; convolution.image_length(inputs, [side; 2], extents.input_layout)];
             let mut y = vec![0.0; convolution.image_length(outputs, [output; 2], Layout::Blocked)];
             let mut scratch = vec![0.0; convolution.scratch(1, &extents)];
@@ -102,8 +126,8 @@ fn main() {
             (1, 4096, 4096),
         ] {
             let gemm = Gemm::new(isa, k, n, false);
-            let weights = (0..gemm.panels()).map(|panel| vec![0.01; gemm.panel_length(panel)]);
-            let weights = Resident(weights.collect());
+            let lengths = (0..gemm.panels()).map(|panel| gemm.panel_length(panel));
+            let weights = Resident::new(lengths);
             let (x, mut y) = (vec![0.5; m * k], vec![0.0; m * n]);
             let mut scratch = vec![0.0; gemm.scratch(1)];
             measure(&format!("gemm {m} x {k} x {n}"), m * k * n, || {

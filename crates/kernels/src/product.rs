@@ -4,7 +4,8 @@
 //! opens their panels one after the other into a scratch of its own and passes over
 //! all points with each. *By point*: all threads open a window of panels together,
 //! then share the points. The first has no barrier and suits many columns, the second
-//! few columns or many points.
+//! few columns or many points. Groups that are left when each thread has as many go by
+//! point.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -151,7 +152,10 @@ impl Product<'_> {
     /// # Safety
     /// With the offsets of its maps, `input`, `output`, and what `finish` points to
     /// are valid for `points` points; only this call uses the output meanwhile.
-    pub(crate) unsafe fn run<P: Panels>(&self, workers: Workers<'_, P>) -> Result<(), P::Error> {
+    pub(crate) unsafe fn run<P: Panels>(
+        &self,
+        mut workers: Workers<'_, P>,
+    ) -> Result<(), P::Error> {
         if self.points == 0 || self.packing.columns() == 0 {
             return Ok(());
         }
@@ -160,19 +164,33 @@ impl Product<'_> {
         let even = groups.is_multiple_of(threads) || groups >= 6 * threads;
         let many_points = self.points >= 64 * MOST_POINTS;
         let fits = self.packing.length() <= WINDOW;
-        let by_point =
-            self.points > MOST_POINTS && (fits && (many_points || !even) || groups < threads);
+        let by_group = if self.points <= MOST_POINTS {
+            groups
+        } else if fits && many_points {
+            0
+        } else if even {
+            groups
+        } else {
+            groups - groups % threads
+        };
         // SAFETY: the caller's contract.
         unsafe {
-            if by_point {
-                self.run_by_point(workers)
-            } else {
-                self.run_by_group(workers)
+            if by_group > 0 {
+                self.run_by_group(workers.with(), by_group)?;
+            }
+            if by_group < groups {
+                self.run_by_point(workers, by_group)?;
             }
         }
+        Ok(())
     }
 
-    unsafe fn run_by_group<P: Panels>(&self, workers: Workers<'_, P>) -> Result<(), P::Error> {
+    /// The first `count` groups.
+    unsafe fn run_by_group<P: Panels>(
+        &self,
+        workers: Workers<'_, P>,
+        count: usize,
+    ) -> Result<(), P::Error> {
         let own = own(self.packing);
         let Workers {
             panels,
@@ -180,7 +198,7 @@ impl Product<'_> {
             scratch,
         } = workers;
         let scratch = Scratch::new(scratch);
-        let groups = Shares::new(self.packing.groups(), parallel.threads());
+        let groups = Shares::new(count, parallel.threads());
         let failure = Failure::new();
         parallel.run(parallel.threads(), &|thread| {
             let mut weights = Vec::with_capacity(self.packing.ranges());
@@ -221,7 +239,12 @@ impl Product<'_> {
         failure.into_result()
     }
 
-    unsafe fn run_by_point<P: Panels>(&self, workers: Workers<'_, P>) -> Result<(), P::Error> {
+    /// The groups from `first` on.
+    unsafe fn run_by_point<P: Panels>(
+        &self,
+        workers: Workers<'_, P>,
+        first: usize,
+    ) -> Result<(), P::Error> {
         let ranges = self.packing.ranges();
         let Workers {
             panels,
@@ -229,7 +252,7 @@ impl Product<'_> {
             scratch,
         } = workers;
         let scratch = Scratch::new(scratch);
-        let mut first = 0;
+        let mut first = first * ranges;
         while first < self.packing.panels() {
             let (end, places) = self.window(first);
             let failure = Failure::new();
@@ -257,7 +280,7 @@ impl Product<'_> {
             }
             failure.into_result()?;
             let groups = first / ranges..(end - 1) / ranges + 1;
-            let pieces = self.pieces(parallel.threads());
+            let pieces = self.pieces(groups.len(), parallel.threads());
             let works = pieces * groups.len();
             let works = Shares::new(works, parallel.threads());
             parallel.run(parallel.threads(), &|_| {
@@ -299,11 +322,12 @@ impl Product<'_> {
         (first + places.len(), places)
     }
 
-    /// How many pieces the points make.
-    fn pieces(&self, threads: usize) -> usize {
+    /// How many pieces the points make, of which each thread passes over all with every one
+    /// of `groups` groups.
+    fn pieces(&self, groups: usize, threads: usize) -> usize {
         let reads = self.points * self.packing.reduction().channels;
         let tiles = self.points.div_ceil(MOST_POINTS);
-        let even = (PIECES_PER_THREAD * threads).div_ceil(self.packing.groups());
+        let even = (PIECES_PER_THREAD * threads).div_ceil(groups);
         reads.div_ceil(PIECE).max(even).clamp(1, tiles)
     }
 

@@ -346,17 +346,25 @@ impl Panels for LayerPanels<'_> {
     fn open(&self, index: usize, out: &mut [f32]) -> Result<(), OpenError> {
         self.open_bytes(index, bytemuck::cast_slice_mut(out))
     }
+
+    fn whereabouts(&self, index: usize) -> Option<(*const u8, usize)> {
+        let (store, ticket) = (self.layers.store.as_ref()?, self.ticket(index)?);
+        Some((store.whereabouts(ticket)?, ticket.length()))
+    }
 }
 
 impl LayerPanels<'_> {
+    fn ticket(&self, index: usize) -> Option<&Ticket> {
+        match self.brought {
+            Brought::Store(tickets) => tickets.get(index)?.as_ref(),
+            Brought::Memory(_) => None,
+        }
+    }
+
     /// Opens panel `index` into `out`, which has its length.
     pub(crate) fn open_bytes(&self, index: usize, out: &mut [u8]) -> Result<(), OpenError> {
         let name = panel_name(self.index, index);
-        let ticket = match self.brought {
-            Brought::Store(tickets) => tickets.get(index).and_then(Option::as_ref),
-            Brought::Memory(_) => None,
-        };
-        let (Some(store), Some(ticket)) = (&self.layers.store, ticket) else {
+        let (Some(store), Some(ticket)) = (&self.layers.store, self.ticket(index)) else {
             return Err(OpenError::Inauthentic { name });
         };
         let outcome = match self.layers.sessions[self.session].reader.get() {

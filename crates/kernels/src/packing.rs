@@ -73,6 +73,32 @@ impl Reduction {
         full * self.lanes + (segment - full) * self.tail_lanes()
     }
 
+    pub(crate) fn steps(&self, segments: Range<usize>) -> usize {
+        self.steps_before(segments.end) - self.steps_before(segments.start)
+    }
+
+    /// How many parts `segments` make, of whole blocks of channels and at most `blocks` of
+    /// them.
+    pub(crate) fn parts(&self, segments: Range<usize>, blocks: usize) -> usize {
+        if segments.start.is_multiple_of(self.taps) && segments.end.is_multiple_of(self.taps) {
+            (segments.len() / self.taps).div_ceil(blocks)
+        } else {
+            1
+        }
+    }
+
+    /// Part `part` of [`Self::parts`].
+    pub(crate) fn part(&self, segments: Range<usize>, part: usize, parts: usize) -> Range<usize> {
+        let cut = |part: usize| {
+            if part == parts {
+                segments.end
+            } else {
+                segments.start + segments.len() / self.taps * part / parts * self.taps
+            }
+        };
+        cut(part)..cut(part + 1)
+    }
+
     /// The block of channels and the tap of segment `segment`.
     pub(crate) fn place(&self, segment: usize) -> (usize, usize) {
         (segment / self.taps, segment % self.taps)

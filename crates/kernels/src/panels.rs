@@ -14,6 +14,12 @@ pub trait Panels: Sync {
     /// The panel is not authentic or cannot be read; the contents of `out` are then
     /// arbitrary, but nothing of a wrong panel.
     fn open(&self, index: usize, out: &mut [f32]) -> Result<(), Self::Error>;
+
+    /// Where [`Self::open`] would find panel `index`, and how many bytes, where that is in
+    /// memory: for asking caches to have it soon, not for reading.
+    fn whereabouts(&self, _index: usize) -> Option<(*const u8, usize)> {
+        None
+    }
 }
 
 /// Threads to share work among.

@@ -8,6 +8,7 @@
 //! point.
 
 use std::ops::Range;
+use std::ptr;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +25,13 @@ const WINDOW: usize = (9 << 18) / 4;
 /// Numbers of weights that one pass over the points takes at most, if they lie in
 /// several panels one behind the other: half of the smallest second-level cache.
 const STRETCH: usize = (192 << 10) / 4;
+
+/// Blocks of channels that a tile reads its points from, at most: more would be more
+/// streams of memory than processors follow.
+const MOST_STREAMS: usize = 8;
+
+/// With fewer tiles it does not pay to write sums and read them again.
+const FEW_TILES: usize = 2;
 
 /// Numbers of input that a piece of work passes over with each panel: a share of the
 /// second-level cache.
@@ -202,6 +210,7 @@ impl Product<'_> {
         let failure = Failure::new();
         parallel.run(parallel.threads(), &|thread| {
             let mut weights = Vec::with_capacity(self.packing.ranges());
+            let mut ahead = Ahead::with_capacity(self.packing.ranges());
             while !failure.happened() {
                 let Some(group) = groups.take() else {
                     return;
@@ -230,8 +239,20 @@ impl Product<'_> {
                         });
                         used += length;
                     }
+                    let after = group * self.packing.ranges() + first + weights.len();
+                    ahead.clear();
+                    // The next ones, most often of this thread, or of the groups that
+                    // are left.
+                    let next = after..(after + weights.len()).min(self.packing.panels());
+                    ahead.extend(next.rev().map(|panel| {
+                        let panel = self.first_panel + panel;
+                        match panels.resident(panel) {
+                            Some(weights) => (weights.as_ptr().cast(), size_of_val(weights)),
+                            None => panels.whereabouts(panel).unwrap_or((ptr::null(), 0)),
+                        }
+                    }));
                     // SAFETY: the caller's contract; no other thread has this group.
-                    unsafe { self.pass_all(group, first, &weights, 0..self.points) };
+                    unsafe { self.pass_all(group, first, &weights, 0..self.points, &mut ahead) };
                     first += weights.len();
                 }
             }
@@ -285,6 +306,7 @@ impl Product<'_> {
             let works = Shares::new(works, parallel.threads());
             parallel.run(parallel.threads(), &|_| {
                 let mut weights = Vec::with_capacity(ranges);
+                let mut nothing = Ahead::new();
                 while let Some(work) = works.take() {
                     let (piece, group) = (work / groups.len(), groups.start + work % groups.len());
                     let points = self.piece(piece, pieces);
@@ -299,7 +321,7 @@ impl Product<'_> {
                     let range = of_group.start - group * ranges;
                     // SAFETY: the caller's contract; no other thread has this piece of
                     // this group. The window was opened above.
-                    unsafe { self.pass_all(group, range, &weights, points) };
+                    unsafe { self.pass_all(group, range, &weights, points, &mut nothing) };
                 }
             });
             first = end;
@@ -349,6 +371,7 @@ impl Product<'_> {
         first: usize,
         weights: &[*const f32],
         points: Range<usize>,
+        ahead: &mut Ahead,
     ) {
         let length = |index: usize| {
             let panel = group * self.packing.ranges() + first + index;
@@ -366,12 +389,21 @@ impl Product<'_> {
                 end += 1;
             }
             // SAFETY: the caller's contract.
-            unsafe { self.pass(group, first + index..first + end, start, points.clone()) };
+            unsafe {
+                self.pass(
+                    group,
+                    first + index..first + end,
+                    start,
+                    points.clone(),
+                    ahead,
+                );
+            }
             index = end;
         }
     }
 
-    /// Passes over `points` with panels that lie one behind the other.
+    /// Passes over `points` with panels that lie one behind the other, some blocks of
+    /// channels at a time.
     ///
     /// # Safety
     /// As for [`Self::run`]; `weights` are the panels of `group` and `ranges`, and no
@@ -380,14 +412,46 @@ impl Product<'_> {
         &self,
         group: usize,
         ranges: Range<usize>,
+        mut weights: *const f32,
+        points: Range<usize>,
+        ahead: &mut Ahead,
+    ) {
+        let all =
+            self.packing.segments(ranges.start).start..self.packing.segments(ranges.end - 1).end;
+        let parts = if points.len() > FEW_TILES * MOST_POINTS {
+            self.packing.reduction().parts(all.clone(), MOST_STREAMS)
+        } else {
+            1
+        };
+        let width = self.packing.vectors(group).len() * self.packing.isa().width();
+        for part in 0..parts {
+            let segments = self.packing.reduction().part(all.clone(), part, parts);
+            let steps = self.packing.reduction().steps(segments.clone());
+            // SAFETY: the caller's contract.
+            unsafe { self.pass_over(group, segments, weights, points.clone(), ahead) };
+            weights = weights.wrapping_add(steps * width);
+        }
+    }
+
+    /// Passes over `points` with the weights of `segments`.
+    ///
+    /// # Safety
+    /// As for [`Self::pass`].
+    unsafe fn pass_over(
+        &self,
+        group: usize,
+        segments: Range<usize>,
         weights: *const f32,
         points: Range<usize>,
+        ahead: &mut Ahead,
     ) {
         let (isa, vectors) = (self.packing.isa(), self.packing.vectors(group));
         let first_column = vectors.start * isa.width();
         let columns = self.packing.group_columns(group);
-        let segments =
-            self.packing.segments(ranges.start).start..self.packing.segments(ranges.end - 1).end;
+        let (resume, ends) = (
+            segments.start > 0,
+            segments.end == self.packing.reduction().segments(),
+        );
         let [whole, tail] = self
             .packing
             .reduction()
@@ -407,7 +471,7 @@ impl Product<'_> {
         } else {
             isa.width()
         };
-        let finish = (ranges.end == self.packing.ranges()).then(|| Finish {
+        let finish = ends.then(|| Finish {
             bias: offset(self.finish.bias, first_column),
             residual: offset(self.finish.residual, first_vector),
             bounds: self.finish.bounds,
@@ -420,9 +484,12 @@ impl Product<'_> {
             out_points: [0; MOST_POINTS],
             out_vectors,
             last_width,
-            resume: ranges.start > 0,
+            resume,
             finish,
+            ahead: ptr::null(),
+            ahead_line: 0,
         };
+        let lines = tile::lines_ahead(whole.steps() + tail.steps());
         let best = tile::best_points(isa, vectors.len());
         let full = tile::kernel(isa, vectors.len(), best);
         let mut inputs = self.input_points.places(points.start);
@@ -439,12 +506,31 @@ impl Product<'_> {
                 tile.points[index] = self.input.wrapping_add(inputs.next());
                 tile.out_points[index] = outputs.next();
             }
+            (tile.ahead, tile.ahead_line) = next_lines(ahead, lines);
             // SAFETY: the caller's contract; an `Isa` is only made where its
             // instructions are.
             unsafe { kernel(&tile) };
             point += count;
         }
     }
+}
+
+/// Memory that a thread will read soon: starts and bytes, the last ones first.
+type Ahead = Vec<(*const u8, usize)>;
+
+/// Where the next lines to ask for are, and the bytes from one to the next.
+fn next_lines(ahead: &mut Ahead, lines: usize) -> (*const u8, usize) {
+    while let Some((start, bytes)) = ahead.last_mut() {
+        if *bytes > 0 {
+            let next = *start;
+            let asked = (lines * tile::LINE).min(*bytes);
+            *start = next.wrapping_add(asked);
+            *bytes -= asked;
+            return (next, tile::LINE);
+        }
+        ahead.pop();
+    }
+    (ptr::null(), 0)
 }
 
 fn offset(pointer: *const f32, by: usize) -> *const f32 {

@@ -28,6 +28,12 @@ pub(crate) struct Run<'a> {
     pub(crate) lanes: usize,
 }
 
+impl Run<'_> {
+    pub(crate) fn steps(&self) -> usize {
+        self.segments.len() * self.lanes
+    }
+}
+
 /// What is added to a reduction, and what is made of the sum.
 #[derive(Clone, Copy)]
 pub(crate) struct Finish {
@@ -56,6 +62,39 @@ pub(crate) struct Tile<'a> {
     pub(crate) resume: bool,
     /// Whether this ends the reduction.
     pub(crate) finish: Option<Finish>,
+    /// Memory to bring into the second-level cache meanwhile, [`lines_ahead`] lines.
+    pub(crate) ahead: *const u8,
+    /// Bytes from one line to the next; 0 where there is nothing to bring.
+    pub(crate) ahead_line: usize,
+}
+
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
+/// Steps of the reduction that are taken together.
+const STEPS: usize = 4;
+
+/// Cache lines that are asked for with as many steps: two, so that eight tiles of four
+/// vectors bring as many weights as each of them reads.
+const LINES: usize = 2;
+
+/// How many lines a tile asks for, about, with so many steps.
+pub(crate) const fn lines_ahead(steps: usize) -> usize {
+    steps / STEPS * LINES
+}
+
+/// Asks for a cache line, which may be anywhere.
+#[inline(always)]
+fn ask_for(line: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 processor has the instruction, which reads nothing that anybody
+    // could see and fails for no address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(line.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
 }
 
 /// # Safety
@@ -161,11 +200,16 @@ unsafe fn compute<V: Vector, const VECTORS: usize, const POINTS: usize>(tile: &T
         let mut sums = [[V::splat(0.0); VECTORS]; POINTS];
         let points: [*const f32; POINTS] = std::array::from_fn(|point| tile.points[point]);
         let mut weights = tile.weights;
+        let mut ahead = tile.ahead;
         for run in &tile.runs {
             for &segment in run.segments {
                 let mut lane = segment;
                 let end = segment + run.lanes;
-                while lane + 4 <= end {
+                while lane + STEPS <= end {
+                    for _ in 0..LINES {
+                        ask_for(ahead);
+                        ahead = ahead.wrapping_add(tile.ahead_line);
+                    }
                     step(&mut sums, &points, lane, weights);
                     step(
                         &mut sums,
@@ -185,8 +229,8 @@ unsafe fn compute<V: Vector, const VECTORS: usize, const POINTS: usize>(tile: &T
                         lane + 3,
                         weights.add(3 * VECTORS * V::WIDTH),
                     );
-                    weights = weights.add(4 * VECTORS * V::WIDTH);
-                    lane += 4;
+                    weights = weights.add(STEPS * VECTORS * V::WIDTH);
+                    lane += STEPS;
                 }
                 while lane < end {
                     step(&mut sums, &points, lane, weights);

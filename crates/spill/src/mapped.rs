@@ -100,6 +100,10 @@ impl Store for MappedStore {
         0
     }
 
+    fn whereabouts(&self, ticket: &Ticket) -> Option<*const u8> {
+        self.region.address(ticket.offset, ticket.length)
+    }
+
     fn observe(&self, observer: Observer) {
         self.sealer.observe(observer);
     }

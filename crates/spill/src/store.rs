@@ -50,6 +50,12 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Bytes of protected memory that a reader takes with `threads` threads, at most.
     fn reader_bytes(&self, threads: usize) -> usize;
 
+    /// Where the panel of `ticket` lies, if it is in memory: for asking caches to have it
+    /// soon, not for reading.
+    fn whereabouts(&self, _ticket: &Ticket) -> Option<*const u8> {
+        None
+    }
+
     /// Calls `observer` with offset and length whenever the store is read from now on:
     /// what the host sees. For tests; only the first observer counts.
     fn observe(&self, observer: Observer);

@@ -353,6 +353,11 @@ impl Region {
         })
     }
 
+    /// Where they are, for asking caches to have them.
+    pub(crate) fn address(&self, offset: usize, length: usize) -> Option<*const u8> {
+        Some(self.at(offset, length)?.as_ptr().cast_const())
+    }
+
     /// A pointer valid for `length` bytes.
     fn at(&self, offset: usize, length: usize) -> Option<NonNull<u8>> {
         let end = offset.checked_add(length)?;

@@ -24,6 +24,11 @@ impl Panels for Packed {
         out.copy_from_slice(&self.0[index]);
         Ok(())
     }
+
+    fn whereabouts(&self, index: usize) -> Option<(*const u8, usize)> {
+        let panel = &self.0[index];
+        Some((panel.as_ptr().cast(), size_of_val(panel.as_slice())))
+    }
 }
 
 /// Threads of the operating system, as many as asked for.
@@ -464,7 +469,8 @@ proptest! {
 #[test]
 fn large_layers_take_several_panels_and_windows() {
     for isa in Isa::available() {
-        for threads in [1, 2, 5] {
+        // 200 channels make 4 or 13 groups of columns: even and uneven shares.
+        for threads in [1, 2, 3, 5] {
             let case = Case {
                 isa,
                 threads,
@@ -474,27 +480,29 @@ fn large_layers_take_several_panels_and_windows() {
             };
             check_gemm(case, 1, 3000, 300, true).unwrap();
             check_gemm(case, 40, 1500, 130, false).unwrap();
-            let shape = ConvolutionShape {
-                out_channels: 200,
-                in_channels_per_group: 300,
-                groups: 1,
-                kernel: [3, 3],
-                strides: [1, 1],
-                dilations: [1, 1],
-            };
-            for layouts in [[Layout::Blocked; 2], [Layout::Plain; 2]] {
-                check_convolution(
-                    case,
-                    Images {
-                        shape,
-                        block: 16,
-                        batch: 2,
-                        input: [5, 6],
-                        pads: [1; 4],
-                        layouts,
-                    },
-                )
-                .unwrap();
+            for (side, layouts) in [
+                (3, [Layout::Blocked; 2]),
+                (3, [Layout::Plain; 2]),
+                (1, [Layout::Blocked; 2]),
+                (1, [Layout::Plain; 2]),
+            ] {
+                let shape = ConvolutionShape {
+                    out_channels: 200,
+                    in_channels_per_group: 300,
+                    groups: 1,
+                    kernel: [side; 2],
+                    strides: [1, 1],
+                    dilations: [1, 1],
+                };
+                let images = Images {
+                    shape,
+                    block: 16,
+                    batch: 2,
+                    input: [5, 6],
+                    pads: [side / 2; 4],
+                    layouts,
+                };
+                check_convolution(case, images).unwrap();
             }
         }
     }

@@ -209,12 +209,24 @@ fn opens_whole(draft: &Draft, node: &NodeProto, input: usize) -> bool {
             !is_table
                 && operator != "Dropout"
                 && !MAY_MAKE_NO_TENSOR.contains(&operator)
-                && (input > 0 || !ALIASES.contains(&operator))
+                && (input > 0 || !ALIASES.contains(&operator) || changes_type(draft, node))
         }
         "com.microsoft" => KNOWN_TO_READ_ALL.contains(&operator),
         _ => false,
     };
     known && !draft.is_function(node) && node.output.iter().any(|name| !name.is_empty())
+}
+
+/// Whether `node` makes another type of its constant input, and so a copy.
+fn changes_type(draft: &Draft, node: &NodeProto) -> bool {
+    let from = node
+        .input
+        .first()
+        .and_then(|name| draft.constants.get(name));
+    let to = attributes::integer(node, "to", 0);
+    node.op_type == "Cast"
+        && from
+            .is_some_and(|weight| to.is_some_and(|to| to != i64::from(weight.data_type.number())))
 }
 
 /// Whether ONNX Runtime's custom operators can make tensors of this type.

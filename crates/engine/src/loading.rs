@@ -212,7 +212,10 @@ fn blocked_channels() -> Option<usize> {
     None
 }
 
-fn survey(container: &OpenContainer, rewrite: &RewriteOptions) -> Result<Survey, LoadError> {
+pub(crate) fn survey(
+    container: &OpenContainer,
+    rewrite: &RewriteOptions,
+) -> Result<Survey, LoadError> {
     let entries = container.tensors();
     let tensors: HashMap<u64, SealedTensor> = entries
         .iter()

@@ -260,3 +260,6 @@ impl Survey {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -39,6 +39,7 @@ use crate::value;
 use self::layers::{Computing, Work};
 pub(crate) use self::pass::Loading;
 
+mod blocks;
 mod layers;
 mod pass;
 pub(crate) mod plan;
@@ -96,9 +97,10 @@ impl<'a> Prepared<'a> {
         container: &'a Arc<OpenContainer>,
         options: &'a LoadOptions,
     ) -> Result<Self, LoadError> {
+        let block = blocks::blocked_channels(runtime);
         let rewrite = RewriteOptions {
             sealed_operators: true,
-            block: blocked_channels(),
+            block,
             smallest_streamed: options.smallest_streamed,
         };
         let survey = survey(container, &rewrite)?;
@@ -111,7 +113,7 @@ impl<'a> Prepared<'a> {
             ),
         };
         let computing = Computing {
-            block: blocked_channels().unwrap_or(NARROWEST_BLOCK),
+            block: block.unwrap_or(NARROWEST_BLOCK),
             threads: runtime.options().threads.get(),
             sessions: options.sessions.get(),
         };
@@ -195,21 +197,6 @@ impl<'a> Prepared<'a> {
 fn wholes(survey: &Survey) -> Vec<bool> {
     let layers = survey.layers().iter();
     layers.map(|layer| layer.kind == LayerKind::Whole).collect()
-}
-
-/// Channels of a block in ONNX Runtime's blocked layout on this processor, which its
-/// kernels choose by the same instructions.
-fn blocked_channels() -> Option<usize> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if std::is_x86_feature_detected!("avx512f") {
-            return Some(16);
-        }
-        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
-            return Some(8);
-        }
-    }
-    None
 }
 
 pub(crate) fn survey(

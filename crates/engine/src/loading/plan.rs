@@ -162,7 +162,7 @@ impl Costs {
 /// The part of the time for opening bytes that a run is seen to take longer, 0 to 1.
 ///
 /// Fitted to what eight matrices of 2,048 by 2,048 take longer streamed than resident: 100 %
-/// of the opening with 1 row, 58 % with 16 and 39 % with 128 (`occlude bench MODEL --batch
+/// of the opening with 1 row, 56 % with 16 and 42 % with 128 (`occlude bench MODEL --batch
 /// N --budget resident --budget 0%`).
 fn exposed(usage: Usage) -> f64 {
     let points = usage.points.saturating_sub(1) as f64;

@@ -37,7 +37,7 @@ demo: build ## the whole story in a terminal: seal, serve, verify, infer
 	@$(VENV_PYTHON) -B demo/demo.py
 
 .PHONY: test
-test: production build postgresql node-tests ## every test, and each fuzz target for a few seconds
+test: production build postgresql node-tests ## every test, fuzz targets for a few seconds, sanitizers
 	@$(VENV_PYTHON) scripts/test.py --fuzz-seconds $(FUZZ_SECONDS)
 
 .PHONY: build
@@ -81,6 +81,10 @@ postgresql:
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZ_SECONDS seconds
 	@scripts/fuzz $(FUZZ_SECONDS)
+
+.PHONY: sanitize
+sanitize: ## the crates with unsafe code under the sanitizers that this toolchain has
+	@scripts/sanitize
 
 .PHONY: lint
 lint: ## formatting, clippy, documentation, dependencies

@@ -31,7 +31,7 @@ CARGO_RUNS = {
 STARTED = re.compile(r"^\s+(?:Running (?:unittests )?(\S+) \(.*?([^/]+?)-[0-9a-f]{16}\)|Doc-tests (\S+))")
 RESULT = re.compile(r"^test result: \S+ (\d+) passed; (\d+) failed; (\d+) ignored;")
 SECTION = re.compile(r"^---- (.+) stdout ----$")
-FUZZED = re.compile(r"^fuzz (\S+): (passed|failed|skipped), (.*)$")
+OUTCOME = re.compile(r"^(fuzz|sanitize) (\S+): (passed|failed|skipped), (.*)$")
 
 
 @dataclass
@@ -140,26 +140,27 @@ def cargo_tests(name: str, selection: list[str], log, count: Count) -> None:
         count.failures.append(f"{name}: cargo ended with {status}")
 
 
-def fuzz_targets(seconds: int, log, count: Count) -> None:
-    print("\n== fuzz targets", flush=True)
+def script(title: str, command: list[str], log, count: Count) -> None:
+    """Runs a script that says of each thing it tries what came of it."""
+    print(f"\n== {title}", flush=True)
 
     def take(line: str) -> bool:
-        if outcome := FUZZED.match(line):
-            target, verdict, why = outcome.groups()
+        if outcome := OUTCOME.match(line):
+            kind, target, verdict, why = outcome.groups()
             if verdict == "passed":
                 count.passed += 1
             elif verdict == "failed":
                 count.failed += 1
-                count.failures.append(f"fuzz {target}: {why}")
+                count.failures.append(f"{kind} {target}: {why}")
             else:
-                count.skipped[f"fuzz {target}"] = why
+                count.skipped[f"{kind} {target}"] = why
         return True
 
     failed_before = count.failed
-    status = stream(["scripts/fuzz", str(seconds)], log, take)
+    status = stream(command, log, take)
     if status != 0 and count.failed == failed_before:
         count.failed += 1
-        count.failures.append(f"fuzz: ended with {status}")
+        count.failures.append(f"{title}: ended with {status}")
 
 
 def main() -> int:
@@ -173,7 +174,8 @@ def main() -> int:
     with open(TARGET / "test.log", "w", encoding="utf-8") as log:
         for name, selection in CARGO_RUNS.items():
             cargo_tests(name, selection, log, count)
-        fuzz_targets(options.fuzz_seconds, log, count)
+        script("fuzz targets", ["scripts/fuzz", str(options.fuzz_seconds)], log, count)
+        script("sanitizers", ["scripts/sanitize"], log, count)
 
     if count.skipped:
         print("\nskipped:")

@@ -66,25 +66,22 @@ impl Shares {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
 
     #[test]
     fn each_number_is_handed_out_once_whoever_asks() {
         for (count, threads, most) in [(0, 1, 1), (1, 3, 1), (100, 3, 1), (100, 4, 7)] {
             let shares = Shares::new(count, threads);
-            let taken = Mutex::new(Vec::new());
-            std::thread::scope(|scope| {
-                for _ in 0..threads {
-                    scope.spawn(|| {
-                        while let Some(range) = shares.take_some(most) {
-                            taken.lock().unwrap().extend(range);
-                        }
-                    });
-                }
+            let take = || -> Vec<usize> {
+                std::iter::from_fn(|| shares.take_some(most))
+                    .flatten()
+                    .collect()
+            };
+            let mut taken = std::thread::scope(|scope| {
+                let started: Vec<_> = (0..threads).map(|_| scope.spawn(take)).collect();
+                let taken = started.into_iter().map(|thread| thread.join().unwrap());
+                taken.collect::<Vec<_>>().concat()
             });
-            let mut taken = taken.into_inner().unwrap();
             taken.sort_unstable();
             assert_eq!(taken, (0..count).collect::<Vec<_>>());
         }

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -19,6 +19,7 @@ use zeroize::Zeroize;
 
 use crate::buffer::AlignedBuffer;
 use crate::cipher::CipherKind;
+use crate::locks::Mutex;
 use crate::read_ahead::{self, ReadAhead};
 use crate::store::{AppendError, Observer, OpenError, PanelName, Reader, Sealer, Store, Ticket};
 use crate::untrusted::{Source, Target};

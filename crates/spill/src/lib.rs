@@ -23,6 +23,11 @@
 mod buffer;
 mod cipher;
 mod direct;
+#[cfg_attr(
+    thread_sanitizer,
+    allow(unsafe_code, reason = "calls into the sanitizer, in its builds only")
+)]
+mod locks;
 mod mapped;
 mod read_ahead;
 mod store;

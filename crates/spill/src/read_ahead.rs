@@ -15,7 +15,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use zeroize::Zeroize;
 
 use crate::buffer::AlignedBuffer;
 use crate::direct::DirectStore;
+use crate::locks::{Condvar, Mutex, MutexGuard};
 use crate::store::{OpenError, PanelName, Reader, Store, Ticket};
 use crate::untrusted::Source;
 

@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 
 use super::*;
 use crate::cipher::CipherKind;
-use crate::store::tests::{another_descriptor, direct, name, panel};
+use crate::store::tests::{another_descriptor, direct, join_each, name, panel};
 
 /// Panels of several layers, more than the buffers hold.
 struct Filled {
@@ -127,10 +127,10 @@ fn threads_that_share_a_layer_by_groups_open_what_was_appended() {
         reader.begin_run();
         for layer in 0..LAYERS {
             std::thread::scope(|scope| {
-                for panels in filled.layer(layer).chunks(group) {
-                    let reader = &reader;
-                    scope.spawn(move || panels.iter().for_each(|panel| opens(reader, panel)));
-                }
+                let reader = &reader;
+                join_each(filled.layer(layer).chunks(group).map(|panels| {
+                    scope.spawn(move || panels.iter().for_each(|panel| opens(reader, panel)))
+                }));
             });
         }
     }
@@ -161,15 +161,15 @@ fn panels_in_any_order_or_twice_are_right() {
 fn several_sessions_read_one_store() {
     let Some(filled) = filled() else { return };
     std::thread::scope(|scope| {
-        for _ in 0..3 {
+        join_each((0..3).map(|_| {
             scope.spawn(|| {
                 let reader = filled.reader(1);
                 for _ in 0..3 {
                     reader.begin_run();
                     filled.panels.iter().for_each(|panel| opens(&reader, panel));
                 }
-            });
-        }
+            })
+        }));
     });
 }
 

@@ -285,9 +285,12 @@ fn reading(cipher: &Cipher, length: usize) -> Reading {
     reading
 }
 
-/// Shorter than a block, whole blocks, and several rounds of the unrolled loops with
-/// every kind of rest.
+/// Shorter than a block, whole blocks, and a round of the unrolled loops with a rest.
 const LENGTHS: [usize; 11] = [1, 15, 16, 31, 32, 64, 100, 128, 300, 512, 2048];
+
+/// One and two rounds of the longest unrolled loop, of 512 bytes, with a rest that is no
+/// multiple of anything.
+const WITH_REST: [usize; 2] = [717, 1125];
 
 fn aegis(kind: CipherKind, opening: Option<Open>) -> Cipher {
     let mut cipher = Cipher::new(kind, &[7; 16]);
@@ -381,7 +384,7 @@ fn every_implementation_for_other_processors_takes_each_byte_once() {
             continue;
         }
         let cipher = aegis(kind, Some(implementation.open));
-        for length in LENGTHS {
+        for length in LENGTHS.into_iter().chain(WITH_REST) {
             assert_eq!(
                 reading(&cipher, length),
                 Reading::Once,

@@ -255,7 +255,7 @@ impl std::fmt::Debug for DirectStore {
 }
 
 /// A file without a name in `folder`, past the page cache, and its block size.
-fn unnamed_file(folder: &Path) -> Result<(File, usize), DirectError> {
+pub(crate) fn unnamed_file(folder: &Path) -> Result<(File, usize), DirectError> {
     let unsuitable = |reason: &str| DirectError::Unsuitable {
         folder: folder.to_owned(),
         reason: reason.to_owned(),

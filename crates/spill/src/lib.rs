@@ -23,6 +23,7 @@
 mod buffer;
 mod cipher;
 mod direct;
+mod disk;
 #[cfg_attr(
     thread_sanitizer,
     allow(unsafe_code, reason = "calls into the sanitizer, in its builds only")
@@ -39,5 +40,6 @@ mod untrusted;
 
 pub use cipher::{CipherKind, UnknownCipher};
 pub use direct::{DirectError, DirectStore};
+pub use disk::Disk;
 pub use mapped::MappedStore;
 pub use store::{AppendError, Observer, OpenError, PanelName, Reader, Store, Ticket};

@@ -29,7 +29,7 @@ use crate::untrusted::Source;
 
 /// Bytes of a span, at most: reads of this size reach a disk's full rate with
 /// [`THREADS`] of them at once.
-const SPAN: usize = 1 << 20;
+pub(crate) const SPAN: usize = 1 << 20;
 
 /// Buffers, each for a span: 16 MiB, what a disk of 2 GB/s reads in 8 ms. It outlasts a
 /// layer that computes long, and threads that each open a group of a wide matrix.
@@ -39,7 +39,7 @@ const BUFFERS: usize = 16;
 pub(crate) const BYTES: usize = BUFFERS * SPAN;
 
 /// Threads that read, and so reads at once.
-const THREADS: usize = 4;
+pub(crate) const THREADS: usize = 4;
 
 /// Bytes of a reading thread's stack: all it does is to call the kernel.
 const STACK: usize = 128 << 10;

@@ -137,6 +137,18 @@ fn print(report: &Report) {
             number(measured.occlude.wipe_ms)
         ));
     }
+    for entry in &report.budgets {
+        if let Some((measured, read)) =
+            measured(entry).and_then(|it| Some((it, it.occlude.read_ms?)))
+        {
+            output::line(format_args!(
+                "{}: the disk takes {} ms for the {} MiB that a run opens, if nothing is done but to read.",
+                entry.budget,
+                number(read),
+                number(measured.occlude.opened_mib_per_run)
+            ));
+        }
+    }
     output::line(MEMORY_NOTE);
     output::line(match report.spill {
         Spill::Direct(_) => DIRECT_NOTE,

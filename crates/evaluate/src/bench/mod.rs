@@ -22,6 +22,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use occlude_container::{ContainerError, OpenError, SealError};
@@ -30,6 +31,7 @@ use occlude_engine::{
     RunError, Runtime, RuntimeOptions, Spill,
 };
 use occlude_inference_protocol::Tensor;
+use occlude_spill::Disk;
 
 pub use budget::{Budget, BudgetError};
 pub use memory::measure_memory;
@@ -143,6 +145,9 @@ pub enum BenchError {
 
 /// Plain ONNX Runtime's name in what is said to people.
 const PLAIN: &str = "plain ONNX Runtime";
+
+/// Longer than it takes a reader of a disk to fill its buffers.
+const READING_AHEAD: Duration = Duration::from_millis(50);
 
 /// Why a budget's measurement stopped.
 enum Stop {
@@ -335,6 +340,8 @@ struct Timed {
     weights: u64,
     resident: u64,
     opened_per_run: f64,
+    /// What reading as much alone takes, from a file.
+    read: Option<Duration>,
     difference: Difference,
 }
 
@@ -365,7 +372,16 @@ impl Compared<'_> {
             .add(&answer, self.expected)
             .map_err(Stop::Refused)?;
 
+        let opened_before = model.opened_bytes();
+        let disk = match spill {
+            Spill::Direct(folder) => {
+                model.run(self.inputs.to_vec(), &[])?;
+                disk(folder, model.opened_bytes() - opened_before).map_err(Stop::Refused)?
+            }
+            _ => None,
+        };
         let (mut runs, mut wipe_times) = (0_u32, Vec::new());
+        let mut read_times = Times::default();
         let opened_before = model.opened_bytes();
         let plain = &mut *self.plain;
         let (inputs, expected) = (self.inputs, self.expected);
@@ -383,6 +399,9 @@ impl Compared<'_> {
                 runs += 1;
                 if last {
                     difference.add(&answer, expected).map_err(Stop::Refused)?;
+                    if let Some(disk) = &disk {
+                        read_times.push(time_of_reading(disk).map_err(Stop::Refused)?);
+                    }
                 }
                 Ok(elapsed)
             },
@@ -404,9 +423,25 @@ impl Compared<'_> {
             weights: model.weight_bytes(),
             resident: model.resident_bytes() as u64,
             opened_per_run: opened as f64 / f64::from(runs.max(1)),
+            read: (!read_times.is_empty()).then(|| read_times.minimum()),
             difference,
         })
     }
+}
+
+/// A disk to compare streaming `bytes` from `folder` with; none if none are streamed.
+fn disk(folder: &Path, bytes: u64) -> Result<Option<Disk>, String> {
+    let bytes = usize::try_from(bytes).map_err(|error| error.to_string())?;
+    let disk = (bytes > 0).then(|| Disk::new(folder, bytes));
+    disk.transpose().map_err(|error| error.to_string())
+}
+
+fn time_of_reading(disk: &Disk) -> Result<Duration, String> {
+    // The model's own reader has begun with the next run's weights.
+    thread::sleep(READING_AHEAD);
+    let start = Instant::now();
+    disk.read().map_err(|error| format!("the disk: {error}"))?;
+    Ok(start.elapsed())
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {
@@ -428,6 +463,7 @@ impl Timed {
                 weights_mib: report::mebibytes(self.weights as f64),
                 resident_mib: report::mebibytes(self.resident as f64),
                 opened_mib_per_run: report::mebibytes(self.opened_per_run),
+                read_ms: self.read.map(report::milliseconds),
             },
             ratio_p50: report::ratio(self.occlude_times.median(), self.plain_times.median()),
             ratio_min: report::ratio(self.occlude_times.minimum(), self.plain_times.minimum()),

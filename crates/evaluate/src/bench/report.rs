@@ -106,6 +106,10 @@ pub struct Occlude {
     pub resident_mib: f64,
     /// Streamed weights that one run opens, in MiB.
     pub opened_mib_per_run: f64,
+    /// Shortest time in which the disk gives as many bytes to whoever does nothing but
+    /// read, in milliseconds; only where weights are streamed from a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_ms: Option<f64>,
 }
 
 impl Plain {

@@ -50,8 +50,7 @@ impl Disk {
     /// The operating system's.
     pub fn read(&self) -> io::Result<()> {
         let next = AtomicUsize::new(0);
-        let read = || {
-            let mut buffer = AlignedBuffer::new(SPAN)?;
+        let read = &|mut buffer: AlignedBuffer| {
             loop {
                 let offset = next.fetch_add(SPAN, Ordering::Relaxed);
                 if offset >= self.length {
@@ -61,8 +60,12 @@ impl Disk {
                     .read_exact_at(buffer.as_mut_slice(), offset as u64)?;
             }
         };
+        let buffers = AlignedBuffer::several(THREADS, SPAN)?;
         thread::scope(|scope| {
-            let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(read)).collect();
+            let threads: Vec<_> = buffers
+                .into_iter()
+                .map(|buffer| scope.spawn(move || read(buffer)))
+                .collect();
             threads.into_iter().try_for_each(|thread| {
                 thread
                     .join()

@@ -406,9 +406,7 @@ impl ReadAhead {
                 run: 0,
                 begun: false,
                 next: 0,
-                free: (0..buffers)
-                    .map(|_| AlignedBuffer::new(SPAN))
-                    .collect::<io::Result<_>>()?,
+                free: AlignedBuffer::several(buffers, SPAN)?,
                 buffers,
                 spans: HashMap::new(),
                 reading: 0,

@@ -95,19 +95,16 @@ mod tests {
     use super::*;
     use crate::support::runtime;
 
-    /// ONNX Runtime's kernels of this layout on x86-64 are for AVX-512 and for AVX
-    /// (`mlas/lib/platform.cpp`).
+    /// ONNX Runtime's kernels of this layout on x86-64 (`mlas/lib/platform.cpp`): those
+    /// for AVX-512 take 16 channels, all others 8.
     #[test]
     #[cfg(target_arch = "x86_64")]
-    fn a_block_is_a_vector_of_avx512_or_of_avx() {
-        let expected = if std::is_x86_feature_detected!("avx512f") {
-            Some(16)
-        } else if std::is_x86_feature_detected!("avx") {
-            Some(8)
-        } else {
-            None
-        };
-        assert_eq!(blocked_channels(runtime()), expected);
+    fn a_block_has_16_channels_with_avx512_and_else_8() {
+        let avx512 = std::is_x86_feature_detected!("avx512f");
+        assert_eq!(
+            blocked_channels(runtime()),
+            Some(if avx512 { 16 } else { 8 })
+        );
     }
 
     #[test]

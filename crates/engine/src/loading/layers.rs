@@ -8,11 +8,11 @@
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use occlude_container::OpenContainer;
 use occlude_kernels::{BIAS_MULTIPLE, ConvolutionShape, Isa, Slab};
-use occlude_spill::{CipherKind, PanelName, Store, Ticket};
+use occlude_spill::{CipherKind, PanelName, Store};
 use zeroize::Zeroizing;
 
 use crate::error::LoadError;
@@ -57,14 +57,8 @@ struct Origin {
     source: Source,
     scale: Option<Vec<f32>>,
     /// Until all slabs are done.
-    shelf: Mutex<Option<Shelf>>,
+    panels: Mutex<Option<Brought>>,
     slabs_left: AtomicUsize,
-}
-
-/// Where a layer's panels are put while they are made.
-enum Shelf {
-    Store(Vec<Option<Ticket>>),
-    Memory(Resident),
 }
 
 /// What a loading thread holds.
@@ -110,7 +104,7 @@ impl Work {
             let slabs = layer.slabs();
             let (layer, origin) = layer.split(store.is_some(), slabs.len())?;
             if slabs.is_empty() {
-                layer.bring(origin.taken());
+                layer.bring(origin.panels().take());
             }
             jobs.extend(slabs.into_iter().map(|slab| (index, slab)));
             layers.push(layer);
@@ -139,7 +133,7 @@ impl Work {
         let done = self.pack(*index, origin, &layer.kernel, slab, buffers);
         // Of threads that did slabs of one layer the last one sees what all have done.
         if done.is_ok() && origin.slabs_left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            layer.bring(origin.taken());
+            layer.bring(origin.panels().take());
         }
         Some(done)
     }
@@ -193,10 +187,9 @@ impl Work {
                 })?),
                 None => None,
             };
-            let mut shelf = origin.shelf.lock().unwrap_or_else(PoisonError::into_inner);
-            match shelf.as_mut() {
-                Some(Shelf::Store(tickets)) => tickets[number] = ticket,
-                Some(Shelf::Memory(Resident { buffer, places })) => {
+            match origin.panels().as_mut() {
+                Some(Brought::Store(tickets)) => tickets[number] = ticket,
+                Some(Brought::Memory(Resident { buffer, places })) => {
                     buffer.as_mut_slice()[places[number].clone()].copy_from_slice(bytes);
                 }
                 None => {}
@@ -207,13 +200,8 @@ impl Work {
 }
 
 impl Origin {
-    /// What the shelf holds, for the layer to have.
-    fn taken(&self) -> Option<Brought> {
-        let mut shelf = self.shelf.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(match shelf.take()? {
-            Shelf::Store(tickets) => Brought::Store(tickets),
-            Shelf::Memory(resident) => Brought::Memory(resident),
-        })
+    fn panels(&self) -> MutexGuard<'_, Option<Brought>> {
+        self.panels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -303,19 +291,19 @@ impl Prepared {
 
     /// The layer, and where its weights are to come from in so many slabs.
     fn split(self, spilled: bool, slabs: usize) -> Result<(Layer, Origin), LoadError> {
-        let panels = self.kernel.panels();
-        let (shelf, set_aside) = if spilled {
-            (Shelf::Store(vec![None; panels]), 0)
+        let count = self.kernel.panels();
+        let (panels, set_aside) = if spilled {
+            (Brought::Store(vec![None; count]), 0)
         } else {
-            let all: Vec<usize> = (0..panels).collect();
+            let all: Vec<usize> = (0..count).collect();
             let (buffer, places) = room_in_memory(&self.kernel, &all)?;
             let set_aside = buffer.len();
-            (Shelf::Memory(Resident { buffer, places }), set_aside)
+            (Brought::Memory(Resident { buffer, places }), set_aside)
         };
         let origin = Origin {
             source: self.source,
             scale: self.scale,
-            shelf: Mutex::new(Some(shelf)),
+            panels: Mutex::new(Some(panels)),
             slabs_left: AtomicUsize::new(slabs),
         };
         Ok((

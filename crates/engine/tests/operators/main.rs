@@ -11,7 +11,6 @@ mod cases;
 #[path = "../../../kernels/tests/definition/filtering.rs"]
 mod filtering;
 mod network;
-mod random;
 mod signal;
 mod steps;
 #[path = "../support/mod.rs"]

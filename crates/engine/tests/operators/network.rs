@@ -9,8 +9,8 @@ use occlude_inference_protocol::Tensor;
 use occlude_onnx::DataType;
 use occlude_onnx::messages::{ModelProto, NodeProto, TensorProto, ValueInfoProto};
 
-use crate::random::Random;
 use crate::signal::Signal;
+use crate::support::random::Random;
 use crate::support::{floats, graph, model, value};
 use crate::windows::Window;
 

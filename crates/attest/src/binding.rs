@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest, Sha512};
 
-use crate::hexadecimal::hexadecimal_bytes;
+use occlude_keys::hexadecimal_bytes;
 
 /// The version of the statement and of how it is bound.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -84,7 +84,6 @@ impl UnixTime {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::HexadecimalError;
 
     #[test]
     fn a_binding_is_the_documented_hash() {
@@ -125,11 +124,8 @@ mod tests {
             &"g5".repeat(32),
         ] {
             assert_eq!(
-                text.parse::<Nonce>(),
-                Err(HexadecimalError {
-                    expected: 64,
-                    found: text.to_owned()
-                })
+                text.parse::<Nonce>().unwrap_err().to_string(),
+                format!("expected 64 lower-case hexadecimal digits, found {text:?}")
             );
         }
     }

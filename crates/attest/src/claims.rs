@@ -6,7 +6,7 @@
 use std::fmt::{Debug, Display, Formatter};
 
 use crate::TeeKind;
-use crate::hexadecimal::{self, hexadecimal_bytes};
+use occlude_keys::{hexadecimal, hexadecimal_bytes};
 
 /// Whose word claims rest on.
 #[derive(

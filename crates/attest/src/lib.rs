@@ -29,7 +29,6 @@ mod binding;
 mod canonical;
 mod claims;
 mod evidence;
-mod hexadecimal;
 mod policy;
 mod response;
 #[cfg(feature = "simulated")]
@@ -42,7 +41,6 @@ pub use binding::{Binding, Nonce, PROTOCOL_VERSION, UnixTime};
 pub use canonical::DecodeError;
 pub use claims::{Claims, ConfigurationDigest, Measurement, MeasurementError, Protection, Trust};
 pub use evidence::{Evidence, VerifyError, verify};
-pub use hexadecimal::HexadecimalError;
 pub use policy::{
     Policy, PolicyError, PolicyFile, PolicyFileError, Refusal, SignPolicyError, sign_policy,
 };

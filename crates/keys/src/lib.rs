@@ -14,11 +14,13 @@
 
 mod digest;
 mod file;
+pub mod hexadecimal;
 mod model;
 mod owner;
 
-pub use digest::{DigestParseError, HeaderDigest};
+pub use digest::HeaderDigest;
 pub use file::OwnerKeyFileError;
+pub use hexadecimal::HexadecimalError;
 pub use model::{ModelId, ModelIdError, ModelKey, ModelVersion, Salt};
 pub use owner::{
     Domain, InvalidSignature, OwnerFingerprint, OwnerKey, OwnerPublic, OwnerPublicParseError,

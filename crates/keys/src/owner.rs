@@ -11,7 +11,7 @@ use hkdf::Hkdf;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use crate::digest::hexadecimal_digest;
+use crate::hexadecimal_bytes;
 use crate::{ModelId, ModelKey, ModelVersion, Salt};
 
 /// An Ed25519 signature (RFC 8032).
@@ -244,9 +244,9 @@ impl<'de> serde::Deserialize<'de> for OwnerPublic {
     }
 }
 
-hexadecimal_digest! {
+hexadecimal_bytes! {
     /// SHA-256 of an owner's public key: the owner's name in a broker's paths.
-    OwnerFingerprint
+    pub OwnerFingerprint, 32
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ impl Disk {
         let length = length.next_multiple_of(SPAN);
         let mut buffer = AlignedBuffer::new(SPAN).map_err(refused)?;
         // Of zeros there might be nothing to read.
-        getrandom::fill(buffer.as_mut_slice()).map_err(|error| refused(error.into()))?;
+        getrandom::fill(buffer.as_mut_slice()).map_err(|error| refused(io::Error::other(error)))?;
         for offset in (0..length).step_by(SPAN) {
             file.write_all_at(buffer.as_slice(), offset as u64)
                 .map_err(refused)?;

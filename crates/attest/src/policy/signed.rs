@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use occlude_keys::{Domain, OwnerKey, OwnerPublic, Signature};
 
 use super::{Policy, PolicyError};
-use crate::hexadecimal;
+use occlude_keys::hexadecimal;
 
 /// Begins the first line of a signed policy.
 const HEAD: &str = "# occlude-signed-policy 1 ";

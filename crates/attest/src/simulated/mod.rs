@@ -14,8 +14,8 @@ use ed25519_dalek::{Signer, SigningKey};
 pub(crate) use collect::SimulatedTee;
 pub(crate) use verify::verify;
 
-use crate::hexadecimal::hexadecimal_bytes;
 use crate::{Binding, ConfigurationDigest, Evidence, TeeKind};
+use occlude_keys::hexadecimal_bytes;
 
 /// The Ed25519 seed of the test root.
 ///

@@ -14,7 +14,11 @@ pub struct HexadecimalError {
     pub found: String,
 }
 
-pub(crate) fn parse<const N: usize>(text: &str) -> Result<[u8; N], HexadecimalError> {
+/// Reads exactly `N` bytes.
+///
+/// # Errors
+/// [`HexadecimalError`] for any other spelling, so that a value can serve as a path.
+pub fn parse<const N: usize>(text: &str) -> Result<[u8; N], HexadecimalError> {
     let mut bytes = [0; N];
     if is_lower_case(text) && hex::decode_to_slice(text, &mut bytes).is_ok() {
         return Ok(bytes);
@@ -25,11 +29,22 @@ pub(crate) fn parse<const N: usize>(text: &str) -> Result<[u8; N], HexadecimalEr
     })
 }
 
-pub(crate) fn is_lower_case(text: &str) -> bool {
+/// Writes bytes, two digits each.
+#[must_use]
+pub fn write(bytes: &[u8]) -> String {
+    hex::encode(bytes)
+}
+
+/// Whether no digit of `text` is a capital.
+#[must_use]
+pub fn is_lower_case(text: &str) -> bool {
     !text.bytes().any(|byte| byte.is_ascii_uppercase())
 }
 
-/// Defines a value of `$length` public bytes that is written as hexadecimal.
+/// Defines a value of so many public bytes that is written as hexadecimal, in text and
+/// by serde: `hexadecimal_bytes! { /// What it is. pub Name, 32 }`. The crate that uses
+/// it depends on `serde`.
+#[macro_export]
 macro_rules! hexadecimal_bytes {
     ($(#[$documentation:meta])* $visibility:vis $name:ident, $length:literal) => {
         $(#[$documentation])*
@@ -52,7 +67,7 @@ macro_rules! hexadecimal_bytes {
 
         impl std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(&hex::encode(self.0))
+                f.write_str(&$crate::hexadecimal::write(&self.0))
             }
         }
 
@@ -78,10 +93,9 @@ macro_rules! hexadecimal_bytes {
 
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = String::deserialize(deserializer)?;
+                let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
                 text.parse().map_err(serde::de::Error::custom)
             }
         }
     };
 }
-pub(crate) use hexadecimal_bytes;

@@ -92,10 +92,18 @@ pub(crate) fn load(model: &ModelProto) -> Result<Model, LoadError> {
 /// What ONNX Runtime computes from the plain model, in its default configuration;
 /// every output as its FP32 elements.
 pub(crate) fn plain_run(model: &ModelProto, inputs: &[(&str, &[i64], &[f32])]) -> Vec<Vec<f32>> {
-    let mut session = ort::session::Session::builder(runtime().environment())
-        .unwrap()
+    plain_run_of(&mut plain_session(model).unwrap(), inputs)
+}
+
+pub(crate) fn plain_session(model: &ModelProto) -> ort::Result<ort::session::Session> {
+    ort::session::Session::builder(runtime().environment())?
         .commit_from_memory(&model.encode_to_vec())
-        .unwrap();
+}
+
+pub(crate) fn plain_run_of(
+    session: &mut ort::session::Session,
+    inputs: &[(&str, &[i64], &[f32])],
+) -> Vec<Vec<f32>> {
     let feeds: Vec<(&str, ort::value::DynValue)> = inputs
         .iter()
         .map(|(name, dims, values)| {

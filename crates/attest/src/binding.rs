@@ -6,9 +6,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use sha2::{Digest, Sha512};
-
 use occlude_keys::hexadecimal_bytes;
+use sha2::{Digest, Sha512};
 
 /// The version of the statement and of how it is bound.
 pub const PROTOCOL_VERSION: u32 = 1;

@@ -5,8 +5,9 @@
 
 use std::fmt::{Debug, Display, Formatter};
 
-use crate::TeeKind;
 use occlude_keys::{hexadecimal, hexadecimal_bytes};
+
+use crate::TeeKind;
 
 /// Whose word claims rest on.
 #[derive(

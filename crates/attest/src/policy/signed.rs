@@ -9,10 +9,9 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use occlude_keys::{Domain, OwnerKey, OwnerPublic, Signature};
+use occlude_keys::{Domain, OwnerKey, OwnerPublic, Signature, hexadecimal};
 
 use super::{Policy, PolicyError};
-use occlude_keys::hexadecimal;
 
 /// Begins the first line of a signed policy.
 const HEAD: &str = "# occlude-signed-policy 1 ";

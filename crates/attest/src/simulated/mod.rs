@@ -10,12 +10,12 @@ mod collect;
 mod verify;
 
 use ed25519_dalek::{Signer, SigningKey};
+use occlude_keys::hexadecimal_bytes;
 
 pub(crate) use collect::SimulatedTee;
 pub(crate) use verify::verify;
 
 use crate::{Binding, ConfigurationDigest, Evidence, TeeKind};
-use occlude_keys::hexadecimal_bytes;
 
 /// The Ed25519 seed of the test root.
 ///

@@ -4,15 +4,15 @@
 use std::fmt::{self, Debug, Formatter};
 
 use occlude_onnx::DataType;
-use occlude_onnx::messages::{
-    AttributeProto, AttributeType, ModelProto, NodeProto, TensorProto, ValueInfoProto,
-};
+use occlude_onnx::messages::{AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
 use crate::support::random::Random;
-use crate::support::{floats, graph, integer, model, node, value, value_of_any_rank};
+use crate::support::{
+    floats, graph, integer, integers, model, node, value, value_of_any_rank, with,
+};
 
 /// What a network is made from; every choice is one of these numbers, modulo what there
 /// is to choose from, so that any smaller plan is a plan too.
@@ -268,6 +268,48 @@ impl Drawing {
         name
     }
 
+    /// Two values of one shape, or of one that stretches to the other's.
+    pub(crate) fn joined(&mut self, value: &Value, how: usize, other: usize) {
+        let other = self.another(value, other, |other| {
+            other.places == value.places && [1, value.channels].contains(&other.channels)
+        });
+        let operator = ["Add", "Add", "Add", "Mul", "Sub", "Max", "Sum"][how % 7];
+        let inputs = if (how / 7).is_multiple_of(2) {
+            [&*value.name, &*other.name]
+        } else {
+            [&*other.name, &*value.name]
+        };
+        let name = self.apply(operator, &inputs, vec![]);
+        self.keep(name, value.channels, value.places);
+    }
+
+    /// The channels of two values, which lie along `axis`.
+    pub(crate) fn concatenated(&mut self, value: &Value, axis: i64, other: usize) {
+        let other = self.another(value, other, |other| other.places == value.places);
+        let channels = value.channels + other.channels;
+        if channels > 64 {
+            return;
+        }
+        let inputs = [&*value.name, &*other.name];
+        let name = self.apply("Concat", &inputs, vec![integer("axis", axis)]);
+        self.keep(name, channels, value.places);
+    }
+
+    /// Two halves of the channels, which lie along `axis`.
+    pub(crate) fn split(&mut self, value: &Value, axis: i64) {
+        if value.channels < 2 {
+            return;
+        }
+        let (left, right) = (value.channels / 2, value.channels.div_ceil(2));
+        let [first, second, lengths] = ["v", "v", "lengths"].map(|what| self.name(what));
+        let both = [left as i64, right as i64];
+        self.weights.push(integers(&lengths, &[2], &both));
+        let node = node("Split", &[&value.name, &lengths], &[&first, &second]);
+        self.nodes.push(with(node, integer("axis", axis)));
+        self.keep(first, left, value.places);
+        self.keep(second, right, value.places);
+    }
+
     /// What classifiers end with, over `flat` rows of `width` numbers.
     pub(crate) fn classifier(&mut self, flat: &str, width: usize, how: usize) -> String {
         let outputs = 20;
@@ -294,23 +336,5 @@ impl Drawing {
             channels,
             places,
         });
-    }
-}
-
-pub(crate) fn float(name: &str, value: f32) -> AttributeProto {
-    AttributeProto {
-        name: name.to_owned(),
-        r#type: AttributeType::Float as i32,
-        f: Some(value),
-        ..AttributeProto::default()
-    }
-}
-
-pub(crate) fn text(name: &str, value: &str) -> AttributeProto {
-    AttributeProto {
-        name: name.to_owned(),
-        r#type: AttributeType::String as i32,
-        s: Some(value.as_bytes().to_vec()),
-        ..AttributeProto::default()
     }
 }

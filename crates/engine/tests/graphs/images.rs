@@ -1,36 +1,27 @@
 //! Steps of networks on images.
 
-use crate::drawing::{Drawing, Value, float, text};
-use crate::support::{floats, integer, integers, integers_attribute, node, with};
+use crate::drawing::{Drawing, Value};
+use crate::support::{float, floats, integer, integers, integers_attribute, text};
 
 impl Drawing {
     pub(crate) fn image_step(&mut self, what: u16, image: &Value, how: usize, more: usize) {
-        match what % 24 {
+        match what % 26 {
             0..=6 => self.convolution(image, how, more),
             7 | 8 => self.normalisation(image),
             9..=11 => self.activation(image, how),
-            12..=14 => self.join(image, how, more),
+            12..=14 => self.joined(image, how, more),
             15..=17 => self.with_constant(image, how),
             18 => self.pool(image, how),
-            19 => self.concatenation(image, how, more),
+            19 | 24 | 25 => {
+                let axis = if how.is_multiple_of(2) { 1 } else { -3 };
+                self.concatenated(image, axis, more);
+            }
             20 => self.squeeze_and_excite(image),
             21 => self.turned(image),
             22 => self.widened(image, how),
-            _ if how.is_multiple_of(2) => self.split(image),
+            _ if how.is_multiple_of(2) => self.split(image, 1),
             _ => self.padded(image, more),
         }
-    }
-
-    fn concatenation(&mut self, image: &Value, how: usize, other: usize) {
-        let other = self.another(image, other, |other| other.places == image.places);
-        let channels = image.channels + other.channels;
-        if channels > 64 {
-            return;
-        }
-        let axis = if how.is_multiple_of(2) { 1 } else { -3 };
-        let inputs = [&*image.name, &*other.name];
-        let name = self.apply("Concat", &inputs, vec![integer("axis", axis)]);
-        self.keep(name, channels, image.places);
     }
 
     fn padded(&mut self, image: &Value, how: usize) {
@@ -61,7 +52,7 @@ impl Drawing {
         };
         let outputs = match groups {
             // As many as before, mostly: such results can be added to what there was.
-            1 => [1, 3, 16, 17, 32]
+            1 => [1, 3, 16, 17, 24, 32, 40]
                 .get(more / 15 % 10)
                 .copied()
                 .unwrap_or(image.channels),
@@ -127,21 +118,6 @@ impl Drawing {
                 self.apply("Mul", &[x, &gate], vec![])
             }
         };
-        self.keep(name, image.channels, image.places);
-    }
-
-    /// Two images of one shape, or of one that stretches to the other's.
-    fn join(&mut self, image: &Value, how: usize, other: usize) {
-        let other = self.another(image, other, |other| {
-            other.places == image.places && [1, image.channels].contains(&other.channels)
-        });
-        let operator = ["Add", "Add", "Add", "Mul", "Sub", "Max", "Sum"][how % 7];
-        let inputs = if (how / 7).is_multiple_of(2) {
-            [&*image.name, &*other.name]
-        } else {
-            [&*other.name, &*image.name]
-        };
-        let name = self.apply(operator, &inputs, vec![]);
         self.keep(name, image.channels, image.places);
     }
 
@@ -260,22 +236,6 @@ impl Drawing {
             let name = self.apply("ConvTranspose", &[&image.name, &kernel], attributes);
             self.keep(name, 16, twice);
         }
-    }
-
-    fn split(&mut self, image: &Value) {
-        if image.channels < 2 {
-            return;
-        }
-        let (first, second) = (self.name("v"), self.name("v"));
-        let lengths = self.name("lengths");
-        let left = image.channels / 2;
-        let right = image.channels - left;
-        self.weights
-            .push(integers(&lengths, &[2], &[left as i64, right as i64]));
-        let node = node("Split", &[&image.name, &lengths], &[&first, &second]);
-        self.nodes.push(with(node, integer("axis", 1)));
-        self.keep(first, left, image.places);
-        self.keep(second, right, image.places);
     }
 
     pub(crate) fn image_tail(&mut self, last: &Value, how: usize) -> String {

@@ -21,13 +21,12 @@ use occlude_engine::{LargestShape, LoadOptions, Model, ProtectedMemory};
 use occlude_inference_protocol::Tensor;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
-use support::{everything_streamed, opened, plain_run_of, plain_session, runtime, two_threads};
+use support::{
+    everything_streamed, opened, plain_run_of, plain_session, property_tests, runtime, two_threads,
+};
 
 /// Networks unless `PROPTEST_CASES` says otherwise.
 const CASES: u32 = 512;
-
-/// Steps in which a failing network is made smaller.
-const MOST_SHRINKING: u32 = 2000;
 
 /// Networks that plain ONNX Runtime may refuse; there was one in 8,000.
 const MOST_REFUSED: u32 = 8;
@@ -35,21 +34,11 @@ const MOST_REFUSED: u32 = 8;
 /// How far an answer may be off, as a part of the largest of its output.
 const TOLERANCE: f32 = 1e-3;
 
-fn settings() -> ProptestConfig {
-    ProptestConfig {
-        cases: match std::env::var_os("PROPTEST_CASES") {
-            Some(_) => ProptestConfig::default().cases,
-            None => CASES,
-        },
-        failure_persistence: None,
-        max_global_rejects: MOST_REFUSED,
-        max_shrink_iters: MOST_SHRINKING,
-        ..ProptestConfig::default()
-    }
-}
-
 proptest! {
-    #![proptest_config(settings())]
+    #![proptest_config(ProptestConfig {
+        max_global_rejects: MOST_REFUSED,
+        ..property_tests(CASES)
+    })]
 
     #[test]
     fn networks_on_images_give_the_answers_of_the_plain_model(

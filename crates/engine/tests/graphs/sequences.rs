@@ -1,7 +1,7 @@
 //! Steps of networks on sequences.
 
-use crate::drawing::{Drawing, Value, float};
-use crate::support::{integer, integers, integers_attribute, node, with};
+use crate::drawing::{Drawing, Value};
+use crate::support::{float, integer, integers, integers_attribute};
 
 /// Rows of a table that is looked up.
 const ROWS: usize = 9;
@@ -21,8 +21,8 @@ impl Drawing {
             18 => self.mixed_positions(value),
             19 => self.convolved(value),
             20 => self.recurrent(value, how),
-            21 => self.halves(value),
-            22 => self.side_by_side(value, more),
+            21 => self.split(value, -1),
+            22 => self.concatenated(value, -1, more),
             _ => {
                 let exponent = self.weight(&[], 2.0, 2.0);
                 let name = self.apply("Pow", &[&value.name, &exponent], vec![]);
@@ -118,20 +118,6 @@ impl Drawing {
         let product = self.apply("Gemm", &inputs, attributes);
         let name = self.apply("Reshape", &[&product, &back], vec![]);
         self.keep(name, outputs, value.places);
-    }
-
-    fn joined(&mut self, value: &Value, how: usize, more: usize) {
-        let other = self.another(value, more, |other| {
-            [1, value.channels].contains(&other.channels)
-        });
-        let operator = ["Add", "Add", "Mul", "Sub"][how % 4];
-        let inputs = if (how / 4).is_multiple_of(2) {
-            [&*value.name, &*other.name]
-        } else {
-            [&*other.name, &*value.name]
-        };
-        let name = self.apply(operator, &inputs, vec![]);
-        self.keep(name, value.channels, value.places);
     }
 
     fn with_number(&mut self, value: &Value, how: usize) {
@@ -259,30 +245,5 @@ impl Drawing {
         let results = self.apply("Squeeze", &[&results, &axes], vec![]);
         let name = self.apply("Transpose", &[&results], first);
         self.keep(name, hidden, value.places);
-    }
-
-    fn halves(&mut self, value: &Value) {
-        if value.channels < 2 {
-            return;
-        }
-        let (left, right) = (value.channels / 2, value.channels.div_ceil(2));
-        let [first, second, lengths] = ["v", "v", "lengths"].map(|what| self.name(what));
-        let both = [left as i64, right as i64];
-        self.weights.push(integers(&lengths, &[2], &both));
-        let node = node("Split", &[&value.name, &lengths], &[&first, &second]);
-        self.nodes.push(with(node, integer("axis", -1)));
-        self.keep(first, left, value.places);
-        self.keep(second, right, value.places);
-    }
-
-    fn side_by_side(&mut self, value: &Value, more: usize) {
-        let other = self.another(value, more, |_| true);
-        let channels = value.channels + other.channels;
-        if channels > 64 {
-            return;
-        }
-        let inputs = [&*value.name, &*other.name];
-        let name = self.apply("Concat", &inputs, vec![integer("axis", -1)]);
-        self.keep(name, channels, value.places);
     }
 }

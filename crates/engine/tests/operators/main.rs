@@ -24,32 +24,17 @@ use occlude_engine::Model;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 use signal::Signal;
-use support::{everything_streamed, opened, plain_run, runtime, two_threads};
+use support::{everything_streamed, opened, plain_run, property_tests, runtime, two_threads};
 
 /// Networks for each test unless `PROPTEST_CASES` says otherwise.
 const CASES: u32 = 128;
-
-/// Steps in which a failing network is made smaller.
-const MOST_SHRINKING: u32 = 2000;
 
 /// Each model is loaded once and answers so many requests, the second with a
 /// larger batch if the model allows it.
 const REQUESTS: u64 = 2;
 
-fn settings() -> ProptestConfig {
-    ProptestConfig {
-        cases: match std::env::var_os("PROPTEST_CASES") {
-            Some(_) => ProptestConfig::default().cases,
-            None => CASES,
-        },
-        failure_persistence: None,
-        max_shrink_iters: MOST_SHRINKING,
-        ..ProptestConfig::default()
-    }
-}
-
 proptest! {
-    #![proptest_config(settings())]
+    #![proptest_config(property_tests(CASES))]
 
     #[test]
     fn convolutions_are_as_near_as_rounding_allows(network in cases::convolution()) {

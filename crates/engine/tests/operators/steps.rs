@@ -1,10 +1,10 @@
 //! Each step of a network: its node, its constants and what it computes.
 
-use occlude_onnx::messages::{AttributeProto, AttributeType};
+use occlude_onnx::messages::AttributeProto;
 
 use crate::network::{Addend, Groups, Step, Walk};
 use crate::signal::{Signal, Sum};
-use crate::support::{integer, node, with};
+use crate::support::{float, integer, node, with};
 use crate::windows::Window;
 
 impl Walk<'_> {
@@ -281,14 +281,5 @@ fn broadcast(dims: &[usize], row: usize, column: usize) -> usize {
         [columns] => along(columns, column),
         [rows, columns] => along(rows, row) * columns + along(columns, column),
         _ => panic!("{dims:?} is not broadcast to a matrix"),
-    }
-}
-
-fn float(name: &str, value: f32) -> AttributeProto {
-    AttributeProto {
-        name: name.to_owned(),
-        r#type: AttributeType::Float as i32,
-        f: Some(value),
-        ..AttributeProto::default()
     }
 }

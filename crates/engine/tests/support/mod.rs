@@ -19,7 +19,11 @@ use occlude_onnx::messages::{
     AttributeProto, AttributeType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto, type_proto,
 };
+use proptest::test_runner::Config as ProptestConfig;
 use prost::Message;
+
+/// Steps in which a failing case is made smaller.
+const MOST_SHRINKING: u32 = 2000;
 
 /// The library that the build placed in `target/onnxruntime`.
 pub(crate) fn library_path() -> PathBuf {
@@ -34,6 +38,19 @@ pub(crate) fn library_path() -> PathBuf {
 
 pub(crate) fn runtime() -> &'static Runtime {
     Runtime::load(&LibrarySearch::only(library_path())).unwrap()
+}
+
+/// Property tests that draw so many cases unless `PROPTEST_CASES` says otherwise.
+pub(crate) fn property_tests(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases: match std::env::var_os("PROPTEST_CASES") {
+            Some(_) => ProptestConfig::default().cases,
+            None => cases,
+        },
+        failure_persistence: None,
+        max_shrink_iters: MOST_SHRINKING,
+        ..ProptestConfig::default()
+    }
 }
 
 pub(crate) fn one_thread() -> LoadOptions {
@@ -192,6 +209,24 @@ pub(crate) fn integer(name: &str, value: i64) -> AttributeProto {
         name: name.to_owned(),
         r#type: AttributeType::Int as i32,
         i: Some(value),
+        ..AttributeProto::default()
+    }
+}
+
+pub(crate) fn float(name: &str, value: f32) -> AttributeProto {
+    AttributeProto {
+        name: name.to_owned(),
+        r#type: AttributeType::Float as i32,
+        f: Some(value),
+        ..AttributeProto::default()
+    }
+}
+
+pub(crate) fn text(name: &str, value: &str) -> AttributeProto {
+    AttributeProto {
+        name: name.to_owned(),
+        r#type: AttributeType::String as i32,
+        s: Some(value.as_bytes().to_vec()),
         ..AttributeProto::default()
     }
 }

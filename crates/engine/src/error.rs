@@ -208,6 +208,12 @@ pub enum RunError {
         /// What one request may take, in bytes.
         limit: usize,
     },
+    /// Whoever asked has no memory for the outputs.
+    #[error("the outputs take {bytes} bytes, for which there is no memory now")]
+    NotAdmitted {
+        /// What copying them takes.
+        bytes: usize,
+    },
     /// ONNX Runtime failed, most often because extents do not fit together.
     #[error("the model cannot run on this input")]
     Failed(Confidential),

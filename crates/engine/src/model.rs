@@ -328,15 +328,37 @@ impl Model {
         reason = "a request's tensors end with it, wiped, whatever becomes of the answer"
     )]
     pub fn run(&self, inputs: Vec<Tensor>, requested: &[String]) -> Result<Vec<Tensor>, RunError> {
-        self.run_in(&inputs, requested, || self.compartments.take())
+        self.run_in(&inputs, requested, || self.compartments.take(), |_| true)
     }
 
-    /// [`Self::run`] in the compartment that `take` gives once the request is checked.
+    /// [`Self::run`] for a caller who has only so much memory for the outputs: `admit` is
+    /// told the bytes that copying them out of the session takes, and nothing is copied
+    /// where it says no.
+    ///
+    /// # Errors
+    /// [`RunError::NotAdmitted`] then, and the others of [`RunError`]; the model can be
+    /// used again.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a request's tensors end with it, wiped, whatever becomes of the answer"
+    )]
+    pub fn run_admitted(
+        &self,
+        inputs: Vec<Tensor>,
+        requested: &[String],
+        admit: impl FnOnce(usize) -> bool,
+    ) -> Result<Vec<Tensor>, RunError> {
+        self.run_in(&inputs, requested, || self.compartments.take(), admit)
+    }
+
+    /// [`Self::run_admitted`] in the compartment that `take` gives once the request is
+    /// checked.
     fn run_in<C: DerefMut<Target = Compartment>>(
         &self,
         inputs: &[Tensor],
         requested: &[String],
         take: impl FnOnce() -> C,
+        admit: impl FnOnce(usize) -> bool,
     ) -> Result<Vec<Tensor>, RunError> {
         let dims = self.check_inputs(inputs)?;
         let wanted = self.wanted_outputs(requested)?;
@@ -379,12 +401,21 @@ impl Model {
             }
             (Ok(outputs), _) => outputs,
         };
+        let bytes = wanted
+            .iter()
+            .filter_map(|name| outputs.get(name))
+            .map(value::bytes_to_copy)
+            .sum();
         let mut answers = Vec::with_capacity(wanted.len());
-        for name in &wanted {
-            answers.push(match outputs.get_mut(name) {
-                Some(output) => value::copy_out(name, output),
-                None => Err(failed(ort::Error::new("an output is missing"))),
-            });
+        if admit(bytes) {
+            for name in &wanted {
+                answers.push(match outputs.get_mut(name) {
+                    Some(output) => value::copy_out(name, output),
+                    None => Err(failed(ort::Error::new("an output is missing"))),
+                });
+            }
+        } else {
+            answers.push(Err(RunError::NotAdmitted { bytes }));
         }
         // After all are copied: two outputs may share their memory.
         for name in &wanted {

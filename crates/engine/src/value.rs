@@ -307,6 +307,24 @@ pub(crate) fn zero_input(input: &ValueRef<'_>, kept: &DynValue) {
     }
 }
 
+/// The bytes that [`copy_out`] takes: of byte strings two copies at once, each with its
+/// length.
+pub(crate) fn bytes_to_copy(value: &DynValue) -> usize {
+    let ValueType::Tensor { ty, shape, .. } = value.dtype() else {
+        return 0;
+    };
+    match protocol_type(*ty) {
+        None => 0,
+        Some(DataType::Bytes) => (0..shape.num_elements())
+            .map(|index| {
+                let length = string_length(value, index).unwrap_or(0);
+                2 * (length + size_of::<u32>())
+            })
+            .sum(),
+        Some(datatype) => numeric_length(value, datatype),
+    }
+}
+
 /// Zeroes the contents of byte strings, which ONNX Runtime keeps in the C++ runtime's
 /// memory. Leaves other values as they are.
 pub(crate) fn wipe_strings(value: &mut DynValue) {

@@ -301,6 +301,29 @@ fn an_unknown_or_repeated_output_is_refused() {
 }
 
 #[test]
+fn outputs_are_copied_only_where_there_is_memory_for_them() {
+    let model = load(&projection()).unwrap();
+    // Three rows of 30 and of 20 numbers.
+    let bytes = 3 * (30 + 20) * size_of::<f32>();
+    let mut asked = 0;
+    let refused = model.run_admitted(vec![x(3)], &[], |bytes| {
+        asked = bytes;
+        false
+    });
+    assert_eq!(asked, bytes);
+    assert_eq!(refused.unwrap_err(), RunError::NotAdmitted { bytes });
+    let admitted = model.run_admitted(vec![x(3)], &[], |_| true).unwrap();
+    assert_eq!(admitted, model.run(vec![x(3)], &[]).unwrap());
+
+    let strings = identity(Onnx::String, &[2]);
+    let words = Tensor::from_bytes("x", vec![2], &["four", "to"]).unwrap();
+    let refused = strings.run_admitted(vec![words], &[], |_| false);
+    // Two copies of each, and of its length.
+    let bytes = 2 * (4 + 4 + 4 + 2);
+    assert_eq!(refused.unwrap_err(), RunError::NotAdmitted { bytes });
+}
+
+#[test]
 fn a_run_that_fails_inside_the_model_shows_no_layer_and_leaves_the_model_usable() {
     let layer = "secret_layer_name";
     let mut add = node("Add", &["a", "b"], &["y"]);

@@ -1,9 +1,11 @@
 //! Messages into bodies.
 
+use std::io::{self, Write};
+
 use bytes::Bytes;
 use serde::Serialize;
+use zeroize::Zeroizing;
 
-use crate::buffer::WipingBuffer;
 use crate::message::{BINARY_DATA, BINARY_DATA_SIZE};
 use crate::{
     DataType, Element, EncodeError, InferRequest, InferResponse, Parameter, Parameters, Tensor,
@@ -35,7 +37,12 @@ impl InferRequest {
     /// # Errors
     /// With JSON, the [`EncodeError`] that names the element which JSON cannot say.
     pub fn encode(&self, binary: bool) -> Result<Encoded, EncodeError> {
-        let mut json = Json::new(&self.inputs, |_| binary);
+        let data = binary_data(&self.inputs, |_| binary);
+        let header = length(|json| self.write(json, binary))?;
+        encoded(header, &data, |json| self.write(json, binary))
+    }
+
+    fn write<W: Write>(&self, json: &mut Json<W>, binary: bool) -> Result<(), EncodeError> {
         json.text("{");
         if let Some(id) = &self.id {
             json.field("id", id);
@@ -57,7 +64,7 @@ impl InferRequest {
             })?;
         }
         json.text("}");
-        Ok(json.finish(&self.inputs, |_| binary))
+        Ok(())
     }
 }
 
@@ -68,8 +75,34 @@ impl InferResponse {
     /// # Errors
     /// The [`EncodeError`] that names the element which JSON cannot say.
     pub fn encode(&self, binary: impl Fn(&str) -> bool) -> Result<Encoded, EncodeError> {
+        self.encode_admitted(binary, |_| true)
+    }
+
+    /// [`Self::encode`] for a caller who has only so much memory: `admit` is told the bytes
+    /// of the body, and nothing is written where it says no.
+    ///
+    /// # Errors
+    /// [`EncodeError::NotAdmitted`] then, and those of [`Self::encode`].
+    pub fn encode_admitted(
+        &self,
+        binary: impl Fn(&str) -> bool,
+        admit: impl FnOnce(usize) -> bool,
+    ) -> Result<Encoded, EncodeError> {
         let binary = |tensor: &Tensor| binary(tensor.name());
-        let mut json = Json::new(&self.outputs, binary);
+        let data = binary_data(&self.outputs, binary);
+        let header = length(|json| self.write(json, binary))?;
+        let bytes = header + total(&data);
+        if !admit(bytes) {
+            return Err(EncodeError::NotAdmitted { bytes });
+        }
+        encoded(header, &data, |json| self.write(json, binary))
+    }
+
+    fn write<W: Write>(
+        &self,
+        json: &mut Json<W>,
+        binary: impl Fn(&Tensor) -> bool,
+    ) -> Result<(), EncodeError> {
         json.text("{");
         json.field("model_name", &self.model_name);
         if let Some(version) = &self.model_version {
@@ -81,55 +114,98 @@ impl InferResponse {
         json.parameters(&self.parameters);
         json.tensors("outputs", &self.outputs, binary)?;
         json.text("}");
-        Ok(json.finish(&self.outputs, binary))
+        Ok(())
     }
 }
 
-/// Writes JSON objects; wiped with all that was written.
-struct Json {
-    buffer: WipingBuffer,
+/// The data that follows the JSON.
+fn binary_data(tensors: &[Tensor], binary: impl Fn(&Tensor) -> bool) -> Vec<&[u8]> {
+    let binary = tensors.iter().filter(|tensor| binary(tensor));
+    binary.map(Tensor::data).collect()
+}
+
+fn total(data: &[&[u8]]) -> usize {
+    data.iter().map(|data| data.len()).sum()
+}
+
+/// How many bytes `write` writes.
+fn length(
+    write: impl FnOnce(&mut Json<Length>) -> Result<(), EncodeError>,
+) -> Result<usize, EncodeError> {
+    let mut json = Json::new(Length(0));
+    write(&mut json)?;
+    Ok(json.writer.0)
+}
+
+/// A body whose JSON has `header` bytes, written where it never moves: what a buffer
+/// leaves behind when it grows is not wiped.
+fn encoded(
+    header: usize,
+    data: &[&[u8]],
+    write: impl FnOnce(&mut Json<&mut Vec<u8>>) -> Result<(), EncodeError>,
+) -> Result<Encoded, EncodeError> {
+    let mut body = Zeroizing::new(Vec::with_capacity(header + total(data)));
+    write(&mut Json::new(&mut *body))?;
+    debug_assert_eq!(body.len(), header);
+    for data in data {
+        body.extend_from_slice(data);
+    }
+    Ok(Encoded {
+        body: Bytes::from_owner(body),
+        inference_header_content_length: (!data.is_empty()).then_some(header),
+    })
+}
+
+/// Counts what is written to it.
+struct Length(usize);
+
+impl Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes JSON objects to memory, which cannot fail.
+struct Json<W> {
+    writer: W,
     /// Whether a comma is due before the next key or item.
     comma: bool,
 }
 
-impl Json {
-    fn new(tensors: &[Tensor], binary: impl Fn(&Tensor) -> bool) -> Self {
-        const NAMES_AND_SHAPES: usize = 256;
-        // Digits of an element in JSON, as often as not enough; the buffer grows if they are not.
-        const DIGITS: usize = 12;
-        let size = tensors
-            .iter()
-            .map(|tensor| {
-                NAMES_AND_SHAPES
-                    + if binary(tensor) {
-                        tensor.data().len()
-                    } else {
-                        tensor.element_count() * DIGITS
-                    }
-            })
-            .sum::<usize>();
+impl<W: Write> Json<W> {
+    fn new(writer: W) -> Self {
         Self {
-            buffer: WipingBuffer::with_capacity(NAMES_AND_SHAPES + size),
+            writer,
             comma: false,
         }
     }
 
+    fn write(&mut self, text: &[u8]) {
+        let written = self.writer.write_all(text);
+        debug_assert!(written.is_ok());
+    }
+
     /// Structure: brackets and literals.
     fn text(&mut self, text: &str) {
-        self.buffer.push(text.as_bytes());
+        self.write(text.as_bytes());
         self.comma = !text.ends_with(['{', '[', ':']);
     }
 
     /// A comma where one is due.
     fn separate(&mut self) {
         if self.comma {
-            self.buffer.push(b",");
+            self.write(b",");
         }
     }
 
     fn value(&mut self, value: &impl Serialize) {
-        // Writing to memory cannot fail, and no value here has keys that are not strings.
-        let written = serde_json::to_writer(&mut self.buffer, value);
+        // No value here has keys that are not strings.
+        let written = serde_json::to_writer(&mut self.writer, value);
         debug_assert!(written.is_ok());
         self.comma = true;
     }
@@ -243,18 +319,5 @@ impl Json {
             json.value(&value);
             Ok(())
         })
-    }
-
-    fn finish(mut self, tensors: &[Tensor], binary: impl Fn(&Tensor) -> bool) -> Encoded {
-        let header = self.buffer.len();
-        let mut any = false;
-        for tensor in tensors.iter().filter(|tensor| binary(tensor)) {
-            self.buffer.push(tensor.data());
-            any = true;
-        }
-        Encoded {
-            body: Bytes::from_owner(self.buffer.into_inner()),
-            inference_header_content_length: any.then_some(header),
-        }
     }
 }

@@ -280,4 +280,10 @@ pub enum EncodeError {
         /// Its index in row-major order.
         index: usize,
     },
+    /// Whoever asked has no memory for the body.
+    #[error("the body takes {bytes} bytes, for which there is no memory now")]
+    NotAdmitted {
+        /// Its length.
+        bytes: usize,
+    },
 }

@@ -23,7 +23,6 @@
 
 #![forbid(unsafe_code)]
 
-mod buffer;
 mod datatype;
 mod decode;
 mod element;

@@ -7,8 +7,8 @@
 //! there, and its response lacks a comma.
 
 use occlude_inference_protocol::{
-    DataType, ErrorBody, InferRequest, InferResponse, ModelMetadata, ModelReady, RequestedOutput,
-    ServerLive, ServerMetadata, Tensor, TensorMetadata,
+    DataType, EncodeError, ErrorBody, InferRequest, InferResponse, ModelMetadata, ModelReady,
+    RequestedOutput, ServerLive, ServerMetadata, Tensor, TensorMetadata,
 };
 
 const OIP_REQUEST: &str = r#"{
@@ -209,6 +209,31 @@ fn what_we_write_is_what_the_documents_say() {
         )
     );
     assert_eq!(&binary.body[header..], output().data());
+}
+
+#[test]
+fn a_body_is_written_only_where_there_is_memory_for_all_of_it() {
+    let response = InferResponse {
+        model_name: "mymodel".to_owned(),
+        outputs: vec![output()],
+        ..InferResponse::default()
+    };
+    for binary in [false, true] {
+        let written = response.encode(|_| binary).unwrap();
+        let bytes = written.body.len();
+        let mut asked = 0;
+        let refused = response.encode_admitted(
+            |_| binary,
+            |bytes| {
+                asked = bytes;
+                false
+            },
+        );
+        assert_eq!(asked, bytes);
+        assert_eq!(refused.unwrap_err(), EncodeError::NotAdmitted { bytes });
+        let admitted = response.encode_admitted(|_| binary, |_| true).unwrap();
+        assert_eq!(admitted, written);
+    }
 }
 
 #[test]

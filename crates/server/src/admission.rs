@@ -2,15 +2,30 @@
 //!
 //! Whoever reaches the port may send anything, and may announce much and send
 //! nothing. So memory is reserved as a body's bytes come, and a place when all of
-//! them have: who takes something from others has sent as much. Nothing waits here;
+//! them have: who takes something from others has sent as much. Answers are reserved
+//! before they are written, and until the client has taken them. Nothing waits here;
 //! what does not fit is refused at once and can come back.
+//!
+//! The operator may learn what is free, from its own requests. So what an answer
+//! reserves depends on nothing but the bucket that it is padded to, which can be read
+//! off the wire.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use occlude_channel::padded_length;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A body is held up to three times at once: encapsulated, opened, and as tensors.
-const COPIES: u64 = 3;
+const REQUEST_COPIES: u64 = 3;
+
+/// An answer is held up to four times at once: its content, the padded message with it,
+/// that message encrypted, and encapsulated. Before that it is held twice, as tensors and
+/// as content.
+const ANSWER_COPIES: u64 = 4;
+
+/// More than the inner answer's status and header fields take.
+const ANSWER_HEAD: usize = 1 << 10;
 
 /// Memory is counted in units of this many bytes, so that the count of any
 /// configured size fits the semaphore's 32-bit requests.
@@ -20,31 +35,44 @@ const UNIT: u64 = 4096;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Overloaded;
 
-/// Counts requests in flight and the memory that they may take.
+/// Counts requests in flight and the memory that they and their answers may take.
 pub(crate) struct Admission {
     places: Arc<Semaphore>,
     memory: Arc<Semaphore>,
     total_places: usize,
-    total_units: usize,
+    /// Units that requests hold, without their answers.
+    requests: Arc<AtomicUsize>,
 }
 
 /// Memory for a body that is arriving, given back on drop.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    free: Arc<Semaphore>,
-    held: OwnedSemaphorePermit,
+    held: Held,
+    requests: Arc<AtomicUsize>,
 }
+
+/// Memory for an answer, given back on drop.
+#[derive(Debug)]
+pub(crate) struct AnswerMemory(Mutex<Held>);
 
 /// A place and memory, given back on drop.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     _place: OwnedSemaphorePermit,
     _memory: Memory,
+    answer: Arc<AnswerMemory>,
+}
+
+/// Some of the memory.
+#[derive(Debug)]
+struct Held {
+    free: Arc<Semaphore>,
+    permit: OwnedSemaphorePermit,
 }
 
 impl Admission {
-    /// Lets in `places` requests at once whose bodies' copies together take at
-    /// most `bytes`.
+    /// Lets in `places` requests at once whose bodies' and answers' copies together take
+    /// at most `bytes`.
     pub(crate) fn new(places: usize, bytes: u64) -> Self {
         let total_places = places.min(Semaphore::MAX_PERMITS);
         let total_units = usize::try_from(bytes / UNIT)
@@ -54,29 +82,43 @@ impl Admission {
             places: Arc::new(Semaphore::new(total_places)),
             memory: Arc::new(Semaphore::new(total_units)),
             total_places,
-            total_units,
+            requests: Arc::default(),
         }
     }
 
     /// The bytes that one body of `length` bytes reserves.
     pub(crate) fn cost(length: u64) -> u64 {
-        let units = length.saturating_mul(COPIES).div_ceil(UNIT).max(1);
+        let units = length.saturating_mul(REQUEST_COPIES).div_ceil(UNIT).max(1);
         units.saturating_mul(UNIT)
+    }
+
+    /// The bytes that an answer reserves whose content has `length` bytes.
+    pub(crate) fn answer_cost(length: usize) -> u64 {
+        let message = padded_length(length.saturating_add(ANSWER_HEAD));
+        ANSWER_COPIES.saturating_mul(message as u64)
+    }
+
+    /// The least memory with which a request of `maximum` bytes and a small answer fit.
+    pub(crate) fn least(maximum: u64) -> u64 {
+        maximum.saturating_mul(REQUEST_COPIES + 1)
     }
 
     /// Begins with a body of which nothing has come.
     pub(crate) fn begin(&self) -> Result<Memory, Overloaded> {
         Ok(Memory {
-            free: Arc::clone(&self.memory),
-            held: acquire(&self.memory, 0)?,
+            held: Held::nothing(&self.memory)?,
+            requests: Arc::clone(&self.requests),
         })
     }
 
     /// Takes a place for a request whose body has come.
     pub(crate) fn admit(&self, memory: Memory) -> Result<Reservation, Overloaded> {
+        let answer = AnswerMemory(Mutex::new(Held::nothing(&self.memory)?));
+        answer.reserve(0)?;
         Ok(Reservation {
             _place: acquire(&self.places, 1)?,
             _memory: memory,
+            answer: Arc::new(answer),
         })
     }
 
@@ -85,19 +127,75 @@ impl Admission {
         self.total_places - self.places.available_permits()
     }
 
-    /// Bytes reserved now.
+    /// Bytes that requests reserve now, without their answers.
     pub(crate) fn bytes(&self) -> u64 {
-        (self.total_units - self.memory.available_permits()) as u64 * UNIT
+        self.requests.load(Ordering::Relaxed) as u64 * UNIT
     }
 }
 
 impl Memory {
     /// Reserves what a body takes of which `length` bytes have come.
     pub(crate) fn grow(&mut self, length: u64) -> Result<(), Overloaded> {
-        let units = usize::try_from(Admission::cost(length) / UNIT).unwrap_or(usize::MAX);
-        let more = units.saturating_sub(self.held.num_permits());
-        self.held.merge(acquire(&self.free, more)?);
+        let more = self.held.grow(Admission::cost(length))?;
+        self.requests.fetch_add(more, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let held = self.held.permit.num_permits();
+        self.requests.fetch_sub(held, Ordering::Relaxed);
+    }
+}
+
+impl Reservation {
+    /// The memory for the answer, which outlives the request. The smallest answer has its
+    /// memory already, so that there is always one.
+    pub(crate) fn answer(&self) -> &Arc<AnswerMemory> {
+        &self.answer
+    }
+}
+
+impl AnswerMemory {
+    /// Reserves what an answer takes, all its copies, whose tensors or content have
+    /// `length` bytes.
+    pub(crate) fn reserve(&self, length: usize) -> Result<(), Overloaded> {
+        self.held(|held| held.grow(Admission::answer_cost(length)))?;
+        Ok(())
+    }
+
+    /// Gives back what is more than `length` bytes.
+    pub(crate) fn keep(&self, length: usize) {
+        self.held(|held| held.shrink(length as u64));
+    }
+
+    fn held<T>(&self, change: impl FnOnce(&mut Held) -> T) -> T {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Held {
+    fn nothing(free: &Arc<Semaphore>) -> Result<Self, Overloaded> {
+        Ok(Self {
+            free: Arc::clone(free),
+            permit: acquire(free, 0)?,
+        })
+    }
+
+    /// Holds `bytes` at least; returns how many units are new.
+    fn grow(&mut self, bytes: u64) -> Result<usize, Overloaded> {
+        let units = usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(usize::MAX);
+        let more = units.saturating_sub(self.permit.num_permits());
+        self.permit.merge(acquire(&self.free, more)?);
+        Ok(more)
+    }
+
+    /// Holds `bytes` at most.
+    fn shrink(&mut self, bytes: u64) {
+        let units = usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(usize::MAX);
+        let excess = self.permit.num_permits().saturating_sub(units);
+        drop(self.permit.split(excess));
     }
 }
 
@@ -135,9 +233,9 @@ mod tests {
         assert_eq!(admission.bytes(), 3 << 18);
         assert_eq!(admit(&admission, 1 << 18).unwrap_err(), Overloaded);
         assert_eq!(
-            admission.requests(),
-            1,
-            "a refused request gives its place back"
+            (admission.requests(), admission.bytes()),
+            (1, 3 << 18),
+            "a refused request gives its place and its memory back"
         );
         admit(&admission, 1000).unwrap();
     }
@@ -165,5 +263,42 @@ mod tests {
             admit(&Admission::new(1, u64::MAX), u64::MAX).unwrap_err(),
             Overloaded
         );
+    }
+
+    #[test]
+    fn an_answer_is_held_until_it_was_taken_whatever_became_of_the_request() {
+        let free = 100 * UNIT;
+        let admission = Admission::new(8, free);
+        let reservation = admit(&admission, 10).unwrap();
+        let answer = Arc::clone(reservation.answer());
+        // The message of 61,441 bytes is padded to 65,536, in four copies.
+        answer.reserve(60 << 10).unwrap();
+        assert_eq!(admission.memory.available_permits(), 100 - 1 - 4 * 16);
+        assert_eq!(admission.bytes(), UNIT, "nothing of the answer is shown");
+        assert_eq!(answer.reserve(200 << 10), Err(Overloaded));
+        drop(reservation);
+        assert_eq!(admission.requests(), 0);
+        assert_eq!(admission.memory.available_permits(), 100 - 4 * 16);
+        answer.keep((64 << 10) + 48);
+        assert_eq!(admission.memory.available_permits(), 100 - 17);
+        drop(answer);
+        assert_eq!(admission.memory.available_permits(), 100);
+    }
+
+    #[test]
+    fn what_an_answer_reserves_tells_no_more_than_its_padding() {
+        for length in [33_000, 40_000, 64_511] {
+            assert_eq!(Admission::answer_cost(length), 4 << 16, "{length}");
+        }
+        for length in [0, 1, 3000] {
+            assert_eq!(Admission::answer_cost(length), 4 << 12, "{length}");
+        }
+    }
+
+    #[test]
+    fn a_request_is_refused_where_not_even_the_smallest_answer_has_memory() {
+        let admission = Admission::new(8, 4 * UNIT);
+        assert_eq!(admit(&admission, 10).unwrap_err(), Overloaded);
+        assert_eq!(admission.memory.available_permits(), 4);
     }
 }

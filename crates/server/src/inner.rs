@@ -15,7 +15,7 @@ use axum::routing::{get, post};
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
-use occlude_engine::Model;
+use occlude_engine::{Model, RunError};
 use occlude_inference_protocol::{
     BINARY_TENSOR_EXTENSION, EncodeError, INFERENCE_HEADER_CONTENT_LENGTH, InferRequest,
     InferResponse, ModelMetadata, ModelReady, ServerLive, ServerMetadata, ServerReady,
@@ -28,6 +28,10 @@ use crate::models::{Models, ServedModel, Unready};
 
 /// What the metadata calls the format, as Triton does.
 const PLATFORM: &str = "onnxruntime_onnx";
+
+/// Why there is no answer that would be larger than what is left of the memory.
+pub(crate) const NO_MEMORY: &str =
+    "there is no memory left for the answer: try again, or ask for less at once";
 
 /// What the inner routes need.
 pub(crate) struct Inner {
@@ -144,19 +148,25 @@ async fn infer(
     };
     // What the work holds moves along with it: the client may go away meanwhile.
     let (result, _session, _reservation) = blocking(move || {
-        let result = run(&served, &model, &body, header_length);
+        let admit = |bytes| match &reservation {
+            Some(reservation) => reservation.answer().reserve(bytes).is_ok(),
+            None => true,
+        };
+        let result = run(&served, &model, &body, header_length, admit);
         (result, session, reservation)
     })
     .await;
     result
 }
 
-/// Decodes, runs and encodes one inference.
+/// Decodes, runs and encodes one inference, as far as `admit` has memory for an answer
+/// of so many bytes.
 fn run(
     served: &ServedModel,
     model: &Model,
     body: &[u8],
     header_length: Option<usize>,
+    admit: impl Fn(usize) -> bool,
 ) -> Result<Response, InferError> {
     let mut request = InferRequest::decode(body, header_length)
         .map_err(|error| InferError::bad_request(error.to_string()))?;
@@ -165,9 +175,13 @@ fn run(
         .iter()
         .map(|output| output.name.clone())
         .collect();
+    let inputs = std::mem::take(&mut request.inputs);
     let outputs = model
-        .run(std::mem::take(&mut request.inputs), &requested)
-        .map_err(|error| InferError::bad_request(error.to_string()))?;
+        .run_admitted(inputs, &requested, &admit)
+        .map_err(|error| match error {
+            RunError::NotAdmitted { .. } => InferError::no_memory(),
+            error => InferError::bad_request(error.to_string()),
+        })?;
     let response = InferResponse {
         model_name: served.id.to_string(),
         model_version: Some(served.version.to_string()),
@@ -176,8 +190,11 @@ fn run(
         ..InferResponse::default()
     };
     let encoded = response
-        .encode(|output| request.wants_binary(output))
-        .map_err(|error| InferError::not_acceptable(&error))?;
+        .encode_admitted(|output| request.wants_binary(output), &admit)
+        .map_err(|error| match error {
+            EncodeError::NotAdmitted { .. } => InferError::no_memory(),
+            error => InferError::not_acceptable(&error),
+        })?;
 
     let content_type = encoded.content_type();
     let mut answer = encoded.body.into_response();
@@ -275,6 +292,13 @@ impl InferError {
         Self {
             status: StatusCode::SERVICE_UNAVAILABLE,
             message: "every session is busy: try again".to_owned(),
+        }
+    }
+
+    fn no_memory() -> Self {
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            message: NO_MEMORY.to_owned(),
         }
     }
 }

@@ -40,6 +40,7 @@ mod models;
 mod outer;
 mod server;
 mod settings;
+mod write_limit;
 
 pub use error::{ServeError, StartError, StartErrorKind};
 pub use server::Server;

@@ -20,12 +20,14 @@ use http_body_util::BodyExt;
 use occlude_attest::Nonce;
 use occlude_channel::{
     Gateway, KEY_PROBLEM_TYPE, OpenError, REQUEST_MEDIA_TYPE, RESPONSE_MEDIA_TYPE, Responder,
+    SealError,
 };
 use tower::ServiceExt;
 
-use crate::admission::{Admission, Memory, Overloaded, Reservation};
+use crate::admission::{Admission, AnswerMemory, Memory, Overloaded, Reservation};
 use crate::answer;
 use crate::attestation::{Attestation, AttestationError};
+use crate::inner::NO_MEMORY;
 use crate::loading::blocking;
 use crate::metrics::Metrics;
 use crate::models::Models;
@@ -122,7 +124,7 @@ async fn channel(State(outer): State<Arc<Outer>>, request: Request) -> Response 
     }
 }
 
-async fn exchange(outer: &Arc<Outer>, request: Request) -> Result<Vec<u8>, Refusal> {
+async fn exchange(outer: &Arc<Outer>, request: Request) -> Result<Bytes, Refusal> {
     if request
         .headers()
         .get(CONTENT_TYPE)
@@ -144,7 +146,7 @@ async fn exchange(outer: &Arc<Outer>, request: Request) -> Result<Vec<u8>, Refus
         Err(OpenError::Message { reason, responder }) => {
             outer.metrics.encapsulation("opened");
             let answer = answer::error(StatusCode::BAD_REQUEST, reason.to_string());
-            return seal(*responder, whole(answer).await).await;
+            return seal(*responder, whole(answer).await, Arc::new(reservation)).await;
         }
         Err(error) => return Err(not_opened(&error)),
     };
@@ -154,7 +156,7 @@ async fn exchange(outer: &Arc<Outer>, request: Request) -> Result<Vec<u8>, Refus
     let reservation = Arc::new(reservation);
     request.extensions_mut().insert(Arc::clone(&reservation));
     let answer = outer.answer(request).await;
-    seal(responder, answer).await
+    seal(responder, answer, reservation).await
 }
 
 impl Outer {
@@ -266,17 +268,46 @@ fn not_opened(error: &OpenError) -> Refusal {
     }
 }
 
-async fn seal(responder: Responder, answer: http::Response<Bytes>) -> Result<Vec<u8>, Refusal> {
-    blocking(move || responder.seal(answer))
-        .await
-        .map_err(|error| {
-            tracing::error!(%error, "an answer could not be sealed");
-            Refusal::new(
-                "unsealed",
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "the answer could not be encapsulated",
-            )
-        })
+/// Seals an answer. The request's place is free then; the memory of what is sent stays
+/// reserved until it was sent.
+async fn seal(
+    responder: Responder,
+    mut answer: http::Response<Bytes>,
+    reservation: Arc<Reservation>,
+) -> Result<Bytes, Refusal> {
+    if reservation.answer().reserve(answer.body().len()).is_err() {
+        answer = whole(answer::error(StatusCode::SERVICE_UNAVAILABLE, NO_MEMORY)).await;
+    }
+    blocking(move || {
+        let bytes = responder.seal(answer)?;
+        let memory = Arc::clone(reservation.answer());
+        memory.keep(bytes.len());
+        Ok(Bytes::from_owner(Sent {
+            bytes,
+            _memory: memory,
+        }))
+    })
+    .await
+    .map_err(|error: SealError| {
+        tracing::error!(%error, "an answer could not be sealed");
+        Refusal::new(
+            "unsealed",
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the answer could not be encapsulated",
+        )
+    })
+}
+
+/// An encapsulated answer on its way.
+struct Sent {
+    bytes: Vec<u8>,
+    _memory: Arc<AnswerMemory>,
+}
+
+impl AsRef<[u8]> for Sent {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// A refusal outside the channel.

@@ -21,6 +21,7 @@ use crate::metrics::Metrics;
 use crate::models::{Models, ServedModel};
 use crate::outer::{self, Outer};
 use crate::settings::ServerOptions;
+use crate::write_limit::WriteLimit;
 
 /// Requests in flight when the server is asked to stop may take this long.
 const GRACE: Duration = Duration::from_secs(30);
@@ -163,6 +164,7 @@ impl Server {
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
         let handle = Handle::new();
         let mut server = axum_server::from_tcp(self.listener)?
+            .acceptor(WriteLimit(self.outer.body_time))
             .http1_only()
             .first_request_timeout(HEAD_TIME)
             .handle(handle.clone());

@@ -16,6 +16,8 @@ use occlude_channel::Kem;
 use occlude_engine::{LargestShape, LibrarySearch, ProcessMemory, ProtectedMemory, Spill, memory};
 use url::Url;
 
+use crate::admission::Admission;
+
 /// Where the server listens unless told otherwise.
 pub const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
@@ -28,8 +30,8 @@ pub const DEFAULT_MAXIMUM_REQUEST: ByteSize = ByteSize::mib(64);
 /// encapsulation and tags come on top.
 const LOWEST_MAXIMUM_REQUEST: u64 = 16 * 1024;
 
-/// Protected memory for requests in flight unless told otherwise: four bodies of
-/// the largest default size, each held up to three times.
+/// Protected memory for requests and answers in flight unless told otherwise: three
+/// bodies of the largest default size, each held up to three times, and their answers.
 const DEFAULT_REQUEST_MEMORY: ByteSize = ByteSize::mib(768);
 
 /// Requests in flight at once unless told otherwise.
@@ -253,7 +255,7 @@ impl Settings {
                 expected: format!("at least {}", ByteSize(LOWEST_MAXIMUM_REQUEST)),
             });
         }
-        let least_memory = crate::admission::Admission::cost(maximum_request.as_u64());
+        let least_memory = Admission::least(maximum_request.as_u64());
         let request_memory = self
             .request_memory
             .unwrap_or(DEFAULT_REQUEST_MEMORY.max(ByteSize(least_memory)));
@@ -262,7 +264,7 @@ impl Settings {
                 name: "request-memory",
                 found: request_memory.to_string(),
                 expected: format!(
-                    "at least {}, which one request of {maximum_request} takes",
+                    "at least {}, for one request of {maximum_request} and its answer",
                     ByteSize(least_memory)
                 ),
             });
@@ -689,7 +691,7 @@ mod tests {
                     request_memory: Some(ByteSize::mib(1)),
                     ..enough()
                 },
-                "request-memory is 1.0 MiB, expected at least 192.0 MiB, which one request of 64.0 MiB takes",
+                "request-memory is 1.0 MiB, expected at least 256.0 MiB, for one request of 64.0 MiB and its answer",
             ),
             (
                 Settings {

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 
 use crate::world::{
     FEATURES, Serving, World, assert_close, eventually, example, expected, http, id, inner_refusal,
-    refusal, request, serve,
+    refusal, request, request_of, serve,
 };
 
 async fn serving(world: &World) -> Serving {
@@ -361,6 +361,7 @@ async fn an_oversized_body_is_refused_whether_its_length_is_told_or_not() {
     let _ = stream.write_all(&vec![0; (1 << 20) + 1]).await;
     let answer = read_answer(&mut stream).await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    assert!(answer.contains(too_large), "{answer}");
 
     let client = serving.client(world.policy()).await.unwrap();
     let image = Tensor::from_values("image", vec![8192, 64], &vec![0f32; 8192 * 64]).unwrap();
@@ -411,11 +412,12 @@ async fn what_is_no_encapsulated_request_is_refused() {
             "expected an encapsulated request of type message/ohttp-req".to_owned()
         )
     );
-    let (status, text) = refusal(serving.post(Vec::new()).await).await;
-    assert_eq!(status, 400);
-    assert!(
-        text.starts_with("the encapsulated request has 0 bytes, the shortest possible has "),
-        "{text}"
+    assert_eq!(
+        refusal(serving.post(Vec::new()).await).await,
+        (
+            400,
+            "the encapsulated request has 0 bytes, the shortest possible has 1143".to_owned()
+        )
     );
 }
 
@@ -482,6 +484,72 @@ async fn a_request_for_which_there_is_no_memory_is_sent_away_and_may_come_back()
     })
     .await;
     client.infer(&digits, None, &request()).await.unwrap();
+}
+
+/// Asks for answers of 1 MiB for each row, or some 3 MiB in JSON.
+fn tiles_request(rows: usize, binary: bool) -> Request<Bytes> {
+    let request = InferRequest {
+        binary_data_output: binary,
+        ..request_of(rows)
+    };
+    let encoded = request.encode(true).unwrap();
+    let length = encoded.inference_header_content_length.unwrap();
+    Request::post("/v2/models/tiles/infer")
+        .header("inference-header-content-length", length)
+        .body(encoded.body)
+        .unwrap()
+}
+
+const NO_MEMORY: &str =
+    "there is no memory left for the answer: try again, or ask for less at once";
+
+#[tokio::test]
+async fn an_answer_for_which_there_is_no_memory_is_refused_inside_the_channel() {
+    let world = World::new().await;
+    let model = world.publish_tiled("tiles").await;
+    let mut options = world.options(&[&model]);
+    // 1 MiB and a little is padded to 2 MiB and held up to four times.
+    options.request_memory = 9 << 20;
+    let serving = serve(options).await.unwrap();
+    for (rows, binary) in [(2, true), (1, false)] {
+        let refused = serving.ask(&tiles_request(rows, binary)).await;
+        assert_eq!(
+            inner_refusal(&refused),
+            (503, NO_MEMORY.to_owned()),
+            "{rows} rows, binary: {binary}"
+        );
+    }
+    let answer = serving.ask(&tiles_request(1, true)).await;
+    assert_eq!(answer.status(), 200);
+    assert!(answer.body().len() > 1 << 20);
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_takes_holds_memory_until_its_connection_is_closed() {
+    const ROWS: usize = 16;
+    let world = World::new().await;
+    let model = world.publish_tiled("tiles").await;
+    let mut options = world.options(&[&model]);
+    // Four times 17 MiB for one answer while it is made, 17 MiB while it is sent.
+    options.request_memory = 80 << 20;
+    options.body_time = Duration::from_secs(3);
+    let serving = serve(options).await.unwrap();
+    let request = tiles_request(ROWS, true);
+    assert_eq!(serving.ask(&request).await.status(), 200);
+
+    let (sealed, _) = serving.seal(&request);
+    let mut idle = begin(&serving, &sealed, sealed.len()).await;
+    idle.read_exact(&mut [0; 1]).await.unwrap();
+    let refused = serving.ask(&request).await;
+    assert_eq!(inner_refusal(&refused), (503, NO_MEMORY.to_owned()));
+
+    eventually("the memory is given back", async || {
+        serving.ask(&request).await.status() == 200
+    })
+    .await;
+    let mut rest = Vec::new();
+    let read = idle.read_to_end(&mut rest).await;
+    assert!(read.is_err() || rest.len() < ROWS << 20, "it was closed");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use occlude_keys::{ModelKey, OwnerKey};
 use occlude_server::{ServeError, Server, StartError, StartErrorKind};
 use zeroize::Zeroizing;
 
-use crate::world::{World, id, serve};
+use crate::world::{World, id, measurement, serve};
 
 #[tokio::test]
 async fn a_port_in_use_is_told_before_anything_else_is_tried() {
@@ -81,7 +81,13 @@ async fn a_server_of_another_measurement_gets_no_key() {
         panic!("{error}");
     };
     assert_eq!(*refused, id("digits"));
-    assert!(reason.contains("measurement"), "{reason}");
+    assert_eq!(
+        *reason,
+        format!(
+            "the broker refuses the key: the measurement {} is not in the policy",
+            measurement()
+        )
+    );
     assert_eq!(error.kind(), StartErrorKind::Refused);
 }
 
@@ -109,9 +115,14 @@ async fn a_withdrawn_version_gets_no_key() {
         .await
         .unwrap();
     let error = serve(world.options(&[&old])).await.err().unwrap();
-    assert!(
-        matches!(&error, StartError::KeyRefused { version: 1, .. }),
-        "{error}"
+    assert_eq!(error.kind(), StartErrorKind::Refused);
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "the broker http://{}/ refuses the key of model digits version 1: the broker refuses \
+             the key: version 1 of digits is withdrawn: the lowest that still gets its key is 2",
+            world.broker_address
+        )
     );
     world.serve(&[&new]).await;
 }

@@ -72,6 +72,42 @@ fn model(factor: f32) -> ModelProto {
     }
 }
 
+/// How often [`tiled`] repeats its input.
+const TILES: usize = 4096;
+
+/// `scores` = each row of `image`, repeated [`TILES`] times: 1 MiB for each row of 256
+/// bytes.
+fn tiled() -> ModelProto {
+    let repeats = [1, TILES as i64].map(i64::to_le_bytes).concat();
+    ModelProto {
+        ir_version: 8,
+        opset_import: vec![OperatorSetIdProto {
+            domain: String::new(),
+            version: 17,
+        }],
+        graph: Some(GraphProto {
+            name: "graph".to_owned(),
+            node: vec![NodeProto {
+                op_type: "Tile".to_owned(),
+                input: vec!["image".to_owned(), "repeats".to_owned()],
+                output: vec!["scores".to_owned()],
+                ..NodeProto::default()
+            }],
+            input: vec![value("image", FEATURES)],
+            output: vec![value("scores", FEATURES * TILES)],
+            initializer: vec![TensorProto {
+                name: "repeats".to_owned(),
+                data_type: DataType::Int64.number(),
+                dims: vec![2],
+                raw_data: Some(repeats),
+                ..TensorProto::default()
+            }],
+            ..GraphProto::default()
+        }),
+        ..ModelProto::default()
+    }
+}
+
 /// A tensor of shape `[any, extent]`.
 fn value(name: &str, extent: usize) -> ValueInfoProto {
     let dimension = |value| tensor_shape_proto::Dimension {
@@ -114,9 +150,15 @@ pub(crate) fn expected(factor: f32) -> Vec<f32> {
 }
 
 pub(crate) fn request() -> InferRequest {
-    let image = Tensor::from_values("image", vec![1, FEATURES as u64], &example()).unwrap();
+    request_of(1)
+}
+
+/// As many examples at once.
+pub(crate) fn request_of(rows: usize) -> InferRequest {
+    let images = example().repeat(rows);
+    let shape = vec![rows as u64, FEATURES as u64];
     InferRequest {
-        inputs: vec![image],
+        inputs: vec![Tensor::from_values("image", shape, &images).unwrap()],
         ..InferRequest::default()
     }
 }
@@ -129,7 +171,7 @@ pub(crate) fn assert_close(found: &[f32], expected: &[f32]) {
 }
 
 /// The measurement of this process, as its simulated TEE tells it.
-fn measurement() -> String {
+pub(crate) fn measurement() -> String {
     let attester = Attester::open(TeeKind::Simulated, [0; 32]).unwrap();
     let binding = Binding::from([0; 64]);
     let evidence = attester.collect(&binding).unwrap();
@@ -238,9 +280,13 @@ impl World {
 
     /// Seals a model whose weights are multiplied with `factor`, keeping the key.
     pub(crate) fn seal(&self, id: &str, version: ModelVersion, factor: f32) -> PathBuf {
+        self.seal_model(id, version, &model(factor))
+    }
+
+    fn seal_model(&self, id: &str, version: ModelVersion, model: &ModelProto) -> PathBuf {
         let plain = self.folder.path().join(format!("{id}-{version}.onnx"));
         let sealed = self.folder.path().join(format!("{id}-{version}.occ"));
-        std::fs::write(&plain, model(factor).encode_to_vec()).unwrap();
+        std::fs::write(&plain, model.encode_to_vec()).unwrap();
         let options = SealOptions {
             id: id.parse().unwrap(),
             version,
@@ -254,18 +300,29 @@ impl World {
     /// Seals a model and gives its key to the broker.
     pub(crate) async fn publish(&self, id: &str, version: ModelVersion, factor: f32) -> PathBuf {
         let sealed = self.seal(id, version, factor);
-        let container = Container::read(&sealed).unwrap();
+        self.give_key(&sealed).await;
+        sealed
+    }
+
+    /// Seals a model with answers of 1 MiB for each row and gives its key to the broker.
+    pub(crate) async fn publish_tiled(&self, id: &str) -> PathBuf {
+        let sealed = self.seal_model(id, 1, &tiled());
+        self.give_key(&sealed).await;
+        sealed
+    }
+
+    async fn give_key(&self, sealed: &Path) {
+        let container = Container::read(sealed).unwrap();
         let header = container.header();
         let record = ModelRecord {
             id: header.id().clone(),
-            version,
+            version: header.version(),
             header_digest: header.digest(),
         };
         self.admin
             .add_model(&self.owner, &record, &model_key(&self.owner, header))
             .await
             .unwrap();
-        sealed
     }
 
     pub(crate) fn options(&self, models: &[&Path]) -> ServerOptions {

@@ -81,21 +81,22 @@ pub enum ServeError {
 /// connections are taken.
 ///
 /// # Errors
-/// [`ServeError`]; the database is opened and checked before the address is taken.
+/// [`ServeError`]. The address is taken first, so that a broker that has none makes no
+/// database and no master key; requests are answered once the database was checked.
 pub async fn serve(
     options: BrokerOptions,
     ready: impl FnOnce(SocketAddr),
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
     let tls = options.tls.as_ref().map(tls_configuration).transpose()?;
-    let store = Store::open(&options.database, options.master_key.as_deref()).await?;
-    let broker = Arc::new(Broker::new(store));
-    let router = Broker::routes(&broker).into_make_service();
-
     let address = options.listen;
     let cannot_listen = |source| ServeError::Listen { address, source };
     let listener = std::net::TcpListener::bind(address).map_err(cannot_listen)?;
     let address = listener.local_addr().map_err(cannot_listen)?;
+
+    let store = Store::open(&options.database, options.master_key.as_deref()).await?;
+    let broker = Arc::new(Broker::new(store));
+    let router = Broker::routes(&broker).into_make_service();
     let mut server = axum_server::from_tcp(listener)
         .map_err(cannot_listen)?
         .http1_only()

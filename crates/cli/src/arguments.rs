@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use bytesize::ByteSize;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use occlude_attest::TeeKind;
 use occlude_engine::{LargestShape, Spill};
 use occlude_evaluate::bench::Budget;
@@ -21,8 +21,8 @@ use crate::logging::LogFormat;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  failed
-  2  used wrongly
+  1  failed: a file or an answer is not as it should be
+  2  used wrongly: a flag, its environment variable or a setting in a file
   3  refused by policy or verification
   4  not available now";
 
@@ -182,7 +182,9 @@ pub(crate) struct InspectArguments {
 }
 
 #[derive(Debug, Args)]
-#[group(id = "verifier", required = true, multiple = true, args = ["owner", "key"])]
+#[command(group(
+    ArgGroup::new("verifier").required(true).multiple(true).args(["owner", "key"])
+))]
 pub(crate) struct VerifyArguments {
     /// The sealed model.
     #[arg(value_name = "MODEL.occ")]
@@ -361,12 +363,7 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "SIZE", env = "OCCLUDE_MAXIMUM_REQUEST")]
     pub(crate) maximum_request: Option<ByteSize>,
     /// How often the lease on the keys is renewed, in seconds [default: 3600].
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        env = "OCCLUDE_LEASE_SECONDS",
-        hide = true
-    )]
+    #[arg(long, value_name = "SECONDS", env = "OCCLUDE_LEASE_SECONDS")]
     pub(crate) lease_seconds: Option<u64>,
     /// A TOML file with the same settings; flags and environment win over it.
     #[arg(long, value_name = "FILE", env = "OCCLUDE_CONFIG")]
@@ -484,7 +481,7 @@ pub(crate) struct InferArguments {
     /// An input tensor; may be repeated.
     #[arg(long, value_name = "NAME=FILE", required = true)]
     pub(crate) input: Vec<String>,
-    /// Where the outputs go: .npz or .json; a table is printed by default.
+    /// Where the outputs go, replacing what is there: .npz or .json; a table is printed by default.
     #[arg(long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
     /// Print the outputs as JSON.

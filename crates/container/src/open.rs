@@ -51,7 +51,7 @@ pub enum OpenError {
         length: usize,
     },
     /// The file could not be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{source}")]
     Io {
         /// The file.
         path: PathBuf,

@@ -55,7 +55,7 @@ pub enum ContainerError {
         chunk: u64,
     },
     /// The file could not be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{source}")]
     Io {
         /// The file.
         path: PathBuf,
@@ -92,11 +92,13 @@ impl Container {
     /// [`ContainerError::TrailingBytes`], [`ContainerError::Io`].
     pub fn read(path: &Path) -> Result<Self, ContainerError> {
         let io = io_error(path);
+        // Opening a pipe would wait for a writer.
+        if !path.metadata().map_err(&io)?.is_file() {
+            let problem = "a folder, a pipe or a device, not a regular file";
+            return Err(io(io::Error::new(io::ErrorKind::InvalidInput, problem)));
+        }
         let file = File::open(path).map_err(&io)?;
         let metadata = file.metadata().map_err(&io)?;
-        if metadata.is_dir() {
-            return Err(io(io::ErrorKind::IsADirectory.into()));
-        }
         let mut start = Vec::with_capacity(HEADER_LENGTH);
         (&file)
             .take(HEADER_LENGTH as u64)

@@ -69,21 +69,23 @@ impl OwnerKey {
         };
         let file = File::open(path).map_err(io)?;
         let mode = file.metadata().map_err(io)?.permissions().mode() & 0o777;
+        let mut text = Zeroizing::new(String::with_capacity(LONGEST_FILE as usize));
+        let malformed = || OwnerKeyFileError::Malformed {
+            path: path.to_owned(),
+        };
+        let key = match file.take(LONGEST_FILE).read_to_string(&mut text) {
+            Ok(_) => parse(&text).ok_or_else(malformed)?,
+            Err(error) if error.kind() == ErrorKind::InvalidData => return Err(malformed()),
+            Err(error) => return Err(io(error)),
+        };
+        // Only now, so that who names another file is not told to protect that one.
         if mode & 0o077 != 0 {
             return Err(OwnerKeyFileError::TooOpen {
                 path: path.to_owned(),
                 mode,
             });
         }
-        let mut text = Zeroizing::new(String::with_capacity(LONGEST_FILE as usize));
-        let malformed = || OwnerKeyFileError::Malformed {
-            path: path.to_owned(),
-        };
-        match file.take(LONGEST_FILE).read_to_string(&mut text) {
-            Ok(_) => parse(&text).ok_or_else(malformed),
-            Err(error) if error.kind() == ErrorKind::InvalidData => Err(malformed()),
-            Err(error) => Err(io(error)),
-        }
+        Ok(key)
     }
 
     /// Writes the key to a new file with mode 0600.
@@ -187,6 +189,19 @@ mod tests {
         let error = OwnerKey::read_from(&path).unwrap_err();
         assert!(
             matches!(error, OwnerKeyFileError::TooOpen { mode: 0o640, .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn another_file_that_others_can_read_is_no_key_before_all_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.onnx");
+        std::fs::write(&path, b"\x08\x07\xff").unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
+        let error = OwnerKey::read_from(&path).unwrap_err();
+        assert!(
+            matches!(error, OwnerKeyFileError::Malformed { .. }),
             "{error}"
         );
     }

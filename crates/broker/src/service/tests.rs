@@ -249,8 +249,14 @@ async fn each_tee_has_one_way_in_and_its_hash_function() {
         assert_eq!(status, 200);
         assert_eq!(answer["extra-params"]["selected-hash-algorithm"], hash);
     }
-    let (status, _) = rig.post("/kbs/v0/auth", &request("simulated")).await;
+    let (status, answer) = rig.post("/kbs/v0/auth", &request("simulated")).await;
     assert_eq!(status, 400);
+    assert_eq!(
+        refusal(&answer),
+        "the message is malformed: unknown variant `simulated`, expected one of `az-snp-vtpm`, \
+         `az-tdx-vtpm`, `nvidia`, `sgx`, `snp`, `tdx`, `cca`, `csv`, `se`, `hygondcu`, \
+         `nvidia-dpu`, `nvidiadpu`, `tpm`, `sample`, `sampledevice` at line 1 column 36"
+    );
     let (status, answer) = rig.post("/occlude/v0/auth", &request("snp")).await;
     assert_eq!(status, 400);
     assert_eq!(

@@ -331,23 +331,23 @@ async fn a_tampered_audit_table_is_detected(database: TestDatabase) {
     }
 }
 
+/// Of one broker, and of two on one database.
 async fn writers_at_once_make_one_chain(database: TestDatabase) {
-    let store = database.open().await;
-    let store = std::sync::Arc::new(store);
+    let stores = [database.open().await, database.open().await].map(std::sync::Arc::new);
     let writers: Vec<_> = (0..20)
-        .map(|_| {
-            let store = std::sync::Arc::clone(&store);
+        .map(|writer| {
+            let store = std::sync::Arc::clone(&stores[writer % stores.len()]);
             tokio::spawn(async move { store.record(&refused_event()).await })
         })
         .collect();
     for writer in writers {
         writer.await.unwrap().unwrap();
     }
-    store.verify_audit().await.unwrap();
-    assert_eq!(
-        store.audit_page(1, &owner(1)).await.unwrap().entries.len(),
-        20
-    );
+    for store in stores {
+        store.verify_audit().await.unwrap();
+        let page = store.audit_page(1, &owner(1)).await.unwrap();
+        assert_eq!(page.entries.len(), 20);
+    }
 }
 
 #[tokio::test]

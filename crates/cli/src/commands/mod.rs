@@ -65,6 +65,7 @@ fn client_policy(source: &PolicySource) -> Result<Policy, Failure> {
 /// A client's error, with its exit code.
 fn client_failure(error: ClientError) -> Failure {
     match error.kind() {
+        _ if matches!(error, ClientError::Address { .. }) => Failure::usage(error.to_string()),
         ErrorKind::Refused => Failure::refused(error),
         ErrorKind::Unavailable => Failure::unavailable(error),
         ErrorKind::Failed => Failure::failed(error),

@@ -13,7 +13,9 @@ use occlude_channel::{Gateway, Kem, Limits};
 
 use crate::support::deployment::{Owner, text};
 use crate::support::model;
-use crate::support::process::{Service, binary, free_address, production_binary, run, run_binary};
+use crate::support::process::{
+    Service, binary, free_address, occlude, production_binary, run, run_binary,
+};
 use crate::support::search::Secrets;
 use crate::support::wire::{Given, Seen, ask, get, man_in_the_middle, recording_relay};
 
@@ -361,7 +363,110 @@ fn a_genuine_server_of_another_owner_is_refused() {
     let look_alike = operator.serve("model.occ");
     owner
         .infer(&look_alike.url(), "policy.toml", &model::secret_input(63))
-        .fails_with(3, "owner");
+        .fails_saying(3, &other_owner(&look_alike, &operator, &owner));
+}
+
+/// Attack 6 with nothing but the model and its key the operator's: it is a customer of the
+/// owner's broker too, and calls its model as the owner does.
+#[test]
+fn a_genuine_server_with_the_operators_model_from_the_owners_broker_is_refused() {
+    let owner = Owner::new(66, &binary());
+    let operator = Owner::new(67, &binary());
+    let at_the_owners = |order: &[&str]| {
+        let mut arguments = operator.order(order);
+        *arguments.last_mut().expect("the broker") = owner.broker.url();
+        run(arguments).success();
+    };
+    at_the_owners(&["add-model", text(&operator.at("model.occ"))]);
+    at_the_owners(&["set-policy", text(&operator.at("broker-policy.toml"))]);
+    std::fs::copy(operator.at("model.occ"), owner.at("theirs.occ")).expect("copied");
+    let server = owner.serve("theirs.occ");
+    owner
+        .infer(&server.url(), "policy.toml", &model::secret_input(68))
+        .fails_saying(3, &other_owner(&server, &operator, &owner));
+
+    // Nor can it stand beside the owner's, in the process that runs it.
+    owner
+        .serve_refused(&binary(), "model.occ", &["--model", "theirs.occ"])
+        .fails_saying(
+            3,
+            &format!(
+                "a server serves the models of one owner: model.occ is of {}, theirs.occ of {}",
+                owner.public(),
+                operator.public()
+            ),
+        );
+}
+
+/// Attack 6 with nothing but the broker the operator's: one that has no key, and one that
+/// passes on what the owner's broker says.
+#[test]
+fn a_genuine_server_with_the_operators_broker_is_refused() {
+    let owner = Owner::new(69, &binary());
+    let operator = Owner::new(70, &binary());
+    let (relay, _) = recording_relay(owner.broker.address);
+    let serve = |broker: &str| {
+        let address = free_address();
+        let mut command = occlude(&binary());
+        command
+            .current_dir(owner.folder())
+            .args(["serve", "--model", "model.occ", "--tee", "simulated"])
+            .args(["--listen", &address.to_string(), "--broker", broker]);
+        (command, address)
+    };
+    let (mut command, address) = serve(&operator.broker.url());
+    Service::spawn(&mut command, owner.at("no-key.log"), address)
+        .ends()
+        .fails_saying(
+            3,
+            &format!(
+                "the broker {}/ refuses the key of model classifier version 1: the broker refuses \
+                 the key: the broker has no such key",
+                operator.broker.url()
+            ),
+        );
+
+    let broker_of = |url: &str| {
+        let policy = owner.user_policy(&binary(), 1);
+        let policy = format!("{policy}[service.configuration]\nbrokers = [\"{url}/\"]\n");
+        std::fs::write(owner.at("broker-named.toml"), policy).expect("written");
+    };
+    broker_of(&owner.broker.url());
+    let (mut command, address) = serve(&format!("http://{relay}"));
+    let relayed = Service::start(&mut command, owner.at("relayed.log"), address);
+    owner
+        .infer(
+            &relayed.url(),
+            "broker-named.toml",
+            &model::secret_input(65),
+        )
+        .fails_saying(
+            3,
+            &format!(
+                "the policy refuses {}/: the service has brokers = \"http://{relay}/\", the policy \
+                 accepts [\"{}/\"]",
+                relayed.url(),
+                owner.broker.url()
+            ),
+        );
+    let genuine = owner.serve("model.occ");
+    owner
+        .infer(
+            &genuine.url(),
+            "broker-named.toml",
+            &model::secret_input(65),
+        )
+        .success();
+}
+
+/// What a user is told whose policy names another owner than the server serves.
+fn other_owner(server: &Service, found: &Owner, expected: &Owner) -> String {
+    format!(
+        "the policy refuses {}/: the service serves owner {}, the policy accepts {}",
+        server.url(),
+        found.public(),
+        expected.public()
+    )
 }
 
 /// Attack 6, second half: a weaker configuration of the owner's own service.
@@ -455,7 +560,7 @@ fn a_production_build_refuses_simulated_evidence_everywhere() {
         .serve_refused(&production, "model.occ", &[])
         .fails_with(3, "simulated");
     let address = free_address();
-    let mut command = crate::support::process::occlude(&production);
+    let mut command = occlude(&production);
     command
         .args(["broker", "--listen", &address.to_string(), "--database"])
         .arg(owner.at("production.db"));

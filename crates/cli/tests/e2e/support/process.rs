@@ -91,6 +91,21 @@ impl Said {
             self.err
         );
     }
+
+    /// Asserts the exit code and the whole of the error, which is said last.
+    #[track_caller]
+    pub(crate) fn fails_saying(self, code: i32, error: &str) {
+        let said = self.err.lines().rev();
+        let lines: Vec<&str> = said.take(error.lines().count()).collect();
+        let found = lines.into_iter().rev().collect::<Vec<_>>().join("\n");
+        assert_eq!(
+            (self.code, found),
+            (code, format!("occlude: {error}")),
+            "{}{}",
+            self.out,
+            self.err
+        );
+    }
 }
 
 /// A port that was free a moment ago.

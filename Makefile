@@ -92,9 +92,11 @@ lint: ## formatting, clippy, documentation, dependencies
 
 .PHONY: bench
 bench: build ## time and memory of sealing, and of five models against plain ONNX Runtime
-	$(CARGO) run --release --locked --package occlude-container --example throughput
 	@$(VENV_PYTHON) scripts/models.py $(TARGET)/models
-	@$(VENV_PYTHON) -B scripts/bench.py $(TARGET)/models $(TARGET)/bench --runs $(BENCH_RUNS)
+	@missed=0; \
+	$(CARGO) run --release --locked --package occlude-container --example throughput || missed=1; \
+	$(VENV_PYTHON) -B scripts/bench.py $(TARGET)/models $(TARGET)/bench --runs $(BENCH_RUNS) || missed=1; \
+	exit $$missed
 
 # Needs pip-tools; what it writes is reviewed like code.
 .PHONY: requirements

@@ -4,7 +4,8 @@
     scripts/bench.py MODELS RESULTS [--runs N] [vgg16 resnet50 ...]
 
 Runs `occlude bench --json` on each model in the folder MODELS, writes one line of
-JSON for each to RESULTS/NAME.json, and prints one table of all.
+JSON for each to RESULTS/NAME.json, and prints one table of all, and which of the
+project's goals hold. Exit code 1 if one does not; on a shared machine, measure again.
 """
 
 import argparse
@@ -29,6 +30,37 @@ first: from the start of loading to the first answer. opened: by one run.
 peak: the highest anonymous memory of a process of its own, loading included, nothing
 subtracted; sealed weights lie in a shared mapping, untrusted memory, and are not in it.
 difference: the largest from plain ONNX Runtime's outputs, and the largest of those."""
+
+# Ratios of the shortest times, at most, by model and budget.
+LARGEST_RATIOS = {
+    "vgg16": {"resident": 1.02, "50%": 1.08, "25%": 1.10, "0%": 1.12},
+    "resnet50": {"resident": 1.02, "50%": 1.08, "25%": 1.12, "0%": 1.15},
+    "bert": {"resident": 1.02, "50%": 1.03, "25%": 1.05, "0%": 1.06},
+    "mobilenetv2": {"resident": 1.02, "50%": 1.10, "25%": 1.15, "0%": 1.20},
+}
+# Peak memory in MiB with everything streamed, besides tables that must stay resident.
+LARGEST_PEAKS = {"vgg16": 80, "resnet50": 44, "bert": 40, "mobilenetv2": 24}
+
+
+def goals(name: str, report: dict) -> list[tuple[str, float, float]]:
+    """What is to be at most how much, and how much it is."""
+    entries = {entry["budget"]: entry for entry in report["budgets"] if "occlude" in entry}
+    found = []
+    for budget, largest in LARGEST_RATIOS.get(name, {}).items():
+        ratio = entries[budget]["ratio_min"] if budget in entries else float("inf")
+        found.append((f"{name}, {budget}: ratio of the shortest times", largest, ratio))
+    if name in LARGEST_PEAKS and "0%" in entries:
+        streamed = entries["0%"]["occlude"]
+        peak = streamed["peak_protected_mib"] - streamed["resident_mib"]
+        found.append((f"{name}, 0%: peak MiB besides tables", LARGEST_PEAKS[name], peak))
+    if name == "vgg16" and "resident" in entries:
+        resident = entries["resident"]["occlude"]
+        weights = resident["peak_protected_mib"] / resident["weights_mib"]
+        found.append(("vgg16, resident: peak as a part of the weights", 1.25, weights))
+        plain = report["plain"]["load_ms"] + report["plain"]["p50_ms"]
+        first = resident["first_answer_ms"] / plain
+        found.append(("vgg16, resident: first answer as a part of plain's", 0.5, first))
+    return found
 
 
 def measure(model: pathlib.Path, runs: int) -> dict:
@@ -84,13 +116,19 @@ def main() -> int:
 
     arguments.results.mkdir(parents=True, exist_ok=True)
     lines = [COLUMNS]
+    judged = []
     for name in arguments.names or BENCHMARKED:
         print(f"measuring {name}", file=sys.stderr, flush=True)
         report = measure(arguments.models / f"{name}.onnx", arguments.runs)
         (arguments.results / f"{name}.json").write_text(json.dumps(report) + "\n")
         lines += rows(report)
+        judged += goals(name, report)
     print(f"\n{table(lines)}\n\n{NOTES}")
-    return 0
+    missed = [goal for goal in judged if goal[2] > goal[1]]
+    print(f"\ngoals: {len(judged) - len(missed)} of {len(judged)} hold")
+    for what, largest, found in missed:
+        print(f"missed: {what} is {found:.3g}, the goal is at most {largest}")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

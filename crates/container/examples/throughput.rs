@@ -9,7 +9,8 @@
 //! best of [`ROUNDS`], in bytes of the model a second, with everything in the page
 //! cache. Sealing into a file and `cp` take turns at who is first, since how fast pages
 //! can be had depends on what was freed before: [`PAIRS`] times, and the median of
-//! their ratios counts.
+//! their ratios counts. Fails at its end where a goal is missed: on a shared machine,
+//! measure again.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -28,6 +29,11 @@ use occlude_onnx::messages::{
 use prost::Message;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use serde_json::json;
+
+/// The goals, for the model of 2 GiB.
+const LEAST_OF_AEAD: f64 = 0.5;
+const LEAST_OF_CP: f64 = 0.8;
+const LARGEST_PEAK_MIB: u64 = 100;
 
 const ROUNDS: usize = 7;
 const PAIRS: usize = 15;
@@ -56,11 +62,41 @@ fn measure(folder: &Path) -> Result<()> {
         "buffers_of_1_mib_gb_per_s": gigabytes(aead),
         "buffers_of_one_chunk_gb_per_s": gigabytes(at_chunk_size),
     }))?;
+    let mut missed = Vec::new();
     for (name, length, external) in [("external", 2048 * MIB, true), ("inline", 528 * MIB, false)] {
         let model = make_model(folder.path(), name, length, external)?;
-        measure_model(folder.path(), &model, name, length, aead)?;
+        let rates = measure_model(folder.path(), &model, name, length, aead)?;
+        if external {
+            missed = rates.missed();
+        }
     }
+    anyhow::ensure!(missed.is_empty(), "goals missed: {}", missed.join(", "));
     Ok(())
+}
+
+/// What there are goals for.
+struct Rates {
+    of_aead: f64,
+    of_cp: f64,
+    peak_mib: u64,
+}
+
+impl Rates {
+    fn missed(&self) -> Vec<String> {
+        let mut missed = Vec::new();
+        if self.of_aead < LEAST_OF_AEAD {
+            let found = self.of_aead;
+            missed.push(format!("{found:.2} of the AEAD, not {LEAST_OF_AEAD}"));
+        }
+        if self.of_cp < LEAST_OF_CP {
+            missed.push(format!("{:.2} of cp, not {LEAST_OF_CP}", self.of_cp));
+        }
+        if self.peak_mib >= LARGEST_PEAK_MIB {
+            let found = self.peak_mib;
+            missed.push(format!("{found} MiB, not less than {LARGEST_PEAK_MIB}"));
+        }
+        missed
+    }
 }
 
 fn measure_model(
@@ -69,7 +105,7 @@ fn measure_model(
     name: &str,
     length: u64,
     aead: f64,
-) -> Result<()> {
+) -> Result<Rates> {
     let output = folder.join("model.occ");
     let copy = folder.join("copy");
     let back = folder.join("back.onnx");
@@ -137,7 +173,12 @@ fn measure_model(
         "peak_mib_to_file": memory[1] / 1024,
         "unseal_gb_per_s": gigabytes(unseal),
         "peak_mib_unseal": memory[2] / 1024,
-    }))
+    }))?;
+    Ok(Rates {
+        of_aead: null / aead,
+        of_cp: of_cp[PAIRS / 2],
+        peak_mib: memory[0].max(memory[1]) / 1024,
+    })
 }
 
 /// What a child process measured of itself.

@@ -341,7 +341,7 @@ struct Timed {
     resident: u64,
     opened_per_run: f64,
     /// What reading as much alone takes, from a file.
-    read: Option<Duration>,
+    read: Option<Times>,
     difference: Difference,
 }
 
@@ -423,7 +423,7 @@ impl Compared<'_> {
             weights: model.weight_bytes(),
             resident: model.resident_bytes() as u64,
             opened_per_run: opened as f64 / f64::from(runs.max(1)),
-            read: (!read_times.is_empty()).then(|| read_times.minimum()),
+            read: (!read_times.is_empty()).then_some(read_times),
             difference,
         })
     }
@@ -463,7 +463,14 @@ impl Timed {
                 weights_mib: report::mebibytes(self.weights as f64),
                 resident_mib: report::mebibytes(self.resident as f64),
                 opened_mib_per_run: report::mebibytes(self.opened_per_run),
-                read_ms: self.read.map(report::milliseconds),
+                read_p50_ms: self
+                    .read
+                    .as_ref()
+                    .map(|read| report::milliseconds(read.median())),
+                read_ms: self
+                    .read
+                    .as_ref()
+                    .map(|read| report::milliseconds(read.minimum())),
             },
             ratio_p50: report::ratio(self.occlude_times.median(), self.plain_times.median()),
             ratio_min: report::ratio(self.occlude_times.minimum(), self.plain_times.minimum()),

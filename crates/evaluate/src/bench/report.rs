@@ -110,6 +110,9 @@ pub struct Occlude {
     /// read, in milliseconds; only where weights are streamed from a file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_ms: Option<f64>,
+    /// The median of these times.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_p50_ms: Option<f64>,
 }
 
 impl Plain {

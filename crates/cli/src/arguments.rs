@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use occlude_attest::TeeKind;
-use occlude_engine::{LargestShape, Spill};
+use occlude_engine::{CipherKind, LargestShape, Spill};
 use occlude_evaluate::bench::Budget;
 use occlude_keys::{ModelId, ModelVersion, OwnerPublic};
 use occlude_server::MemoryBudget;
@@ -356,6 +356,10 @@ pub(crate) struct ServeArguments {
     /// past the page cache: for confidential virtual machines) [default: shared].
     #[arg(long, value_name = "shared|direct:FOLDER", env = "OCCLUDE_SPILL")]
     pub(crate) spill: Option<Spill>,
+    /// What they are encrypted with there: aes-256-gcm, or aegis-128l, -128x2 or -128x4
+    /// [default: the fastest here].
+    #[arg(long, value_name = "CIPHER", env = "OCCLUDE_SPILL_CIPHER")]
+    pub(crate) spill_cipher: Option<CipherKind>,
     /// The channel's key encapsulation [default: x-wing].
     #[arg(long, value_name = "KEM", env = "OCCLUDE_KEM")]
     pub(crate) kem: Option<KemArgument>,
@@ -550,6 +554,10 @@ pub(crate) struct BenchArguments {
     /// read past the page cache.
     #[arg(long, value_name = "shared|direct:FOLDER", default_value = "shared")]
     pub(crate) spill: Spill,
+    /// What they are encrypted with there: aes-256-gcm, or aegis-128l, -128x2 or -128x4
+    /// [default: the fastest here].
+    #[arg(long, value_name = "CIPHER")]
+    pub(crate) spill_cipher: Option<CipherKind>,
     /// Threads of either side.
     #[arg(long, value_name = "N", default_value = "2")]
     pub(crate) threads: NonZeroUsize,

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use occlude_kernels::{Convolution, Gemm, Panels};
 use occlude_onnx::DataType;
-use occlude_spill::{Observer, OpenError, PanelName, Reader, Store, Ticket};
+use occlude_spill::{CipherKind, Observer, OpenError, PanelName, Reader, Store, Ticket};
 
 use crate::graph::Pads;
 use crate::memory::ProtectedBuffer;
@@ -207,6 +207,11 @@ impl Layers {
     /// Whether a reader needs to know, before the first run, where every panel is.
     pub(crate) fn reads_ahead(&self) -> bool {
         self.reader_bytes() > 0
+    }
+
+    /// What the store encrypts with, if there is one.
+    pub(crate) fn cipher(&self) -> Option<CipherKind> {
+        self.store.as_ref().map(|store| store.cipher())
     }
 
     /// Bytes of protected memory that the readers of all sessions will take, at most.

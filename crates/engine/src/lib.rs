@@ -48,6 +48,7 @@ pub use library::{
     RuntimeOptions,
 };
 pub use model::{LayerCounts, LoadOptions, Model, ProcessMemory, ProtectedMemory};
+pub use occlude_spill::{CipherError, CipherKind};
 pub use plan::{Plan, PlannedLayer, SetBy, WeightKind};
 pub use spill::{Spill, UnknownSpill};
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use occlude_container::OpenContainer;
 use occlude_inference_protocol::{Tensor, TensorMetadata};
+use occlude_spill::CipherKind;
 use ort::session::{NoSelectedOutputs, OutputSelector, RunOptions, SessionInputValue};
 use ort::value::{Outlet, ValueType};
 
@@ -89,6 +90,8 @@ pub struct LoadOptions {
     pub smallest_streamed: u64,
     /// Where streamed weights lie.
     pub spill: Spill,
+    /// What they are encrypted with there; `None` is the fastest on this processor.
+    pub cipher: Option<CipherKind>,
 }
 
 /// Below this, opening a weight for each run costs more than it saves.
@@ -105,6 +108,7 @@ impl Default for LoadOptions {
             largest: Vec::new(),
             smallest_streamed: SMALLEST_STREAMED,
             spill: Spill::default(),
+            cipher: None,
         }
     }
 }
@@ -301,6 +305,12 @@ impl Model {
     #[must_use]
     pub fn is_locked(&self) -> bool {
         self.weights.is_locked() && self.memories.iter().all(|memory| memory.is_locked())
+    }
+
+    /// What streamed weights are encrypted with; nothing if none can be streamed.
+    #[must_use]
+    pub fn spill_cipher(&self) -> Option<CipherKind> {
+        self.layers.cipher()
     }
 
     /// The memory of each session.

@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use occlude_engine::{LoadError, LoadOptions, Model, ProtectedMemory, RunError, Spill};
+use occlude_engine::{CipherKind, LoadError, LoadOptions, Model, ProtectedMemory, RunError, Spill};
 use occlude_inference_protocol::Tensor;
 use occlude_onnx::DataType;
 use occlude_onnx::messages::ModelProto;
@@ -109,6 +109,7 @@ fn altered_weights_end_a_request_and_never_give_a_wrong_answer() {
             truncated(&model, &host, &expected);
         }
     }
+    every_cipher(&expected);
     several_sessions(&expected);
     a_budget_counts_what_is_read_ahead();
 }
@@ -214,6 +215,24 @@ fn truncated(model: &Model, host: &File, expected: &[f32]) {
     );
     host.write_all_at(&tail, cut).unwrap();
     settles(model, expected);
+}
+
+fn every_cipher(expected: &[f32]) {
+    for cipher in CipherKind::ALL {
+        if !cipher.is_available() {
+            println!("skipped: {cipher} needs AES instructions");
+            continue;
+        }
+        let spill = Spill::SharedMemory;
+        let options = LoadOptions {
+            cipher: Some(cipher),
+            ..streamed_from(&spill)
+        };
+        let model = load(&options).unwrap();
+        assert_eq!(model.spill_cipher(), Some(cipher));
+        assert_eq!(answer(&model).unwrap(), expected);
+        altered_at_rest(&model, &host(&spill), expected);
+    }
 }
 
 fn several_sessions(expected: &[f32]) {

@@ -177,6 +177,7 @@ impl Loader {
             tracing::info!(
                 budget = %options.memory,
                 spill = %options.spill,
+                spill_cipher = model.spill_cipher().map(tracing::field::display),
                 weight_bytes = model.weight_bytes(),
                 resident_bytes = model.resident_bytes(),
                 streamed_bytes = plan.streamed(),

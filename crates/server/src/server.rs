@@ -89,6 +89,7 @@ impl Server {
                 sessions: options.sessions,
                 largest: options.max_shape.clone(),
                 spill: options.spill.clone(),
+                cipher: options.spill_cipher,
                 ..LoadOptions::default()
             },
             memory: options.protected_memory,

@@ -13,7 +13,9 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use occlude_attest::TeeKind;
 use occlude_channel::Kem;
-use occlude_engine::{LargestShape, LibrarySearch, ProcessMemory, ProtectedMemory, Spill, memory};
+use occlude_engine::{
+    CipherKind, LargestShape, LibrarySearch, ProcessMemory, ProtectedMemory, Spill, memory,
+};
 use url::Url;
 
 use crate::admission::Admission;
@@ -89,6 +91,9 @@ pub struct Settings {
     /// Where weights beyond it lie, encrypted; in shared memory by default.
     #[serde(deserialize_with = "from_text")]
     pub spill: Option<Spill>,
+    /// What they are encrypted with there; the fastest on this processor by default.
+    #[serde(deserialize_with = "from_text")]
+    pub spill_cipher: Option<CipherKind>,
     /// The channel's key encapsulation; X-Wing by default.
     #[serde(deserialize_with = "from_text")]
     pub kem: Option<Kem>,
@@ -217,6 +222,7 @@ impl Settings {
                 self.max_shape
             },
             spill: self.spill.or(other.spill),
+            spill_cipher: self.spill_cipher.or(other.spill_cipher),
             kem: self.kem.or(other.kem),
             maximum_request: self.maximum_request.or(other.maximum_request),
             requests_in_flight: self.requests_in_flight.or(other.requests_in_flight),
@@ -284,6 +290,7 @@ impl Settings {
             protected_memory: self.protected_memory.unwrap_or_default(),
             max_shape: self.max_shape,
             spill: self.spill.unwrap_or_default(),
+            spill_cipher: self.spill_cipher,
             kem: self.kem.unwrap_or_default(),
             maximum_request: maximum_request.as_u64(),
             requests_in_flight: self.requests_in_flight.unwrap_or(DEFAULT_REQUESTS).get(),
@@ -333,6 +340,8 @@ pub struct ServerOptions {
     pub max_shape: Vec<LargestShape>,
     /// Where weights beyond it lie, encrypted.
     pub spill: Spill,
+    /// What they are encrypted with there, if not with the fastest on this processor.
+    pub spill_cipher: Option<CipherKind>,
     /// The channel's key encapsulation.
     pub kem: Kem,
     /// Largest encapsulated request, in bytes.
@@ -466,6 +475,7 @@ mod tests {
             protected-memory = "256MiB"
             max-shape = ["image=1x3x224x224", "ids=128"]
             spill = "direct:/var/lib/occlude"
+            spill-cipher = "aes-256-gcm"
             kem = "x25519"
             maximum-request = "8MiB"
             requests-in-flight = 10
@@ -492,6 +502,7 @@ mod tests {
                     "ids=128".parse().unwrap(),
                 ],
                 spill: Some(Spill::Direct("/var/lib/occlude".into())),
+                spill_cipher: Some(CipherKind::Aes256Gcm),
                 kem: Some(Kem::X25519),
                 maximum_request: Some(ByteSize::mib(8)),
                 requests_in_flight: NonZeroUsize::new(10),
@@ -547,7 +558,7 @@ mod tests {
             .split(", ")
             .map(|name| name.trim_matches('`'))
             .collect();
-        assert_eq!(names.len(), 17, "{names:?}");
+        assert_eq!(names.len(), 18, "{names:?}");
         for name in names {
             assert!(explained.contains(&name), "{name}");
         }
@@ -601,6 +612,20 @@ mod tests {
         };
         assert!(
             reason.contains("\"disk\" is neither shared nor direct:FOLDER"),
+            "{reason}"
+        );
+    }
+
+    #[test]
+    fn a_cipher_for_weights_that_is_none_is_refused() {
+        let error = parse("[serve]\nspill-cipher = \"rot13\"\n").unwrap_err();
+        let SettingsError::Malformed { reason, .. } = error else {
+            panic!("{error}");
+        };
+        assert!(
+            reason.contains(
+                "\"rot13\" is no cipher: aegis-128l, aegis-128x2, aegis-128x4 and aes-256-gcm are"
+            ),
             "{reason}"
         );
     }

@@ -19,6 +19,10 @@ const TRIAL: usize = 64 << 10;
 const TRIAL_TIME: Duration = Duration::from_millis(2);
 
 /// An authenticated cipher for panels.
+///
+/// AEGIS is there on processors with AES instructions only. Without them its library
+/// computes in software, which is slow, and whose reads of memory that others may write
+/// nobody has looked at, see [`Cipher`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CipherKind {
@@ -41,6 +45,15 @@ impl CipherKind {
         Self::Aes256Gcm,
     ];
 
+    /// Whether this processor has what it takes.
+    #[must_use]
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Aegis128L | Self::Aegis128X2 | Self::Aegis128X4 => has_aes_instructions(),
+            Self::Aes256Gcm => true,
+        }
+    }
+
     /// The one that opens panels the fastest on this processor, by trying each for
     /// about 2 ms.
     #[must_use]
@@ -48,6 +61,7 @@ impl CipherKind {
         let rate = |kind: Self| rate(kind).unwrap_or(0.0);
         Self::ALL
             .into_iter()
+            .filter(|kind| kind.is_available())
             .map(|kind| (kind, rate(kind)))
             .max_by(|one, other| one.1.total_cmp(&other.1))
             .map_or(Self::Aes256Gcm, |(kind, _)| kind)
@@ -69,6 +83,17 @@ impl CipherKind {
             Self::Aes256Gcm => "aes-256-gcm",
         }
     }
+}
+
+/// What AEGIS's library looks for before it computes in software.
+fn has_aes_instructions() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("aes")
+        && std::arch::is_x86_feature_detected!("avx");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
 }
 
 /// Bytes a second that `kind` opens.
@@ -99,24 +124,47 @@ impl fmt::Display for CipherKind {
     }
 }
 
-/// A name that is none of a cipher.
+/// Why a cipher's name is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{found:?} is no cipher: aegis-128l, aegis-128x2, aegis-128x4 and aes-256-gcm are")]
-pub struct UnknownCipher {
-    /// The name.
-    pub found: String,
+#[non_exhaustive]
+pub enum CipherError {
+    /// No cipher is called that.
+    #[error("{found:?} is no cipher: aegis-128l, aegis-128x2, aegis-128x4 and aes-256-gcm are")]
+    Unknown {
+        /// The name.
+        found: String,
+    },
+    /// This processor does not have what it takes.
+    #[error("{kind} needs a processor with AES instructions: aes-256-gcm runs on any")]
+    Unavailable {
+        /// The cipher.
+        kind: CipherKind,
+    },
 }
 
 impl FromStr for CipherKind {
-    type Err = UnknownCipher;
+    type Err = CipherError;
 
-    fn from_str(name: &str) -> Result<Self, UnknownCipher> {
-        Self::ALL
+    /// A cipher that is available here, by its name.
+    fn from_str(name: &str) -> Result<Self, CipherError> {
+        let kind = Self::ALL
             .into_iter()
             .find(|kind| kind.name() == name)
-            .ok_or_else(|| UnknownCipher {
+            .ok_or_else(|| CipherError::Unknown {
                 found: name.to_owned(),
-            })
+            })?;
+        kind.checked()
+    }
+}
+
+impl CipherKind {
+    /// Itself, if it is available.
+    pub(crate) fn checked(self) -> Result<Self, CipherError> {
+        if self.is_available() {
+            Ok(self)
+        } else {
+            Err(CipherError::Unavailable { kind: self })
+        }
     }
 }
 
@@ -127,11 +175,11 @@ mod tests {
     #[test]
     fn each_cipher_is_found_by_its_name() {
         for kind in CipherKind::ALL {
-            assert_eq!(kind.to_string().parse(), Ok(kind));
+            assert_eq!(kind.to_string().parse(), kind.checked());
         }
         assert_eq!(
             "rot13".parse::<CipherKind>(),
-            Err(UnknownCipher {
+            Err(CipherError::Unknown {
                 found: "rot13".to_owned()
             }),
         );
@@ -140,5 +188,16 @@ mod tests {
     #[test]
     fn the_fastest_is_one_that_works() {
         assert!(rate(CipherKind::fastest()).is_some());
+        assert!(CipherKind::fastest().is_available());
+    }
+
+    #[test]
+    fn a_cipher_without_its_instructions_is_refused_with_one_that_runs() {
+        let kind = CipherKind::Aegis128L;
+        assert_eq!(
+            CipherError::Unavailable { kind }.to_string(),
+            "aegis-128l needs a processor with AES instructions: aes-256-gcm runs on any"
+        );
+        assert_eq!(CipherKind::Aes256Gcm.checked(), Ok(CipherKind::Aes256Gcm));
     }
 }

@@ -38,7 +38,7 @@ mod store;
 )]
 mod untrusted;
 
-pub use cipher::{CipherKind, UnknownCipher};
+pub use cipher::{CipherError, CipherKind};
 pub use direct::{DirectError, DirectStore};
 pub use disk::Disk;
 pub use mapped::MappedStore;

@@ -175,6 +175,9 @@ pub(crate) struct Sealer {
 impl Sealer {
     /// With a new key.
     pub(crate) fn new(kind: CipherKind, context: [u8; 32]) -> io::Result<Self> {
+        let kind = kind
+            .checked()
+            .map_err(|error| io::Error::new(io::ErrorKind::Unsupported, error))?;
         let mut key = Zeroizing::new([0; 32]);
         getrandom::fill(&mut *key).map_err(io::Error::other)?;
         Ok(Self {

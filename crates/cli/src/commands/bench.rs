@@ -35,6 +35,7 @@ pub(crate) fn run(arguments: BenchArguments) -> Result<(), Failure> {
         model: arguments.model,
         budgets: arguments.budget,
         spill: arguments.spill,
+        cipher: arguments.spill_cipher,
         threads: arguments.threads,
         runs: arguments.runs,
         inputs,

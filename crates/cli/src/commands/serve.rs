@@ -35,6 +35,7 @@ fn flags(arguments: ServeArguments) -> Settings {
         protected_memory: arguments.protected_memory,
         max_shape: arguments.max_shape,
         spill: arguments.spill,
+        spill_cipher: arguments.spill_cipher,
         kem: arguments.kem.map(|kem| match kem {
             KemArgument::XWing => Kem::XWing,
             KemArgument::X25519 => Kem::X25519,

@@ -85,15 +85,19 @@ const TRIAL: usize = 16 << 20;
 const SHORT_TRIALS: u32 = 512;
 const SHORT_PANEL: usize = 64;
 
-/// The fastest cipher here and what it costs, tried once in a process.
+/// The cipher that was chosen, or the fastest here, and what it costs, tried once in a
+/// process.
 ///
 /// It is not kept in a file: what the host could rewrite decides nothing in here.
-pub(crate) fn cipher() -> (CipherKind, Costs) {
-    static HERE: OnceLock<(CipherKind, Costs)> = OnceLock::new();
-    *HERE.get_or_init(|| {
-        let kind = CipherKind::fastest();
-        (kind, Costs::measured(kind).unwrap_or(Costs::ASSUMED))
-    })
+pub(crate) fn cipher(chosen: Option<CipherKind>) -> (CipherKind, Costs) {
+    static FASTEST: OnceLock<CipherKind> = OnceLock::new();
+    static COSTS: [OnceLock<Costs>; CipherKind::ALL.len()] =
+        [const { OnceLock::new() }; CipherKind::ALL.len()];
+    let kind = chosen.unwrap_or_else(|| *FASTEST.get_or_init(CipherKind::fastest));
+    let place = CipherKind::ALL.iter().position(|&one| one == kind);
+    let measure = || Costs::measured(kind).unwrap_or(Costs::ASSUMED);
+    let costs = place.map_or(Costs::ASSUMED, |place| *COSTS[place].get_or_init(measure));
+    (kind, costs)
 }
 
 impl Costs {
@@ -383,9 +387,9 @@ mod tests {
 
     #[test]
     fn opening_is_measured_here_and_costs_something() {
-        let (_, costs) = cipher();
+        let (_, costs) = cipher(None);
         assert!(costs.byte > 0.0 && costs.byte < 1e-6, "{costs:?}");
         assert!((0.0..1e-3).contains(&costs.start), "{costs:?}");
-        assert_eq!(cipher().1, costs);
+        assert_eq!(cipher(None).1, costs);
     }
 }

@@ -104,7 +104,7 @@ pub(super) fn settled(
         before,
         costs: match options.memory {
             ProtectedMemory::Resident => Costs::ASSUMED,
-            _ => plan::cipher().1,
+            _ => plan::cipher(options.cipher).1,
         },
     };
     let filled = match options.memory {

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use occlude_engine::{LibrarySearch, Model, ProcessMemory, Spill};
+use occlude_engine::{CipherError, LibrarySearch, Model, ProcessMemory, Spill};
 use occlude_inference_protocol::{DataType, Tensor};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -53,6 +53,8 @@ struct Task<A> {
     threads: NonZeroUsize,
     /// Where the streamed weights' file is made, if not in shared memory.
     spill_folder: Option<PathBuf>,
+    /// The name of what they are encrypted with, if not with the fastest.
+    cipher: Option<String>,
     container: A,
     /// An inherited file with the data of all inputs, one after the other.
     data: RawFd,
@@ -131,6 +133,7 @@ impl<'a> Carrier<'a> {
                 Spill::Direct(folder) => Some(folder.clone()),
                 _ => None,
             },
+            cipher: self.options.cipher.map(|kind| kind.to_string()),
             container: self.sealed.access(),
             data: self.data.as_raw_fd(),
             inputs: self.inputs.clone(),
@@ -216,8 +219,12 @@ impl Task<Access> {
                 let container = self.container.open()?;
                 let folder = self.spill_folder.clone();
                 let spill = folder.map_or(Spill::SharedMemory, Spill::Direct);
+                let cipher = self.cipher.as_deref().map(str::parse).transpose();
+                let cipher =
+                    cipher.map_err(|error: CipherError| Stop::Refused(error.to_string()))?;
                 let process = ProcessMemory::Measured;
-                let options = super::load_options(budget, &spill, self.threads, &inputs, process);
+                let options =
+                    super::load_options(budget, (&spill, cipher), self.threads, &inputs, process);
                 let model = Model::load(runtime, &container, &options)?;
                 drop(container);
                 for _ in 0..RUNS {

@@ -27,8 +27,8 @@ use std::time::{Duration, Instant};
 
 use occlude_container::{ContainerError, OpenError, SealError};
 use occlude_engine::{
-    LargestShape, LibrarySearch, LoadError, LoadLibraryError, LoadOptions, Model, ProcessMemory,
-    RunError, Runtime, RuntimeOptions, Spill,
+    CipherKind, LargestShape, LibrarySearch, LoadError, LoadLibraryError, LoadOptions, Model,
+    ProcessMemory, RunError, Runtime, RuntimeOptions, Spill,
 };
 use occlude_inference_protocol::Tensor;
 use occlude_spill::Disk;
@@ -52,6 +52,8 @@ pub struct BenchOptions {
     pub budgets: Vec<Budget>,
     /// Where streamed weights lie.
     pub spill: Spill,
+    /// What they are encrypted with there; `None` is the fastest on this processor.
+    pub cipher: Option<CipherKind>,
     /// Threads of either side.
     pub threads: NonZeroUsize,
     /// Measured runs of either side for each budget, at least.
@@ -285,7 +287,7 @@ fn runtime(search: &LibrarySearch, threads: NonZeroUsize) -> Result<&'static Run
 /// How Occlude is loaded: for requests of `inputs`.
 fn load_options(
     budget: Budget,
-    spill: &Spill,
+    spill: (&Spill, Option<CipherKind>),
     threads: NonZeroUsize,
     inputs: &[Tensor],
     process: ProcessMemory,
@@ -302,7 +304,8 @@ fn load_options(
     };
     let inputs = inputs.iter().filter(|_| planned);
     LoadOptions {
-        spill: spill.clone(),
+        spill: spill.0.clone(),
+        cipher: spill.1,
         threads,
         sessions: NonZeroUsize::MIN,
         memory: budget.protected_memory(),
@@ -357,7 +360,13 @@ impl Compared<'_> {
         progress(Stage::Loading { what: &what });
         let process = ProcessMemory::Bytes(process);
         let (spill, threads) = (&self.options.spill, self.options.threads);
-        let load_options = load_options(*budget, spill, threads, self.inputs, process);
+        let load_options = load_options(
+            *budget,
+            (spill, self.options.cipher),
+            threads,
+            self.inputs,
+            process,
+        );
         let inputs = self.inputs.to_vec();
         let start = Instant::now();
         let container = sealed.open()?;

@@ -19,6 +19,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// A body is held up to three times at once: encapsulated, opened, and as tensors.
 const REQUEST_COPIES: u64 = 3;
 
+/// Numbers as text may take four times as much as tensors: `0,` for one of eight bytes.
+/// With the text itself that is as many copies more.
+const TEXT_COPIES: u64 = 2;
+
 /// An answer is held up to four times at once: its content, the padded message with it,
 /// that message encrypted, and encapsulated. Before that it is held twice, as tensors and
 /// as content.
@@ -48,6 +52,8 @@ pub(crate) struct Admission {
 #[derive(Debug)]
 pub(crate) struct Memory {
     held: Held,
+    /// Bytes that have come.
+    length: u64,
     requests: Arc<AtomicUsize>,
 }
 
@@ -59,7 +65,8 @@ pub(crate) struct AnswerMemory(Mutex<Held>);
 #[derive(Debug)]
 pub(crate) struct Reservation {
     _place: OwnedSemaphorePermit,
-    _memory: Memory,
+    memory: Memory,
+    text: Mutex<Held>,
     answer: Arc<AnswerMemory>,
 }
 
@@ -98,15 +105,16 @@ impl Admission {
         ANSWER_COPIES.saturating_mul(message as u64)
     }
 
-    /// The least memory with which a request of `maximum` bytes and a small answer fit.
+    /// The least memory with which any request of `maximum` bytes and a small answer fit.
     pub(crate) fn least(maximum: u64) -> u64 {
-        maximum.saturating_mul(REQUEST_COPIES + 1)
+        maximum.saturating_mul(REQUEST_COPIES + TEXT_COPIES + 1)
     }
 
     /// Begins with a body of which nothing has come.
     pub(crate) fn begin(&self) -> Result<Memory, Overloaded> {
         Ok(Memory {
             held: Held::nothing(&self.memory)?,
+            length: 0,
             requests: Arc::clone(&self.requests),
         })
     }
@@ -117,7 +125,8 @@ impl Admission {
         answer.reserve(0)?;
         Ok(Reservation {
             _place: acquire(&self.places, 1)?,
-            _memory: memory,
+            text: Mutex::new(Held::nothing(&self.memory)?),
+            memory,
             answer: Arc::new(answer),
         })
     }
@@ -138,6 +147,7 @@ impl Memory {
     pub(crate) fn grow(&mut self, length: u64) -> Result<(), Overloaded> {
         let more = self.held.grow(Admission::cost(length))?;
         self.requests.fetch_add(more, Ordering::Relaxed);
+        self.length = length;
         Ok(())
     }
 }
@@ -150,6 +160,15 @@ impl Drop for Memory {
 }
 
 impl Reservation {
+    /// Reserves what a request takes beyond its copies if its tensors are text: so much
+    /// for the length on the wire, whatever is inside.
+    pub(crate) fn reserve_text(&self) -> Result<(), Overloaded> {
+        let bytes = self.memory.length.saturating_mul(TEXT_COPIES);
+        let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        text.grow(bytes)?;
+        Ok(())
+    }
+
     /// The memory for the answer, which outlives the request. The smallest answer has its
     /// memory already, so that there is always one.
     pub(crate) fn answer(&self) -> &Arc<AnswerMemory> {
@@ -283,6 +302,21 @@ mod tests {
         assert_eq!(admission.memory.available_permits(), 100 - 17);
         drop(answer);
         assert_eq!(admission.memory.available_permits(), 100);
+    }
+
+    #[test]
+    fn tensors_as_text_reserve_more_and_nobody_is_shown_it() {
+        let admission = Admission::new(8, 20 * UNIT);
+        let reservation = admit(&admission, 2 * UNIT).unwrap();
+        assert_eq!(admission.memory.available_permits(), 20 - 6 - 4);
+        reservation.reserve_text().unwrap();
+        reservation.reserve_text().unwrap();
+        assert_eq!(admission.memory.available_permits(), 20 - 6 - 4 - 4);
+        assert_eq!(admission.bytes(), 6 * UNIT);
+        drop(reservation);
+        assert_eq!(admission.memory.available_permits(), 20);
+        let reservation = admit(&admission, 4 * UNIT).unwrap();
+        assert_eq!(reservation.reserve_text(), Err(Overloaded));
     }
 
     #[test]

@@ -29,6 +29,10 @@ use crate::models::{Models, ServedModel, Unready};
 /// What the metadata calls the format, as Triton does.
 const PLATFORM: &str = "onnxruntime_onnx";
 
+/// Why tensors are not taken as text that would be larger than what is left of the memory.
+const NO_MEMORY_FOR_TEXT: &str =
+    "there is no memory left for tensors as text: try again, or send them as binary data";
+
 /// Why there is no answer that would be larger than what is left of the memory.
 pub(crate) const NO_MEMORY: &str =
     "there is no memory left for the answer: try again, or ask for less at once";
@@ -141,6 +145,13 @@ async fn infer(
         .await
         .map_err(|_| InferError::bad_request("the body ended early"))?
         .to_bytes();
+    let text = header_length.unwrap_or(body.len()).min(body.len());
+    if let Some(reservation) = &reservation
+        && is_mostly_text(text, body.len())
+        && reservation.reserve_text().is_err()
+    {
+        return Err(InferError::no_memory(NO_MEMORY_FOR_TEXT));
+    }
 
     let session = Arc::clone(&served.sessions).acquire_owned();
     let Ok(Ok(session)) = tokio::time::timeout(inner.queue_time, session).await else {
@@ -157,6 +168,12 @@ async fn infer(
     })
     .await;
     result
+}
+
+/// Whether `text` bytes of JSON make more of a body than is reserved for any: the body and
+/// binary tensors are two copies of it, and tensors in the JSON up to four of that.
+fn is_mostly_text(text: usize, body: usize) -> bool {
+    text.saturating_mul(3) > body
 }
 
 /// Decodes, runs and encodes one inference, as far as `admit` has memory for an answer
@@ -179,7 +196,7 @@ fn run(
     let outputs = model
         .run_admitted(inputs, &requested, &admit)
         .map_err(|error| match error {
-            RunError::NotAdmitted { .. } => InferError::no_memory(),
+            RunError::NotAdmitted { .. } => InferError::no_memory(NO_MEMORY),
             error => InferError::bad_request(error.to_string()),
         })?;
     let response = InferResponse {
@@ -192,7 +209,7 @@ fn run(
     let encoded = response
         .encode_admitted(|output| request.wants_binary(output), &admit)
         .map_err(|error| match error {
-            EncodeError::NotAdmitted { .. } => InferError::no_memory(),
+            EncodeError::NotAdmitted { .. } => InferError::no_memory(NO_MEMORY),
             error => InferError::not_acceptable(&error),
         })?;
 
@@ -295,10 +312,10 @@ impl InferError {
         }
     }
 
-    fn no_memory() -> Self {
+    fn no_memory(message: &str) -> Self {
         Self {
             status: StatusCode::SERVICE_UNAVAILABLE,
-            message: NO_MEMORY.to_owned(),
+            message: message.to_owned(),
         }
     }
 }

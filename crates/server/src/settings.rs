@@ -716,7 +716,7 @@ mod tests {
                     request_memory: Some(ByteSize::mib(1)),
                     ..enough()
                 },
-                "request-memory is 1.0 MiB, expected at least 256.0 MiB, for one request of 64.0 MiB and its answer",
+                "request-memory is 1.0 MiB, expected at least 384.0 MiB, for one request of 64.0 MiB and its answer",
             ),
             (
                 Settings {

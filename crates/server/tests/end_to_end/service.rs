@@ -525,6 +525,47 @@ async fn an_answer_for_which_there_is_no_memory_is_refused_inside_the_channel() 
 }
 
 #[tokio::test]
+async fn tensors_as_text_for_which_there_is_no_memory_are_refused_inside_the_channel() {
+    const ROWS: usize = 1800;
+    let world = World::new().await;
+    let model = world.publish("digits", 1, 1.0).await;
+    let mut options = world.options(&[&model]);
+    // A little more than 512 KiB come: three times that is reserved, or five times.
+    options.request_memory = 2 << 20;
+    let serving = serve(options).await.unwrap();
+    let ask = async |request: &InferRequest, binary| {
+        let encoded = request.encode(binary).unwrap();
+        assert!((400 << 10..500 << 10).contains(&encoded.body.len()));
+        let mut inner = Request::post("/v2/models/digits/infer");
+        if let Some(length) = encoded.inference_header_content_length {
+            inner = inner.header("inference-header-content-length", length);
+        }
+        serving.ask(&inner.body(encoded.body).unwrap()).await
+    };
+    let as_data = InferRequest {
+        binary_data_output: true,
+        ..request_of(ROWS)
+    };
+    let answered = ask(&as_data, true).await;
+    assert_eq!(answered.status(), 200);
+    let zeros = vec![0_i64; ROWS * FEATURES * 2];
+    let image = Tensor::from_values("image", vec![2 * ROWS as u64, 64], &zeros).unwrap();
+    let as_text = InferRequest {
+        inputs: vec![image],
+        ..InferRequest::default()
+    };
+    let refused = ask(&as_text, false).await;
+    assert_eq!(
+        inner_refusal(&refused),
+        (
+            503,
+            "there is no memory left for tensors as text: try again, or send them as binary data"
+                .to_owned()
+        )
+    );
+}
+
+#[tokio::test]
 async fn an_answer_that_nobody_takes_holds_memory_until_its_connection_is_closed() {
     const ROWS: usize = 16;
     let world = World::new().await;

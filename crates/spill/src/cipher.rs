@@ -21,8 +21,8 @@ const TRIAL_TIME: Duration = Duration::from_millis(2);
 /// An authenticated cipher for panels.
 ///
 /// AEGIS is there on processors with AES instructions only. Without them its library
-/// computes in software, which is slow, and whose reads of memory that others may write
-/// nobody has looked at, see [`Cipher`].
+/// computes in software, which is slow, and nobody has watched how often that code reads
+/// memory that others may write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CipherKind {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Extension, Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
@@ -134,22 +134,19 @@ async fn model_metadata(
 async fn infer(
     State(inner): State<Arc<Inner>>,
     Path(named): Path<Named>,
+    Extension(reservation): Extension<Arc<Reservation>>,
     request: Request,
 ) -> Result<Response, InferError> {
     let (served, model) = inner.ready(&named)?;
     let (parts, body) = request.into_parts();
     let header_length = header_length(&parts.headers)?;
-    let reservation = parts.extensions.get::<Arc<Reservation>>().cloned();
     let body = body
         .collect()
         .await
         .map_err(|_| InferError::bad_request("the body ended early"))?
         .to_bytes();
     let text = header_length.unwrap_or(body.len()).min(body.len());
-    if let Some(reservation) = &reservation
-        && is_mostly_text(text, body.len())
-        && reservation.reserve_text().is_err()
-    {
+    if is_mostly_text(text, body.len()) && reservation.reserve_text().is_err() {
         return Err(InferError::no_memory(NO_MEMORY_FOR_TEXT));
     }
 
@@ -159,10 +156,7 @@ async fn infer(
     };
     // What the work holds moves along with it: the client may go away meanwhile.
     let (result, _session, _reservation) = blocking(move || {
-        let admit = |bytes| match &reservation {
-            Some(reservation) => reservation.answer().reserve(bytes).is_ok(),
-            None => true,
-        };
+        let admit = |bytes| reservation.answer().reserve(bytes).is_ok();
         let result = run(&served, &model, &body, header_length, admit);
         (result, session, reservation)
     })

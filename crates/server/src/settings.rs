@@ -517,22 +517,24 @@ mod tests {
         assert_eq!(options.lease, Duration::from_secs(60));
     }
 
+    /// Why a text is not a table of settings.
+    fn malformed(text: &str) -> String {
+        match parse(text).unwrap_err() {
+            SettingsError::Malformed { reason, .. } => reason,
+            other => panic!("{other}"),
+        }
+    }
+
     #[test]
     fn an_unknown_name_is_refused_with_its_place() {
-        let error = parse("[serve]\nlissten = 1\n").unwrap_err();
-        let SettingsError::Malformed { reason, .. } = error else {
-            panic!("{error}");
-        };
+        let reason = malformed("[serve]\nlissten = 1\n");
         assert!(reason.contains("unknown field `lissten`"), "{reason}");
         assert!(reason.contains("line 2"), "{reason}");
     }
 
     #[test]
     fn another_table_is_refused() {
-        let error = parse("[serve]\n[broker]\n").unwrap_err();
-        let SettingsError::Malformed { reason, .. } = error else {
-            panic!("{error}");
-        };
+        let reason = malformed("[serve]\n[broker]\n");
         assert!(
             reason.contains("unknown field `broker`, expected `serve`"),
             "{reason}"
@@ -566,10 +568,7 @@ mod tests {
 
     #[test]
     fn a_largest_shape_that_is_none_is_refused() {
-        let error = parse("[serve]\nmax-shape = [\"image\"]\n").unwrap_err();
-        let SettingsError::Malformed { reason, .. } = error else {
-            panic!("{error}");
-        };
+        let reason = malformed("[serve]\nmax-shape = [\"image\"]\n");
         assert!(
             reason.contains("expected an input's name and its largest extents"),
             "{reason}"
@@ -594,10 +593,7 @@ mod tests {
 
     #[test]
     fn an_unknown_key_encapsulation_is_refused() {
-        let error = parse("[serve]\nkem = \"rsa\"\n").unwrap_err();
-        let SettingsError::Malformed { reason, .. } = error else {
-            panic!("{error}");
-        };
+        let reason = malformed("[serve]\nkem = \"rsa\"\n");
         assert!(
             reason.contains("the key encapsulation is either `x-wing` or `x25519`"),
             "{reason}"
@@ -606,10 +602,7 @@ mod tests {
 
     #[test]
     fn a_place_for_weights_that_is_none_is_refused() {
-        let error = parse("[serve]\nspill = \"disk\"\n").unwrap_err();
-        let SettingsError::Malformed { reason, .. } = error else {
-            panic!("{error}");
-        };
+        let reason = malformed("[serve]\nspill = \"disk\"\n");
         assert!(
             reason.contains("\"disk\" is neither shared nor direct:FOLDER"),
             "{reason}"
@@ -618,10 +611,7 @@ mod tests {
 
     #[test]
     fn a_cipher_for_weights_that_is_none_is_refused() {
-        let error = parse("[serve]\nspill-cipher = \"rot13\"\n").unwrap_err();
-        let SettingsError::Malformed { reason, .. } = error else {
-            panic!("{error}");
-        };
+        let reason = malformed("[serve]\nspill-cipher = \"rot13\"\n");
         assert!(
             reason.contains(
                 "\"rot13\" is no cipher: aegis-128l, aegis-128x2, aegis-128x4 and aes-256-gcm are"

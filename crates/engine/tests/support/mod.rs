@@ -179,55 +179,51 @@ pub(crate) fn with(mut node: NodeProto, attribute: AttributeProto) -> NodeProto 
 
 pub(crate) fn subgraph(name: &str, graph: GraphProto) -> AttributeProto {
     AttributeProto {
-        name: name.to_owned(),
-        r#type: AttributeType::Graph as i32,
         g: Some(Box::new(graph)),
-        ..AttributeProto::default()
+        ..attribute(name, AttributeType::Graph)
     }
 }
 
 pub(crate) fn tensor_attribute(name: &str, tensor: TensorProto) -> AttributeProto {
     AttributeProto {
-        name: name.to_owned(),
-        r#type: AttributeType::Tensor as i32,
         t: Some(Box::new(tensor)),
-        ..AttributeProto::default()
+        ..attribute(name, AttributeType::Tensor)
     }
 }
 
 pub(crate) fn integers_attribute(name: &str, values: &[i64]) -> AttributeProto {
     AttributeProto {
-        name: name.to_owned(),
-        r#type: AttributeType::Ints as i32,
         ints: values.to_vec(),
+        ..attribute(name, AttributeType::Ints)
+    }
+}
+
+fn attribute(name: &str, kind: AttributeType) -> AttributeProto {
+    AttributeProto {
+        name: name.to_owned(),
+        r#type: kind as i32,
         ..AttributeProto::default()
     }
 }
 
 pub(crate) fn integer(name: &str, value: i64) -> AttributeProto {
     AttributeProto {
-        name: name.to_owned(),
-        r#type: AttributeType::Int as i32,
         i: Some(value),
-        ..AttributeProto::default()
+        ..attribute(name, AttributeType::Int)
     }
 }
 
 pub(crate) fn float(name: &str, value: f32) -> AttributeProto {
     AttributeProto {
-        name: name.to_owned(),
-        r#type: AttributeType::Float as i32,
         f: Some(value),
-        ..AttributeProto::default()
+        ..attribute(name, AttributeType::Float)
     }
 }
 
 pub(crate) fn text(name: &str, value: &str) -> AttributeProto {
     AttributeProto {
-        name: name.to_owned(),
-        r#type: AttributeType::String as i32,
         s: Some(value.as_bytes().to_vec()),
-        ..AttributeProto::default()
+        ..attribute(name, AttributeType::String)
     }
 }
 

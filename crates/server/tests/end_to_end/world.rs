@@ -43,33 +43,14 @@ fn model(factor: f32) -> ModelProto {
     let weights = (0..FEATURES * CLASSES)
         .flat_map(|index| weight(index / CLASSES, index % CLASSES, factor).to_le_bytes())
         .collect();
-    ModelProto {
-        ir_version: 8,
-        opset_import: vec![OperatorSetIdProto {
-            domain: String::new(),
-            version: 17,
-        }],
-        graph: Some(GraphProto {
-            name: "graph".to_owned(),
-            node: vec![NodeProto {
-                op_type: "MatMul".to_owned(),
-                input: vec!["image".to_owned(), "secret_projection".to_owned()],
-                output: vec!["scores".to_owned()],
-                ..NodeProto::default()
-            }],
-            input: vec![value("image", FEATURES)],
-            output: vec![value("scores", CLASSES)],
-            initializer: vec![TensorProto {
-                name: "secret_projection".to_owned(),
-                data_type: DataType::Float.number(),
-                dims: vec![FEATURES as i64, CLASSES as i64],
-                raw_data: Some(weights),
-                ..TensorProto::default()
-            }],
-            ..GraphProto::default()
-        }),
-        ..ModelProto::default()
-    }
+    let projection = TensorProto {
+        name: "secret_projection".to_owned(),
+        data_type: DataType::Float.number(),
+        dims: vec![FEATURES as i64, CLASSES as i64],
+        raw_data: Some(weights),
+        ..TensorProto::default()
+    };
+    of_one_node("MatMul", projection, CLASSES)
 }
 
 /// How often [`tiled`] repeats its input.
@@ -78,7 +59,18 @@ const TILES: usize = 4096;
 /// `scores` = each row of `image`, repeated [`TILES`] times: 1 MiB for each row of 256
 /// bytes.
 fn tiled() -> ModelProto {
-    let repeats = [1, TILES as i64].map(i64::to_le_bytes).concat();
+    let repeats = TensorProto {
+        name: "repeats".to_owned(),
+        data_type: DataType::Int64.number(),
+        dims: vec![2],
+        raw_data: Some([1, TILES as i64].map(i64::to_le_bytes).concat()),
+        ..TensorProto::default()
+    };
+    of_one_node("Tile", repeats, FEATURES * TILES)
+}
+
+/// `scores = operator(image, constant)`, `[any, 64]` to `[any, scores]`.
+fn of_one_node(operator: &str, constant: TensorProto, scores: usize) -> ModelProto {
     ModelProto {
         ir_version: 8,
         opset_import: vec![OperatorSetIdProto {
@@ -88,20 +80,14 @@ fn tiled() -> ModelProto {
         graph: Some(GraphProto {
             name: "graph".to_owned(),
             node: vec![NodeProto {
-                op_type: "Tile".to_owned(),
-                input: vec!["image".to_owned(), "repeats".to_owned()],
+                op_type: operator.to_owned(),
+                input: vec!["image".to_owned(), constant.name.clone()],
                 output: vec!["scores".to_owned()],
                 ..NodeProto::default()
             }],
             input: vec![value("image", FEATURES)],
-            output: vec![value("scores", FEATURES * TILES)],
-            initializer: vec![TensorProto {
-                name: "repeats".to_owned(),
-                data_type: DataType::Int64.number(),
-                dims: vec![2],
-                raw_data: Some(repeats),
-                ..TensorProto::default()
-            }],
+            output: vec![value("scores", scores)],
+            initializer: vec![constant],
             ..GraphProto::default()
         }),
         ..ModelProto::default()

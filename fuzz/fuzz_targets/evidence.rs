@@ -6,13 +6,15 @@
 
 use libfuzzer_sys::fuzz_target;
 use occlude_attest::{
-    AttestationResponse, Binding, Evidence, Nonce, ServiceStatement, UnixTime, verify,
+    AttestationResponse, Binding, Evidence, Nonce, ServiceStatement, UnixTime, Verifier,
 };
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(evidence) = Evidence::decode(bytes) {
         assert_eq!(evidence.encode(), bytes);
-        assert!(verify(&evidence, &Binding::from([0x5a; 64]), UnixTime(0)).is_err());
+        let verified =
+            Verifier::default().verify(&evidence, &Binding::from([0x5a; 64]), UnixTime(0));
+        assert!(verified.is_err());
     }
     if let Ok(statement) = ServiceStatement::decode(bytes) {
         assert_eq!(statement.encode(), bytes);
@@ -21,7 +23,7 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(response.encode(), bytes);
         assert!(
             response
-                .verify(&Nonce::from([0x5a; 32]), UnixTime(0))
+                .verify(&Verifier::default(), &Nonce::from([0x5a; 32]), UnixTime(0))
                 .is_err()
         );
     }

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::{Binding, ConfigurationDigest, Evidence, TeeKind};
+use crate::machine::Machine;
+use crate::{Binding, ConfigurationDigest, Evidence, TeeKind, VerifyError, snp};
 
 /// The TEE that this process runs in.
 #[derive(Debug)]
@@ -14,6 +15,7 @@ pub struct Attester {
 enum Backend {
     #[cfg(feature = "simulated")]
     Simulated(crate::simulated::SimulatedTee),
+    Snp(Machine),
 }
 
 /// Why no evidence can be collected.
@@ -30,6 +32,34 @@ pub enum CollectError {
     NotSupportedYet {
         /// The kind.
         tee: TeeKind,
+    },
+    /// This machine does not show that kind of TEE.
+    #[error("this is no {tee}: {missing}")]
+    NotPresent {
+        /// The kind.
+        tee: TeeKind,
+        /// What would show it.
+        missing: String,
+    },
+    /// The kernel's interface is there, for another technology.
+    #[error("the kernel gives reports of {found} here, not of {expected}")]
+    OtherProvider {
+        /// The provider's name.
+        found: String,
+        /// The one that was wanted.
+        expected: String,
+    },
+    /// Somebody else asked for a report in the same place at the same time.
+    #[error("{}: somebody else wrote into it, so its report is not used", path.display())]
+    Disturbed {
+        /// The place.
+        path: PathBuf,
+    },
+    /// What the hardware gave cannot be read.
+    #[error("what the TEE gave cannot be used: {source}")]
+    Unusable {
+        /// Why.
+        source: VerifyError,
     },
     /// The operating system refused.
     #[error("{}: {source}", path.display())]
@@ -53,6 +83,13 @@ impl Attester {
     ) -> Result<Self, CollectError> {
         match kind {
             TeeKind::Simulated => Self::open_simulated(configuration.into()),
+            TeeKind::Snp => {
+                let machine = Machine::default();
+                snp::check_present(&machine)?;
+                Ok(Self {
+                    backend: Backend::Snp(machine),
+                })
+            }
             tee => Err(CollectError::NotSupportedYet { tee }),
         }
     }
@@ -76,6 +113,7 @@ impl Attester {
         match self.backend {
             #[cfg(feature = "simulated")]
             Backend::Simulated(_) => TeeKind::Simulated,
+            Backend::Snp(_) => TeeKind::Snp,
         }
     }
 
@@ -84,11 +122,10 @@ impl Attester {
     /// # Errors
     /// [`CollectError`] if the TEE gives none.
     pub fn collect(&self, binding: &Binding) -> Result<Evidence, CollectError> {
-        #[cfg(not(feature = "simulated"))]
-        let _ = binding;
-        match self.backend {
+        match &self.backend {
             #[cfg(feature = "simulated")]
-            Backend::Simulated(ref tee) => Ok(tee.collect(binding)),
+            Backend::Simulated(tee) => Ok(tee.collect(binding)),
+            Backend::Snp(machine) => snp::collect(machine, binding),
         }
     }
 }

@@ -4,10 +4,13 @@
 //! likes. A binding ties evidence to one verifier's fresh nonce and to the exact
 //! statement (channel keys included) of one server; it is never optional.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::fmt::{Display, Formatter};
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use occlude_keys::hexadecimal_bytes;
 use sha2::{Digest, Sha512};
+use x509_cert::der::DateTime;
 
 /// The version of the statement and of how it is bound.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -80,6 +83,46 @@ impl UnixTime {
     }
 }
 
+impl Display for UnixTime {
+    /// As RFC 3339 has it, `2025-12-10T22:14:21Z`; in seconds from the year 10000 on.
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match DateTime::from_unix_duration(Duration::from_secs(self.0)) {
+            Ok(time) => time.fmt(f),
+            Err(_) => write!(f, "{} s after 1970", self.0),
+        }
+    }
+}
+
+/// A text that is no time.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{found:?} is no time: expected one as in 2026-11-27T12:00:00Z, or seconds since 1970")]
+#[non_exhaustive]
+pub struct UnixTimeError {
+    /// What was given, cut to 80 characters.
+    pub found: String,
+}
+
+impl FromStr for UnixTime {
+    type Err = UnixTimeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let seconds = text.parse().ok();
+        let time = || DateTime::from_str(text).ok();
+        seconds
+            .or_else(|| Some(time()?.unix_duration().as_secs()))
+            .map(Self)
+            .ok_or_else(|| UnixTimeError {
+                found: text.chars().take(80).collect(),
+            })
+    }
+}
+
+impl serde::Serialize for UnixTime {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +144,33 @@ mod tests {
         let base = Binding::for_statement(&Nonce::from([7; 32]), b"{}");
         assert_ne!(base, Binding::for_statement(&Nonce::from([8; 32]), b"{}"));
         assert_ne!(base, Binding::for_statement(&Nonce::from([7; 32]), b"{} "));
+    }
+
+    #[test]
+    fn a_time_has_two_spellings() {
+        let time = UnixTime(1_765_404_861);
+        assert_eq!(time.to_string(), "2025-12-10T22:14:21Z");
+        assert_eq!(time.to_string().parse(), Ok(time));
+        assert_eq!("1765404861".parse(), Ok(time));
+        assert_eq!(
+            UnixTime(u64::MAX).to_string(),
+            format!("{} s after 1970", u64::MAX)
+        );
+        for text in [
+            "",
+            "-1",
+            "2025-12-10",
+            "2025-12-10T22:14:21",
+            "2025-13-10T22:14:21Z",
+        ] {
+            assert_eq!(
+                text.parse::<UnixTime>().unwrap_err().to_string(),
+                format!(
+                    "{text:?} is no time: expected one as in 2026-11-27T12:00:00Z, or seconds \
+                     since 1970"
+                )
+            );
+        }
     }
 
     #[test]

@@ -10,6 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::VerifyError;
+
 /// Why bytes are not the encoding of anything.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -79,6 +81,35 @@ fn all_numbers_are_integers(value: &Value) -> bool {
         Value::Array(items) => items.iter().all(all_numbers_are_integers),
         Value::Object(fields) => fields.values().all(all_numbers_are_integers),
         Value::Null | Value::Bool(_) | Value::String(_) => true,
+    }
+}
+
+/// Refuses what a parser skipped: every part of `sent` must be in `understood`, which
+/// is what it made of that, written again. So no byte of what is sent is without effect.
+pub(crate) fn check_understood(sent: &Value, understood: &Value) -> Result<(), VerifyError> {
+    if is_part(sent, understood) {
+        return Ok(());
+    }
+    Err(VerifyError::Malformed {
+        reason: "it has fields that this version does not know".to_owned(),
+    })
+}
+
+fn is_part(sent: &Value, understood: &Value) -> bool {
+    match (sent, understood) {
+        (Value::Object(sent), Value::Object(understood)) => sent.iter().all(|(name, value)| {
+            understood
+                .get(name)
+                .is_some_and(|understood| is_part(value, understood))
+        }),
+        (Value::Array(sent), Value::Array(understood)) => {
+            sent.len() == understood.len()
+                && sent
+                    .iter()
+                    .zip(understood)
+                    .all(|(sent, understood)| is_part(sent, understood))
+        }
+        (sent, understood) => sent == understood,
     }
 }
 

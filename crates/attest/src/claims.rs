@@ -7,7 +7,8 @@ use std::fmt::{Debug, Display, Formatter};
 
 use occlude_keys::{hexadecimal, hexadecimal_bytes};
 
-use crate::TeeKind;
+use crate::snp::SnpPlatform;
+use crate::{TeeKind, UnixTime};
 
 /// Whose word claims rest on.
 #[derive(
@@ -147,7 +148,7 @@ impl Debug for Measurement {
     }
 }
 
-/// What verified evidence says. Only [`crate::verify`] makes one.
+/// What verified evidence says. Only a [`crate::Verifier`] makes one.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Claims {
@@ -156,8 +157,24 @@ pub struct Claims {
     pub(crate) protection: Protection,
     pub(crate) measurement: Measurement,
     pub(crate) configuration: Option<ConfigurationDigest>,
-    pub(crate) tcb: u64,
     pub(crate) debug: bool,
+    pub(crate) platform: Platform,
+    pub(crate) verified_at: UnixTime,
+    pub(crate) collateral_until: Option<UnixTime>,
+}
+
+/// What verified evidence says that only its kind of TEE has.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Platform {
+    /// No platform at all.
+    Simulated {
+        /// The pretended version of a firmware that there is not.
+        tcb: u32,
+    },
+    /// An AMD processor.
+    Snp(Box<SnpPlatform>),
 }
 
 impl Claims {
@@ -191,17 +208,30 @@ impl Claims {
         self.configuration.as_ref()
     }
 
-    /// The security version of its firmware and microcode; a larger one replaces
-    /// a smaller one.
-    #[must_use]
-    pub fn tcb(&self) -> u64 {
-        self.tcb
-    }
-
     /// Whether the host can debug it. No policy accepts that.
     #[must_use]
     pub fn debug(&self) -> bool {
         self.debug
+    }
+
+    /// What only its kind of TEE has: security versions, settings, identities.
+    #[must_use]
+    pub fn platform(&self) -> &Platform {
+        &self.platform
+    }
+
+    /// The verifier's time.
+    #[must_use]
+    pub fn verified_at(&self) -> UnixTime {
+        self.verified_at
+    }
+
+    /// When the first of what the vendor publishes about the hardware, revocation lists
+    /// for example, was to be replaced; none if none was used. That may be past: a
+    /// policy refuses it, unless it grants a grace.
+    #[must_use]
+    pub fn collateral_until(&self) -> Option<UnixTime> {
+        self.collateral_until
     }
 }
 

@@ -1,12 +1,12 @@
-//! Evidence as it travels, and its verification.
+//! Evidence as it travels, and why it may not be believed.
 //!
-//! Whoever sends evidence is hostile until [`verify`] says otherwise: it may be
-//! recorded in another session, made for another statement, altered, or signed by
+//! Whoever sends evidence is hostile until a [`crate::Verifier`] says otherwise: it may
+//! be recorded in another session, made for another statement, altered, or signed by
 //! a root that this build does not accept.
 
 use serde_json::Value;
 
-use crate::{Binding, Claims, DecodeError, StatementError, TeeKind, UnixTime, canonical};
+use crate::{DecodeError, StatementError, TeeKind, UnixTime, canonical};
 
 /// Evidence of one TEE, not verified.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -70,45 +70,88 @@ pub enum VerifyError {
         /// The kind.
         tee: TeeKind,
     },
+    /// A version or variant of that TEE's evidence that is not known.
+    #[error("the evidence cannot be verified by this version: {what}")]
+    Unsupported {
+        /// What it is.
+        what: String,
+    },
     /// Not of the shape of that TEE's evidence.
     #[error("the evidence is malformed: {reason}")]
     Malformed {
         /// What the parser says, cut to 200 characters.
         reason: String,
     },
-    /// Not signed by the root of that TEE, or altered since.
-    #[error("the evidence is not authentic")]
-    Inauthentic,
+    /// Altered, or signed by somebody else.
+    #[error("bad signature: {of} is not signed by {by}")]
+    BadSignature {
+        /// What was to be signed.
+        of: &'static str,
+        /// Whose key was to sign it.
+        by: &'static str,
+    },
+    /// A certificate on the way to the vendor's root does not hold.
+    #[error("the certificates of {what} do not hold: {problem}")]
+    Certificate {
+        /// Whose certificates.
+        what: &'static str,
+        /// What is wrong.
+        problem: CertificateProblem,
+    },
+    /// A genuine certificate that is not of the key which this evidence needs.
+    #[error("the certificate that came along is for {what}")]
+    EndorsementMismatch {
+        /// What it is for.
+        what: &'static str,
+    },
+    /// Something that the vendor publishes came neither with the evidence nor from the
+    /// verifier.
+    #[error("{what} is missing: it came neither with the evidence nor is it in the collateral")]
+    CollateralMissing {
+        /// What it is.
+        what: String,
+    },
     /// Genuine, but made for another nonce, statement, key or session.
-    #[error("the evidence was made for another nonce or another statement")]
+    #[error("binding mismatch: the evidence was made for another nonce or another statement")]
     BindingMismatch,
     /// Genuine evidence over a statement that is none.
     #[error("the service statement is refused: {0}")]
     Statement(#[from] StatementError),
 }
 
-/// Verifies evidence: signature first, then that it carries `binding`.
-///
-/// `at` is the verifier's time, for the validity of certificates; simulated
-/// evidence has none.
-///
-/// # Errors
-/// [`VerifyError`]; nothing about the sender is known then.
-pub fn verify(evidence: &Evidence, binding: &Binding, at: UnixTime) -> Result<Claims, VerifyError> {
-    // No certificate is checked until a TEE with certificates is supported.
-    let _ = at;
-    match evidence.tee {
-        TeeKind::Simulated => verify_simulated(evidence, binding),
-        tee => Err(VerifyError::NotSupportedYet { tee }),
-    }
-}
-
-#[cfg(feature = "simulated")]
-fn verify_simulated(evidence: &Evidence, binding: &Binding) -> Result<Claims, VerifyError> {
-    crate::simulated::verify(&evidence.body, binding)
-}
-
-#[cfg(not(feature = "simulated"))]
-fn verify_simulated(_: &Evidence, _: &Binding) -> Result<Claims, VerifyError> {
-    Err(VerifyError::SimulatedDisabled)
+/// What is wrong with a certificate.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CertificateProblem {
+    /// Its time is over.
+    #[error("a certificate expired at {not_after}")]
+    Expired {
+        /// When.
+        not_after: UnixTime,
+    },
+    /// Its time has not come.
+    #[error("a certificate is valid from {not_before} only")]
+    NotYetValid {
+        /// When it comes.
+        not_before: UnixTime,
+    },
+    /// Its issuer took it back.
+    #[error("a certificate is revoked")]
+    Revoked,
+    /// Altered, or signed by another key than its issuer's.
+    #[error("a certificate has a bad signature")]
+    BadSignature,
+    /// Signed with an algorithm that no vendor uses, or one that is not of its issuer's
+    /// key.
+    #[error("a certificate is signed with an algorithm that no vendor uses")]
+    UnusualAlgorithm,
+    /// No path leads to a root that this program pins.
+    #[error("they do not lead to the vendor's root")]
+    UnknownIssuer,
+    /// Not a certificate, or one that may not stand where it does.
+    #[error("a certificate cannot be used: {reason}")]
+    Unacceptable {
+        /// What the parser or the path builder says, cut to 200 characters.
+        reason: String,
+    },
 }

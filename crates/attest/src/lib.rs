@@ -4,8 +4,8 @@
 //! 1. A verifier draws a [`Nonce`]. Inside the TEE, an [`Attester`] collects
 //!    [`Evidence`] over a [`Binding`]: on the user's leg that of the nonce and the
 //!    [`ServiceStatement`], on the broker's leg the KBS protocol's own.
-//! 2. [`verify`] turns evidence into [`Claims`], only if its signature and the
-//!    binding hold. [`AttestationResponse::verify`] does so for a server's answer
+//! 2. A [`Verifier`] turns evidence into [`Claims`], only if its signature and the
+//!    binding hold; what vendors publish about their hardware is its [`Collateral`]. [`AttestationResponse::verify`] does so for a server's answer
 //!    and gives a [`VerifiedService`].
 //! 3. A [`Policy`] judges: [`Policy::judge_claims`] on the broker's leg,
 //!    [`Policy::judge_service`] on the user's. What it does not name, it refuses,
@@ -18,32 +18,45 @@
 //! policy is read from. Evidence and statements have exactly one encoding, so no
 //! byte of them can change without refusal.
 //!
-//! Not here: sockets, clocks (the caller gives the time) and secrets. The only
-//! TEE that can be verified yet is the simulated one, behind the cargo feature
-//! `simulated`, off by default: **anyone can forge its evidence**, and a build
-//! without the feature refuses it whatever a policy says.
+//! Not here: sockets, clocks (the caller gives the time) and secrets. Each technology
+//! has a folder of its own with its collection and its verification. The simulated
+//! TEE is behind the cargo feature `simulated`, off by default: **anyone can forge its
+//! evidence**, and a build without the feature refuses it whatever a policy says.
 #![forbid(unsafe_code)]
 
 mod attester;
 mod binding;
 mod canonical;
+mod certificate;
 mod claims;
+mod collateral;
 mod evidence;
+mod machine;
 mod policy;
+mod recorded;
 mod response;
 #[cfg(feature = "simulated")]
 pub mod simulated;
+pub mod snp;
 mod statement;
 mod tee;
+mod tsm;
+mod verifier;
 
 pub use attester::{Attester, CollectError};
-pub use binding::{Binding, Nonce, PROTOCOL_VERSION, UnixTime};
+pub use binding::{Binding, Nonce, PROTOCOL_VERSION, UnixTime, UnixTimeError};
 pub use canonical::DecodeError;
-pub use claims::{Claims, ConfigurationDigest, Measurement, MeasurementError, Protection, Trust};
-pub use evidence::{Evidence, VerifyError, verify};
+pub use claims::{
+    Claims, ConfigurationDigest, Measurement, MeasurementError, Platform, Protection, Trust,
+};
+pub use collateral::{Collateral, CollateralError};
+pub use evidence::{CertificateProblem, Evidence, VerifyError};
+pub use machine::Machine;
 pub use policy::{
     Policy, PolicyError, PolicyFile, PolicyFileError, Refusal, SignPolicyError, sign_policy,
 };
+pub use recorded::{RecordedError, RecordedEvidence};
 pub use response::{AttestationResponse, VerifiedService};
 pub use statement::{SecurityConfiguration, ServedModel, ServiceStatement, StatementError};
 pub use tee::{TeeKind, TeeKindError};
+pub use verifier::{Genuine, LastingVerifier, Verifier};

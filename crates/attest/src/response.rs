@@ -3,7 +3,7 @@
 
 use crate::{
     Attester, Binding, Claims, CollectError, DecodeError, Evidence, Nonce, ServiceStatement,
-    UnixTime, VerifyError, canonical, verify,
+    UnixTime, Verifier, VerifyError, canonical,
 };
 
 /// A server's answer, not verified.
@@ -85,9 +85,14 @@ impl AttestationResponse {
     ///
     /// # Errors
     /// [`VerifyError`]; nothing about the server is known then.
-    pub fn verify(&self, nonce: &Nonce, at: UnixTime) -> Result<VerifiedService, VerifyError> {
+    pub fn verify(
+        &self,
+        verifier: &Verifier,
+        nonce: &Nonce,
+        at: UnixTime,
+    ) -> Result<VerifiedService, VerifyError> {
         let binding = Binding::for_statement(nonce, &self.statement);
-        let claims = verify(&self.evidence, &binding, at)?;
+        let claims = verifier.verify(&self.evidence, &binding, at)?;
         let statement = ServiceStatement::decode(&self.statement)?;
         Ok(VerifiedService { claims, statement })
     }

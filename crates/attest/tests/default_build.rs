@@ -3,7 +3,7 @@
 
 use occlude_attest::{
     AttestationResponse, Attester, Binding, CollectError, Evidence, Nonce, Policy, Refusal,
-    TeeKind, UnixTime, VerifyError, verify,
+    TeeKind, UnixTime, Verifier, VerifyError,
 };
 
 /// Genuine as far as simulated evidence can be; `attacks.rs` verifies it.
@@ -15,11 +15,15 @@ fn recorded() -> Evidence {
 fn simulated_evidence_is_refused() {
     let binding = Binding::from([7; 64]);
     assert_eq!(
-        verify(&recorded(), &binding, UnixTime(0)),
+        Verifier::default().verify(&recorded(), &binding, UnixTime(0)),
         Err(VerifyError::SimulatedDisabled)
     );
     assert_eq!(
-        AttestationResponse::new(Vec::new(), recorded()).verify(&Nonce::generate(), UnixTime(0)),
+        AttestationResponse::new(Vec::new(), recorded()).verify(
+            &Verifier::default(),
+            &Nonce::generate(),
+            UnixTime(0)
+        ),
         Err(VerifyError::SimulatedDisabled)
     );
 }

@@ -96,7 +96,7 @@ fn policy_text() -> impl Strategy<Value = String> {
         any::<bool>(),
         tees.prop_map(quoted),
         measurements.prop_map(quoted),
-        0..=i64::MAX,
+        any::<u8>(),
         owners,
         model(),
         guards.prop_map(quoted),
@@ -107,7 +107,7 @@ fn policy_text() -> impl Strategy<Value = String> {
                 let owners: Vec<_> = owners.iter().map(ToString::to_string).collect();
                 format!(
                     "format = 1\nreviewed = {reviewed}\n[evidence]\ntee = {tees}\n\
-                 measurements = {measurements}\nminimum-tcb = {tcb}\n[service]\n\
+                 measurements = {measurements}\n[evidence.snp.minimum-tcb.milan]\nsnp = {tcb}\n[service]\n\
                  owners = {owners:?}\nmodels = [{{ id = \"{}\", owner = \"{}\", minimum-version = {}, \
                  digests = [\"{}\"] }}]\n[service.configuration]\nguard = {guards}\n",
                     model.id, model.owner, model.version, model.header_digest

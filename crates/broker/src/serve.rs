@@ -11,6 +11,8 @@ use axum_server::tls_rustls::RustlsConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use occlude_attest::{CollateralError, LastingVerifier};
+
 use crate::service::Broker;
 use crate::store::{Store, StoreError};
 
@@ -35,6 +37,8 @@ pub struct BrokerOptions {
     pub master_key: Option<PathBuf>,
     /// Serve https instead of http.
     pub tls: Option<TlsFiles>,
+    /// The folder of what hardware vendors publish: see [`occlude_attest::Collateral`].
+    pub collateral: Option<PathBuf>,
 }
 
 /// PEM files for https.
@@ -69,6 +73,9 @@ pub enum ServeError {
         /// What is wrong with it.
         reason: String,
     },
+    /// What hardware vendors publish cannot be read.
+    #[error(transparent)]
+    Collateral(#[from] CollateralError),
     /// The server stopped by itself.
     #[error("the server stopped: {source}")]
     Stopped {
@@ -88,6 +95,8 @@ pub async fn serve(
     ready: impl FnOnce(SocketAddr),
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
+    let verifier = LastingVerifier::new(options.collateral);
+    verifier.current()?;
     let tls = options.tls.as_ref().map(tls_configuration).transpose()?;
     let address = options.listen;
     let cannot_listen = |source| ServeError::Listen { address, source };
@@ -95,7 +104,7 @@ pub async fn serve(
     let address = listener.local_addr().map_err(cannot_listen)?;
 
     let store = Store::open(&options.database, options.master_key.as_deref()).await?;
-    let broker = Arc::new(Broker::new(store));
+    let broker = Arc::new(Broker::new(store, verifier));
     let router = Broker::routes(&broker).into_make_service();
     let mut server = axum_server::from_tcp(listener)
         .map_err(cannot_listen)?

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use bytesize::ByteSize;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use occlude_attest::TeeKind;
+use occlude_attest::{Binding, Nonce, TeeKind, UnixTime};
 use occlude_engine::{CipherKind, LargestShape, Spill};
 use occlude_evaluate::bench::Budget;
 use occlude_keys::{ModelId, ModelVersion, OwnerPublic};
@@ -242,6 +242,17 @@ pub(crate) struct BrokerRunArguments {
     /// The certificate's private key (PEM).
     #[arg(long, value_name = "FILE", requires = "tls_certificate")]
     pub(crate) tls_key: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) collateral: CollateralArguments,
+}
+
+/// What a verifier brings.
+#[derive(Debug, Args)]
+pub(crate) struct CollateralArguments {
+    /// A folder of what hardware vendors publish, certificates and revocation lists, for
+    /// evidence that comes without them.
+    #[arg(long, value_name = "FOLDER", env = "OCCLUDE_COLLATERAL")]
+    pub(crate) collateral: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -395,28 +406,81 @@ pub(crate) enum AttestAction {
     Show {
         /// The server.
         url: Url,
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Verify a server's evidence and judge it by a policy.
-    Verify {
-        /// The server.
-        url: Url,
         #[command(flatten)]
-        policy: PolicySource,
+        collateral: CollateralArguments,
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
+    /// Verify a server's evidence, or recorded evidence, and judge it by a policy.
+    Verify(AttestVerifyArguments),
     /// Write a policy from what a server shows now (trust on first use).
     Pin {
         /// The server.
         url: Url,
+        #[command(flatten)]
+        collateral: CollateralArguments,
         /// Pin even simulated evidence, which proves nothing.
         #[arg(long)]
         simulated: bool,
     },
+}
+
+#[derive(Debug, Args)]
+#[command(
+    group(ArgGroup::new("from").required(true).args(["url", "evidence"])),
+    after_help = "\
+Recorded evidence is verified offline. The file is a server's answer, evidence as Occlude
+writes it, or with --tee what that technology itself gives: for snp the 1,184 bytes of a
+report, as they are or as hexadecimal digits, or the KBS protocol's JSON. What it has to
+be bound to is given as --report-data, or as --nonce and the statement of the server that
+was asked. Evidence that nobody compares with a binding may have been recorded anywhere:
+then its claims are printed, and the exit code is 3.
+
+Examples:
+  occlude attest verify https://models.example --policy policy.toml
+  occlude attest verify --evidence report.bin --tee snp --collateral amd \\
+    --policy policy.toml --report-data 00…00 --at 2025-06-01T00:00:00Z"
+)]
+pub(crate) struct AttestVerifyArguments {
+    /// The server.
+    #[arg(value_name = "URL")]
+    pub(crate) url: Option<Url>,
+    #[command(flatten)]
+    pub(crate) recorded: RecordedArguments,
+    #[command(flatten)]
+    pub(crate) policy: PolicySource,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Evidence in a file, and what it has to be bound to.
+#[derive(Debug, Args)]
+pub(crate) struct RecordedArguments {
+    /// Verify this file instead of a server.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) evidence: Option<PathBuf>,
+    /// The kind of TEE that it is of, where the file does not say so.
+    #[arg(long, value_name = "KIND", requires = "evidence")]
+    pub(crate) tee: Option<TeeKind>,
+    /// The 64 bytes that it has to carry, as 128 hexadecimal digits.
+    #[arg(
+        long,
+        value_name = "HEX",
+        requires = "evidence",
+        conflicts_with_all = ["nonce", "statement"]
+    )]
+    pub(crate) report_data: Option<Binding>,
+    /// The nonce that the server was asked with.
+    #[arg(long, value_name = "HEX", requires = "evidence")]
+    pub(crate) nonce: Option<Nonce>,
+    /// The server's statement; by default the one in its answer.
+    #[arg(long, value_name = "FILE", requires = "nonce")]
+    pub(crate) statement: Option<PathBuf>,
+    /// Verify as of this time, such as 2026-11-27T12:00:00Z [default: now].
+    #[arg(long, value_name = "TIME", requires = "evidence")]
+    pub(crate) at: Option<UnixTime>,
 }
 
 #[derive(Debug, Args)]
@@ -427,6 +491,8 @@ pub(crate) struct PolicySource {
     /// Accept the policy only if this owner signed it.
     #[arg(long, value_name = "PUBLIC", env = "OCCLUDE_POLICY_OWNER")]
     pub(crate) owner: Option<OwnerPublic>,
+    #[command(flatten)]
+    pub(crate) collateral: CollateralArguments,
 }
 
 #[derive(Debug, Args)]

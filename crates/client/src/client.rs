@@ -1,11 +1,12 @@
 //! A client of one server that it has verified.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
-use occlude_attest::{Nonce, Policy, UnixTime, VerifiedService};
+use occlude_attest::{LastingVerifier, Nonce, Policy, UnixTime, VerifiedService};
 use occlude_channel::Sender;
 use occlude_inference_protocol::{
     ErrorBody, INFERENCE_HEADER_CONTENT_LENGTH, InferRequest, InferResponse, ModelMetadata,
@@ -32,6 +33,8 @@ pub struct ClientOptions {
     pub maximum_answer: u64,
     /// PEM bundles of TLS roots besides the system's.
     pub certificates: Vec<Vec<u8>>,
+    /// The folder of what hardware vendors publish: see [`occlude_attest::Collateral`].
+    pub collateral: Option<PathBuf>,
 }
 
 impl Default for ClientOptions {
@@ -42,6 +45,7 @@ impl Default for ClientOptions {
             answer_time: Duration::from_secs(300),
             maximum_answer: 256 << 20,
             certificates: Vec::new(),
+            collateral: None,
         }
     }
 }
@@ -52,6 +56,7 @@ impl Default for ClientOptions {
 pub struct Client {
     transport: Transport,
     policy: Policy,
+    verifier: LastingVerifier,
     reverify: Duration,
     /// `None` until the first verification, and after one that failed.
     session: Mutex<Option<Arc<Session>>>,
@@ -76,15 +81,20 @@ impl std::fmt::Debug for Session {
 /// # Errors
 /// [`ClientError`] if there is no server or its evidence does not hold.
 pub async fn observe(url: &Url, options: &ClientOptions) -> Result<VerifiedService, ClientError> {
-    verify(&Transport::new(url, options)?).await
+    let verifier = LastingVerifier::new(options.collateral.clone());
+    verify(&Transport::new(url, options)?, &verifier).await
 }
 
 /// Asks for evidence over a fresh nonce and verifies it.
-async fn verify(transport: &Transport) -> Result<VerifiedService, ClientError> {
+async fn verify(
+    transport: &Transport,
+    verifier: &LastingVerifier,
+) -> Result<VerifiedService, ClientError> {
+    let verifier = verifier.current()?;
     let nonce = Nonce::generate();
     let response = transport.attestation(&nonce).await?;
     response
-        .verify(&nonce, UnixTime::now())
+        .verify(&verifier, &nonce, UnixTime::now())
         .map_err(|source| ClientError::Unverified {
             server: transport.server().to_owned(),
             source,
@@ -100,6 +110,7 @@ impl Client {
         Ok(Self {
             transport: Transport::new(url, options)?,
             policy,
+            verifier: LastingVerifier::new(options.collateral.clone()),
             reverify: options.reverify,
             session: Mutex::new(None),
         })
@@ -231,7 +242,7 @@ impl Client {
 
     async fn verify(&self) -> Result<Session, ClientError> {
         let asked = Instant::now();
-        let service = verify(&self.transport).await?;
+        let service = verify(&self.transport, &self.verifier).await?;
         self.policy
             .judge_service(&service)
             .map_err(|refusal| ClientError::Refused {

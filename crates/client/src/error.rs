@@ -1,7 +1,7 @@
 //! Why a request has no result.
 
 use http::StatusCode;
-use occlude_attest::{DecodeError, Refusal, VerifyError};
+use occlude_attest::{CollateralError, DecodeError, Refusal, VerifyError};
 use occlude_channel::{Kem, KeyConfigurationError, SealError};
 use occlude_inference_protocol::{EncodeError, ProtocolError};
 use occlude_keys::ModelIdError;
@@ -18,6 +18,9 @@ pub enum ClientError {
         /// What is wrong with it.
         reason: String,
     },
+    /// What hardware vendors publish cannot be read.
+    #[error("the collateral cannot be read: {0}")]
+    Collateral(#[from] CollateralError),
     /// The server could not be reached, or says that it is overloaded.
     #[error("{server} is unavailable: {reason}")]
     Unavailable {

@@ -101,12 +101,13 @@ impl Policy {
                 accepted: accepted.protection.clone(),
             });
         }
-        if claims.tcb() < accepted.minimum_tcb {
-            return Err(Refusal::Tcb {
-                found: claims.tcb(),
-                minimum: accepted.minimum_tcb,
-            });
+        let grace_hours = accepted.collateral_grace_hours;
+        if let Some(until) = claims.collateral_until()
+            && claims.verified_at().0 > until.0.saturating_add(u64::from(grace_hours) * 3600)
+        {
+            return Err(Refusal::StaleCollateral { until, grace_hours });
         }
+        accepted.judge_platform(claims.platform())?;
         if !accepted.measurements.contains(claims.measurement()) {
             return Err(Refusal::Measurement {
                 found: claims.measurement().clone(),

@@ -4,9 +4,11 @@
 
 use occlude_keys::{HeaderDigest, OwnerKey, OwnerPublic};
 
+use crate::snp::{SnpEndorsement, SnpPlatform, SnpProduct, SnpTcb};
 use crate::{
-    Claims, ConfigurationDigest, Measurement, PROTOCOL_VERSION, Policy, Protection, Refusal,
-    SecurityConfiguration, ServedModel, ServiceStatement, TeeKind, Trust, VerifiedService,
+    Claims, ConfigurationDigest, Measurement, PROTOCOL_VERSION, Platform, Policy, Protection,
+    Refusal, SecurityConfiguration, ServedModel, ServiceStatement, TeeKind, Trust, UnixTime,
+    VerifiedService,
 };
 
 pub(super) fn owner(number: u8) -> OwnerPublic {
@@ -47,8 +49,38 @@ pub(super) fn claims() -> Claims {
         protection: Protection::ConfidentialMemory,
         measurement: Measurement::from([0xa5; 48]),
         configuration: None,
-        tcb: 7,
         debug: false,
+        platform: Platform::Snp(Box::new(platform())),
+        verified_at: UnixTime(1_800_000_000),
+        collateral_until: None,
+    }
+}
+
+/// What a policy without a section for SNP accepts.
+fn platform() -> SnpPlatform {
+    SnpPlatform {
+        product: SnpProduct::Genoa,
+        tcb: SnpTcb {
+            fmc: None,
+            bootloader: 9,
+            tee: 0,
+            snp: 23,
+            microcode: 72,
+        },
+        endorsement: SnpEndorsement::Vcek,
+        chip_id: Some([0xcc; 64].into()),
+        vmpl: 0,
+        guest_svn: 2,
+        family_id: [0; 16].into(),
+        image_id: [0; 16].into(),
+        host_data: [0; 32].into(),
+        id_key_digest: [0x1d; 48].into(),
+        author_key_digest: [0; 48].into(),
+        migration: false,
+        smt: true,
+        ciphertext_hiding: false,
+        alias_check: false,
+        report_version: 3,
     }
 }
 
@@ -178,18 +210,161 @@ fn a_kind_that_is_not_named_is_refused() {
 }
 
 #[test]
-fn an_old_security_version_is_refused_and_the_lowest_accepted_is_not() {
+fn each_component_of_the_security_version_has_its_own_floor() {
+    let floor = |line: &str, versions: &str| {
+        policy(&format!("snp.minimum-tcb.{line} = {{ {versions} }}"), "").judge_claims(&claims())
+    };
+    let exact = "bootloader = 9, tee = 0, snp = 23, microcode = 72";
+    assert_eq!(floor("genoa", exact), Ok(()));
+    // Another line's floor says nothing of this one.
+    assert_eq!(floor("milan", "snp = 255"), Ok(()));
+    for (raised, minimum) in [
+        ("fmc = 1", "fmc 1, bootloader 0, tee 0, snp 0, microcode 0"),
+        (
+            "bootloader = 10",
+            "bootloader 10, tee 0, snp 0, microcode 0",
+        ),
+        ("tee = 1", "bootloader 0, tee 1, snp 0, microcode 0"),
+        ("snp = 24", "bootloader 0, tee 0, snp 24, microcode 0"),
+        ("microcode = 73", "bootloader 0, tee 0, snp 0, microcode 73"),
+    ] {
+        assert_eq!(
+            floor("genoa", raised),
+            Err(Refusal::Tcb {
+                found: "bootloader 9, tee 0, snp 23, microcode 72".to_owned(),
+                minimum: minimum.to_owned()
+            })
+        );
+    }
+}
+
+/// What is refused of a platform by a policy, and by none without that line.
+fn refusal_of_platform(line: &str, change: impl Fn(&mut SnpPlatform)) -> (String, String, String) {
+    let mut changed = platform();
+    change(&mut changed);
+    let claims = Claims {
+        platform: Platform::Snp(Box::new(changed)),
+        ..claims()
+    };
+    match policy(line, "").judge_claims(&claims) {
+        Err(Refusal::Platform {
+            field,
+            found,
+            accepted,
+        }) => (field.to_owned(), found, accepted),
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+#[test]
+fn without_a_section_privilege_levels_and_migration_agents_are_refused() {
+    let said = |field: &str, found: &str, accepted: &str| {
+        (field.to_owned(), found.to_owned(), accepted.to_owned())
+    };
     assert_eq!(
-        policy("minimum-tcb = 7", "").judge_claims(&claims()),
-        Ok(())
+        refusal_of_platform("", |platform| platform.vmpl = 1),
+        said("snp.vmpls", "1", "0")
     );
     assert_eq!(
-        policy("minimum-tcb = 8", "").judge_claims(&claims()),
-        Err(Refusal::Tcb {
-            found: 7,
-            minimum: 8
-        })
+        refusal_of_platform("", |platform| platform.migration = true),
+        said("snp.allow-migration", "true", "false")
     );
+}
+
+#[test]
+fn what_a_section_names_is_required_of_the_platform() {
+    let chip = "dd".repeat(64);
+    let digest = "1e".repeat(48);
+    for (line, field, found, accepted) in [
+        (
+            "products = [\"milan\", \"turin\"]",
+            "products",
+            "genoa",
+            "milan, turin",
+        ),
+        ("endorsements = [\"vlek\"]", "endorsements", "vcek", "vlek"),
+        (
+            &format!("chip-ids = [\"{chip}\"]"),
+            "chip-ids",
+            &"cc".repeat(64),
+            "1 that are not it",
+        ),
+        ("vmpls = [2, 3]", "vmpls", "0", "2, 3"),
+        (
+            "minimum-guest-svn = 3",
+            "minimum-guest-svn",
+            "2",
+            "3 or more",
+        ),
+        (
+            &format!("id-key-digests = [\"{digest}\"]"),
+            "id-key-digests",
+            &"1d".repeat(48),
+            &digest,
+        ),
+        ("allow-smt = false", "allow-smt", "true", "false"),
+        (
+            "require-ciphertext-hiding = true",
+            "require-ciphertext-hiding",
+            "false",
+            "true",
+        ),
+        (
+            "require-alias-check = true",
+            "require-alias-check",
+            "false",
+            "true",
+        ),
+    ] {
+        assert_eq!(
+            refusal_of_platform(&format!("snp.{line}"), |_| ()),
+            (
+                format!("snp.{field}"),
+                found.to_owned(),
+                accepted.to_owned()
+            )
+        );
+    }
+    let hidden = refusal_of_platform(&format!("snp.chip-ids = [\"{chip}\"]"), |platform| {
+        platform.chip_id = None;
+    });
+    assert_eq!(hidden.1, "a chip that is hidden");
+}
+
+#[test]
+fn what_a_section_names_is_accepted() {
+    let section = format!(
+        "[evidence.snp]\nproducts = [\"genoa\"]\nendorsements = [\"vcek\"]\nchip-ids = [\"{}\"]\n\
+         vmpls = [0]\nminimum-guest-svn = 2\nid-key-digests = [\"{}\"]\nallow-smt = true\n",
+        "cc".repeat(64),
+        "1d".repeat(48)
+    );
+    assert_eq!(policy(&section, "").judge_claims(&claims()), Ok(()));
+}
+
+#[test]
+fn stale_collateral_is_refused_unless_a_grace_is_granted() {
+    let stale = |seconds: u64| {
+        let claims = claims();
+        let until = UnixTime(claims.verified_at.0 - seconds);
+        Claims {
+            collateral_until: Some(until),
+            ..claims
+        }
+    };
+    assert_eq!(plain().judge_claims(&stale(0)), Ok(()));
+    let error = plain().judge_claims(&stale(1)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the vendor's collateral was to be replaced at 2027-01-15T07:59:59Z: fetch it anew (the \
+         policy grants 0 hours)"
+    );
+    let grace = policy("collateral-grace-hours = 2", "");
+    assert_eq!(grace.judge_claims(&stale(7200)), Ok(()));
+    assert!(matches!(
+        grace.judge_claims(&stale(7201)),
+        Err(Refusal::StaleCollateral { grace_hours: 2, .. })
+    ));
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod judge;
 #[cfg(test)]
 mod judge_tests;
 mod pin;
+mod platform;
 mod refusal;
 mod signed;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use std::path::Path;
 use occlude_keys::{HeaderDigest, ModelId, ModelVersion, OwnerPublic};
 use serde::{Deserialize, Serialize};
 
+use platform::{SimulatedPolicy, SnpPolicy};
 pub use refusal::Refusal;
 pub use signed::{PolicyFile, PolicyFileError, SignPolicyError, sign_policy};
 
@@ -60,7 +62,12 @@ struct EvidencePolicy {
     measurements: Vec<Measurement>,
     #[serde(skip_serializing_if = "Option::is_none")]
     configurations: Option<Vec<ConfigurationDigest>>,
-    minimum_tcb: u64,
+    #[serde(skip_serializing_if = "platform::is_default")]
+    collateral_grace_hours: u32,
+    #[serde(skip_serializing_if = "platform::is_default")]
+    simulated: SimulatedPolicy,
+    #[serde(skip_serializing_if = "platform::is_default")]
+    snp: SnpPolicy,
 }
 
 impl Default for EvidencePolicy {
@@ -71,7 +78,9 @@ impl Default for EvidencePolicy {
             protection: vec![Protection::ConfidentialMemory],
             measurements: Vec::new(),
             configurations: None,
-            minimum_tcb: 0,
+            collateral_grace_hours: 0,
+            simulated: SimulatedPolicy::default(),
+            snp: SnpPolicy::default(),
         }
     }
 }

@@ -14,18 +14,19 @@ impl Policy {
     pub fn pin(service: &VerifiedService) -> Self {
         let (claims, statement) = (service.claims(), service.statement());
         let configuration = &statement.configuration;
+        let mut evidence = EvidencePolicy {
+            tee: vec![claims.tee()],
+            trust: vec![claims.trust()],
+            protection: vec![claims.protection()],
+            measurements: vec![claims.measurement().clone()],
+            configurations: Some(vec![configuration.digest()]),
+            ..EvidencePolicy::default()
+        };
+        evidence.pin_platform(claims.platform());
         Self {
             format: FORMAT,
             reviewed: false,
-            evidence: EvidencePolicy {
-                tee: vec![claims.tee()],
-                trust: vec![claims.trust()],
-                protection: vec![claims.protection()],
-                measurements: vec![claims.measurement().clone()],
-                configurations: Some(vec![configuration.digest()]),
-                // TOML's integers end there.
-                minimum_tcb: claims.tcb().min(i64::MAX as u64),
-            },
+            evidence,
             service: ServicePolicy {
                 owners: statement.owners.clone(),
                 models: Some(pinned_models(service)),

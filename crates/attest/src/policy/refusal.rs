@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use occlude_keys::{HeaderDigest, ModelId, ModelVersion, OwnerPublic};
 
-use crate::{ConfigurationDigest, Measurement, Protection, TeeKind, Trust};
+use crate::{ConfigurationDigest, Measurement, Protection, TeeKind, Trust, UnixTime};
 
 /// Why a policy refuses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,10 +49,31 @@ pub enum Refusal {
     /// Firmware or microcode with known holes.
     #[error("the TEE's security version is {found}, the policy wants {minimum} or more")]
     Tcb {
-        /// The version that came.
-        found: u64,
+        /// The version that came, component by component.
+        found: String,
         /// The lowest that the policy accepts.
-        minimum: u64,
+        minimum: String,
+    },
+    /// Something else of its kind of TEE than the policy accepts.
+    #[error("the evidence has {found} for {field}, the policy accepts {accepted}")]
+    Platform {
+        /// The policy's field, below `[evidence]`.
+        field: &'static str,
+        /// What came.
+        found: String,
+        /// What the policy accepts.
+        accepted: String,
+    },
+    /// Revocation lists or the like that the vendor has replaced since, maybe by ones
+    /// that refuse this very machine.
+    #[error(
+        "the vendor's collateral was to be replaced at {until}: fetch it anew (the policy grants {grace_hours} hours)"
+    )]
+    StaleCollateral {
+        /// When it was to be replaced.
+        until: UnixTime,
+        /// What the policy grants after that.
+        grace_hours: u32,
     },
     /// Other code than the policy names.
     #[error("the measurement {found} is not in the policy")]
@@ -154,7 +175,7 @@ pub enum Refusal {
     },
 }
 
-fn listed<T: Display>(accepted: &[T]) -> String {
+pub(super) fn listed<T: Display>(accepted: &[T]) -> String {
     if accepted.is_empty() {
         return "none".to_owned();
     }

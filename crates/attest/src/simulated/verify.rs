@@ -1,13 +1,14 @@
-//! Verifying simulated evidence: shape, signature, binding, in that order.
+//! Verifying simulated evidence: shape, then signature.
 
 use ed25519_dalek::{Signature, SigningKey};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Body, SimulatedReport, TEST_ROOT_SEED};
-use crate::{Binding, Claims, Protection, TeeKind, Trust, VerifyError, canonical};
+use crate::verifier::{Carried, Genuine};
+use crate::{Claims, Platform, Protection, TeeKind, Trust, UnixTime, VerifyError, canonical};
 
-pub(crate) fn verify(body: &Value, binding: &Binding) -> Result<Claims, VerifyError> {
+pub(crate) fn verify(body: &Value, at: UnixTime) -> Result<Genuine, VerifyError> {
     let body = Body::deserialize(body).map_err(|error| VerifyError::Malformed {
         reason: canonical::reason(&error),
     })?;
@@ -24,17 +25,22 @@ pub(crate) fn verify(body: &Value, binding: &Binding) -> Result<Claims, VerifyEr
             &report.message(),
             &Signature::from_bytes(body.signature.as_bytes()),
         )
-        .map_err(|_| VerifyError::Inauthentic)?;
-    if report.report_data != *binding {
-        return Err(VerifyError::BindingMismatch);
-    }
-    Ok(Claims {
-        tee: TeeKind::Simulated,
-        trust: Trust::Simulated,
-        protection: Protection::ConfidentialMemory,
-        measurement: report.measurement.into(),
-        configuration: Some(report.configuration),
-        tcb: report.tcb.into(),
-        debug: report.debug,
+        .map_err(|_| VerifyError::BadSignature {
+            of: "the report",
+            by: "the published test root",
+        })?;
+    Ok(Genuine {
+        carried: Carried::Whole(report.report_data.as_bytes().to_vec()),
+        claims: Claims {
+            tee: TeeKind::Simulated,
+            trust: Trust::Simulated,
+            protection: Protection::ConfidentialMemory,
+            measurement: report.measurement.into(),
+            configuration: Some(report.configuration),
+            debug: report.debug,
+            platform: Platform::Simulated { tcb: report.tcb },
+            verified_at: at,
+            collateral_until: None,
+        },
     })
 }

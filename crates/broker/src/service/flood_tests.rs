@@ -7,6 +7,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode};
+use occlude_attest::LastingVerifier;
 use occlude_keys::{OwnerFingerprint, OwnerKey};
 use serde_json::{Value, json};
 use tower::ServiceExt;
@@ -35,7 +36,7 @@ impl Flooded {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("broker.db");
         let store = Store::open(database.to_str().unwrap(), None).await.unwrap();
-        let broker = Arc::new(Broker::new(store));
+        let broker = Arc::new(Broker::new(store, LastingVerifier::default()));
         Self {
             router: Broker::routes(&broker),
             broker,
@@ -218,6 +219,7 @@ async fn what_was_counted_is_written_when_the_broker_ends() {
         database: database.clone(),
         master_key: None,
         tls: None,
+        collateral: None,
     };
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let (ready, address) = tokio::sync::oneshot::channel();

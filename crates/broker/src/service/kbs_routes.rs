@@ -16,7 +16,7 @@ use axum::http::{HeaderMap, HeaderName};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use kbs_types::{Attestation, Challenge, Request};
-use occlude_attest::{Claims, Evidence, PolicyFile, TeeKind, UnixTime};
+use occlude_attest::{Claims, Evidence, LastingVerifier, PolicyFile, TeeKind, UnixTime};
 use occlude_keys::{HeaderDigest, ModelKey, OwnerFingerprint};
 use serde::de::DeserializeOwned;
 
@@ -108,7 +108,7 @@ async fn attest(
         });
     let challenged = broker.record_refusal(challenged, None).await?;
     let tee = challenged.tee;
-    match judge_evidence(&challenged, &body) {
+    match judge_evidence(&broker.verifier, &challenged, &body) {
         Ok(attested) => {
             let event = AuditEvent::EvidenceAccepted {
                 tee,
@@ -132,7 +132,11 @@ async fn attest(
 }
 
 /// Verifies an attestation against the challenge that it answers.
-fn judge_evidence(challenged: &Challenged, body: &[u8]) -> Answered<Attested> {
+fn judge_evidence(
+    verifier: &LastingVerifier,
+    challenged: &Challenged,
+    body: &[u8],
+) -> Answered<Attested> {
     let attestation: Attestation = parse(body)?;
     let runtime_data = &attestation.runtime_data;
     if runtime_data.nonce != challenged.nonce {
@@ -154,7 +158,10 @@ fn judge_evidence(challenged: &Challenged, body: &[u8]) -> Answered<Attested> {
         &composite.additional_evidence,
     );
     let evidence = Evidence::new(challenged.tee, composite.primary_evidence);
-    let claims = occlude_attest::verify(&evidence, &binding, UnixTime::now())
+    let claims = verifier
+        .current()
+        .map_err(|error| Problem::unavailable(error.to_string()))?
+        .verify(&evidence, &binding, UnixTime::now())
         .map_err(|error| Problem::unauthorized(error.to_string()))?;
     Ok(Attested { claims, recipient })
 }

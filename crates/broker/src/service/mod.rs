@@ -17,7 +17,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::routing::{get, post};
-use occlude_attest::{Claims, TeeKind};
+use occlude_attest::{Claims, LastingVerifier, TeeKind};
 use tower_http::timeout::TimeoutLayer;
 
 use crate::kbs::jwe::RecipientKey;
@@ -40,6 +40,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Broker {
     store: Store,
+    verifier: LastingVerifier,
     challenges: Mutex<Expiring<Challenged>>,
     sessions: Mutex<Expiring<Arc<Attested>>>,
     orders: Mutex<Expiring<()>>,
@@ -67,13 +68,17 @@ struct Attested {
 }
 
 impl Broker {
-    pub(crate) fn new(store: Store) -> Self {
-        Self::with_lifetimes(store, CHALLENGE_LIFETIME, SESSION_LIFETIME)
+    pub(crate) fn new(store: Store, verifier: LastingVerifier) -> Self {
+        Self {
+            verifier,
+            ..Self::with_lifetimes(store, CHALLENGE_LIFETIME, SESSION_LIFETIME)
+        }
     }
 
     fn with_lifetimes(store: Store, challenge: Duration, session: Duration) -> Self {
         Self {
             store,
+            verifier: LastingVerifier::default(),
             challenges: Mutex::new(Expiring::new(challenge, MOST_CHALLENGES)),
             sessions: Mutex::new(Expiring::new(session, MOST_SESSIONS)),
             orders: Mutex::new(Expiring::new(challenge, MOST_CHALLENGES)),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::http::StatusCode;
-use occlude_attest::{Attester, Binding, ConfigurationDigest, TeeKind, UnixTime};
+use occlude_attest::{Attester, Binding, ConfigurationDigest, TeeKind, UnixTime, Verifier};
 use occlude_keys::{HeaderDigest, ModelKey, OwnerKey};
 use serde_json::Value;
 use zeroize::Zeroizing;
@@ -22,7 +22,9 @@ fn attested() -> Attested {
     let evidence = attester.collect(&binding).unwrap();
     let public = TeeKey::generate(Curve::P256).public();
     Attested {
-        claims: occlude_attest::verify(&evidence, &binding, UnixTime::now()).unwrap(),
+        claims: Verifier::default()
+            .verify(&evidence, &binding, UnixTime::now())
+            .unwrap(),
         recipient: RecipientKey::try_from(&public).unwrap(),
     }
 }

@@ -1,33 +1,40 @@
 //! `occlude attest`
 
-use occlude_attest::{Policy, Trust, VerifiedService};
-use occlude_client::{ClientOptions, observe};
+use std::path::Path;
+
+use occlude_attest::{
+    AttestationResponse, Claims, Collateral, LastingVerifier, Policy, RecordedError,
+    RecordedEvidence, Trust, UnixTime, VerifiedService, Verifier,
+};
+use occlude_client::observe;
+use serde_json::Value;
 use url::Url;
 
-use crate::arguments::{AttestAction, AttestArguments};
+use crate::arguments::{
+    AttestAction, AttestArguments, AttestVerifyArguments, CollateralArguments, RecordedArguments,
+};
 use crate::failure::Failure;
 use crate::{commands, output};
 
 pub(crate) async fn run(arguments: AttestArguments) -> Result<(), Failure> {
     match arguments.action {
-        AttestAction::Show { url, json } => {
-            let service = observed(&url).await?;
-            print(&service, json)?;
+        AttestAction::Show {
+            url,
+            collateral,
+            json,
+        } => {
+            let service = observed(&url, &collateral).await?;
+            print_service(&service, json)?;
             output::note("occlude: the evidence holds; no policy has judged it");
             Ok(())
         }
-        AttestAction::Verify { url, policy, json } => {
-            let policy = commands::client_policy(&policy)?;
-            let service = observed(&url).await?;
-            policy
-                .judge_service(&service)
-                .map_err(|refusal| Failure::refused(refusal).while_doing(url.to_string()))?;
-            print(&service, json)?;
-            output::note("occlude: the evidence holds, and the policy accepts it");
-            Ok(())
-        }
-        AttestAction::Pin { url, simulated } => {
-            let service = observed(&url).await?;
+        AttestAction::Verify(arguments) => verify(arguments).await,
+        AttestAction::Pin {
+            url,
+            collateral,
+            simulated,
+        } => {
+            let service = observed(&url, &collateral).await?;
             if service.claims().trust() == Trust::Simulated && !simulated {
                 return Err(Failure::refused(anyhow::anyhow!(
                     "{url} shows simulated evidence, which anybody can forge: pin it only for tests, with --simulated"
@@ -42,53 +49,156 @@ pub(crate) async fn run(arguments: AttestArguments) -> Result<(), Failure> {
     }
 }
 
-async fn observed(url: &Url) -> Result<VerifiedService, Failure> {
-    observe(url, &ClientOptions::default())
+async fn observed(url: &Url, collateral: &CollateralArguments) -> Result<VerifiedService, Failure> {
+    observe(url, &commands::client_options(collateral))
         .await
         .map_err(commands::client_failure)
 }
 
-fn print(service: &VerifiedService, json: bool) -> Result<(), Failure> {
+async fn verify(arguments: AttestVerifyArguments) -> Result<(), Failure> {
+    let policy = commands::client_policy(&arguments.policy)?;
+    let collateral = &arguments.policy.collateral;
+    match (&arguments.url, &arguments.recorded.evidence) {
+        (Some(url), _) => {
+            let service = observed(url, collateral).await?;
+            policy
+                .judge_service(&service)
+                .map_err(|refusal| Failure::refused(refusal).while_doing(url.to_string()))?;
+            print_service(&service, arguments.json)?;
+        }
+        (None, Some(file)) => {
+            let verifier = LastingVerifier::new(collateral.collateral.clone())
+                .current()
+                .map_err(Failure::failed)?;
+            let recorded = &arguments.recorded;
+            verify_recorded(file, recorded, &verifier, &policy, arguments.json)
+                .map_err(|failure| failure.while_doing(file.display().to_string()))?;
+        }
+        (None, None) => unreachable!("one of the two is required"),
+    }
+    output::note("occlude: the evidence holds, and the policy accepts it");
+    Ok(())
+}
+
+fn verify_recorded(
+    file: &Path,
+    arguments: &RecordedArguments,
+    verifier: &Verifier,
+    policy: &Policy,
+    json: bool,
+) -> Result<(), Failure> {
+    let bytes = commands::read_file(file, RecordedEvidence::MAX_FILE_BYTES)?;
+    let recorded = RecordedEvidence::read(&bytes, arguments.tee).map_err(|error| match error {
+        RecordedError::KindMissing => Failure::usage(error.to_string()),
+        _ => Failure::refused(error),
+    })?;
+    let at = arguments.at.unwrap_or_else(UnixTime::now);
+    if let Some(nonce) = &arguments.nonce {
+        let statement = match &arguments.statement {
+            Some(path) => Some(commands::read_file(path, Collateral::MAX_FILE_BYTES)?),
+            None => recorded.statement,
+        };
+        let statement = statement.ok_or_else(|| {
+            Failure::usage("the file has no statement of the server: give it with --statement")
+        })?;
+        let service = AttestationResponse::new(statement, recorded.evidence)
+            .verify(verifier, nonce, at)
+            .map_err(Failure::refused)?;
+        policy.judge_service(&service).map_err(Failure::refused)?;
+        return print_service(&service, json);
+    }
+    let genuine = verifier
+        .authenticate(&recorded.evidence, at)
+        .map_err(Failure::refused)?;
+    let Some(binding) = &arguments.report_data else {
+        print_claims(genuine.unbound_claims(), json)?;
+        return Err(Failure::refused(anyhow::anyhow!(
+            "binding not checked: the evidence is genuine and may have been recorded anywhere; give --report-data, or --nonce and --statement"
+        )));
+    };
+    let claims = genuine.bound_to(binding).map_err(Failure::refused)?;
+    policy.judge_claims(&claims).map_err(Failure::refused)?;
+    print_claims(&claims, json)
+}
+
+fn print_service(service: &VerifiedService, json: bool) -> Result<(), Failure> {
     if json {
         return output::json(service);
     }
     let (claims, statement) = (service.claims(), service.statement());
-    if claims.trust() == Trust::Simulated {
-        output::note("occlude: the TEE is SIMULATED: this evidence proves nothing");
-    }
-    let mut rows = vec![
-        ("tee", claims.tee().to_string()),
-        ("trust", claims.trust().to_string()),
-        ("protection", claims.protection().to_string()),
-        ("measurement", claims.measurement().to_string()),
-        ("security version", claims.tcb().to_string()),
-        ("debug", claims.debug().to_string()),
-    ];
-    if let Some(configuration) = claims.configuration() {
-        rows.push(("configuration", configuration.to_string()));
-    }
+    let mut rows = rows(claims)?;
     rows.extend(
         statement
             .owners
             .iter()
-            .map(|owner| ("owner", owner.to_string())),
+            .map(|owner| ("owner".to_owned(), owner.to_string())),
     );
     for model in &statement.models {
-        rows.push((
-            "model",
-            format!(
-                "{} version {} {}",
-                model.id, model.version, model.header_digest
-            ),
-        ));
+        let served = format!(
+            "{} version {} {}",
+            model.id, model.version, model.header_digest
+        );
+        rows.push(("model".to_owned(), served));
     }
     let configuration = serde_json::to_value(&statement.configuration).map_err(Failure::failed)?;
     for (name, value) in configuration.as_object().into_iter().flatten() {
-        rows.push(("setting", format!("{name} = {value}")));
+        rows.push(("setting".to_owned(), format!("{name} = {value}")));
+    }
+    print(claims, &rows);
+    Ok(())
+}
+
+fn print_claims(claims: &Claims, json: bool) -> Result<(), Failure> {
+    if json {
+        return output::json(claims);
+    }
+    print(claims, &rows(claims)?);
+    Ok(())
+}
+
+/// Every claim: what all evidence says first, then what only that kind of TEE has.
+fn rows(claims: &Claims) -> Result<Vec<(String, String)>, Failure> {
+    let mut rows: Vec<(String, String)> = [
+        ("tee", claims.tee().to_string()),
+        ("trust", claims.trust().to_string()),
+        ("protection", claims.protection().to_string()),
+        ("measurement", claims.measurement().to_string()),
+        ("debug", claims.debug().to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into();
+    if let Some(configuration) = claims.configuration() {
+        rows.push(("configuration".to_owned(), configuration.to_string()));
+    }
+    if let Some(until) = claims.collateral_until() {
+        rows.push(("collateral until".to_owned(), until.to_string()));
+    }
+    let platform = serde_json::to_value(claims.platform()).map_err(Failure::failed)?;
+    add_rows(None, &platform, &mut rows);
+    Ok(rows)
+}
+
+/// A row for each value of an object, named by the way to it.
+fn add_rows(name: Option<&str>, value: &Value, rows: &mut Vec<(String, String)>) {
+    match (name, value) {
+        (_, Value::Object(fields)) => {
+            for (field, value) in fields {
+                let name = name.map_or_else(|| field.clone(), |name| format!("{name} {field}"));
+                add_rows(Some(&name.replace('-', " ")), value, rows);
+            }
+        }
+        (Some(_), Value::Null) | (None, _) => {}
+        (Some(name), Value::String(text)) => rows.push((name.to_owned(), text.clone())),
+        (Some(name), other) => rows.push((name.to_owned(), other.to_string())),
+    }
+}
+
+fn print(claims: &Claims, rows: &[(String, String)]) {
+    if claims.trust() == Trust::Simulated {
+        output::note("occlude: the TEE is SIMULATED: this evidence proves nothing");
     }
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     for (name, value) in rows {
         output::line(format_args!("{name:width$}  {value}"));
     }
-    Ok(())
 }

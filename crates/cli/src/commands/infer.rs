@@ -1,6 +1,6 @@
 //! `occlude infer`
 
-use occlude_client::{Client, ClientOptions};
+use occlude_client::Client;
 use occlude_inference_protocol::InferRequest;
 
 use crate::arguments::InferArguments;
@@ -22,7 +22,8 @@ pub(crate) async fn run(arguments: InferArguments) -> Result<(), Failure> {
         tensors::check_output(output).map_err(|error| Failure::usage(error.to_string()))?;
     }
     let policy = commands::client_policy(&arguments.policy)?;
-    let client = Client::connect(&arguments.url, policy, &ClientOptions::default())
+    let options = commands::client_options(&arguments.policy.collateral);
+    let client = Client::connect(&arguments.url, policy, &options)
         .await
         .map_err(commands::client_failure)?;
     let metadata = client

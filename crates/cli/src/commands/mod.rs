@@ -18,11 +18,11 @@ use std::io::Write;
 use std::path::Path;
 
 use occlude_attest::{Policy, PolicyFile, PolicyFileError};
-use occlude_client::{ClientError, ErrorKind};
+use occlude_client::{ClientError, ClientOptions, ErrorKind};
 use occlude_container::{ContainerError, OpenError};
 use occlude_keys::{OwnerKey, OwnerPublic};
 
-use crate::arguments::PolicySource;
+use crate::arguments::{CollateralArguments, PolicySource};
 use crate::failure::Failure;
 use crate::output;
 
@@ -62,6 +62,14 @@ fn client_policy(source: &PolicySource) -> Result<Policy, Failure> {
     Ok(policy)
 }
 
+/// How a server is treated.
+fn client_options(collateral: &CollateralArguments) -> ClientOptions {
+    ClientOptions {
+        collateral: collateral.collateral.clone(),
+        ..ClientOptions::default()
+    }
+}
+
 /// A client's error, with its exit code.
 fn client_failure(error: ClientError) -> Failure {
     match error.kind() {
@@ -89,6 +97,21 @@ fn open_failure(path: &Path, error: OpenError) -> Failure {
         _ => Failure::refused(error),
     };
     failure.while_doing(path.display().to_string())
+}
+
+/// Reads a whole file of at most `limit` bytes.
+fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
+    let failed =
+        |error: anyhow::Error| Failure::failed(error).while_doing(path.display().to_string());
+    let length = std::fs::metadata(path)
+        .map_err(|error| failed(error.into()))?
+        .len();
+    if length > limit {
+        return Err(failed(anyhow::anyhow!(
+            "{length} bytes, at most {limit} are read"
+        )));
+    }
+    std::fs::read(path).map_err(|error| failed(error.into()))
 }
 
 /// Writes a whole file by renaming, so that a reader sees the old one or the new one.

@@ -16,6 +16,7 @@ pub(crate) async fn run(arguments: ProxyArguments) -> Result<(), Failure> {
         .map_err(Failure::failed)?;
     let mut options = ProxyOptions::new(arguments.listen, arguments.url, policy);
     options.token = token;
+    options.client = commands::client_options(&arguments.policy.collateral);
     let proxy = Proxy::bind(options).map_err(proxy_failure)?;
     tracing::info!(address = %proxy.local_address(), "the proxy listens");
     proxy

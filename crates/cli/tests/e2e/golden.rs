@@ -12,7 +12,7 @@ use snapbox::{assert_data_eq, file};
 use crate::support::process::{binary, occlude, said};
 
 /// Runs `lines` in `folder` and writes down what a person would see.
-fn transcript(folder: &Path, lines: &[&str]) -> String {
+pub(crate) fn transcript(folder: &Path, lines: &[&str]) -> String {
     let mut text = String::new();
     for line in lines {
         let output = occlude(&binary())
@@ -87,6 +87,12 @@ fn wrong_usage_is_told_and_ends_in_exit_code_2() {
         "inspect model.occ --key owner.key --plan --protected-memory much",
         "infer http://127.0.0.1:1 --model digits --policy policy.toml --input x.npy",
         "infer http://127.0.0.1:1 --model digits --policy policy.toml --input x=x.npy --output out.png",
+        "attest verify --policy policy.toml",
+        "attest verify http://127.0.0.1:1 --evidence answer.json --policy policy.toml",
+        "attest verify http://127.0.0.1:1 --nonce 00 --policy policy.toml",
+        "attest verify --evidence report.bin --policy policy.toml --report-data 00",
+        "attest verify --evidence report.bin --policy policy.toml --statement s.json",
+        "attest verify --evidence report.bin --policy policy.toml --at yesterday",
         "proxy http://127.0.0.1:1",
         "bench",
         "bench model.onnx --budget half",

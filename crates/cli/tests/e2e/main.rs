@@ -7,4 +7,5 @@ mod bench;
 mod golden;
 mod main_job;
 mod plan;
+mod recorded;
 mod support;

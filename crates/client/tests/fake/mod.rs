@@ -129,7 +129,11 @@ impl Fake {
         let response =
             AttestationResponse::collect(&self.attester, &nonce, &self.statement()).unwrap();
         let at = occlude_attest::UnixTime::now();
-        Policy::pin(&response.verify(&nonce, at).unwrap())
+        Policy::pin(
+            &response
+                .verify(&occlude_attest::Verifier::default(), &nonce, at)
+                .unwrap(),
+        )
     }
 
     /// Starts it on a port of its own; it ends with the test.

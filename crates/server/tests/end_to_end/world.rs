@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
-use occlude_attest::{Attester, Binding, Policy, TeeKind, UnixTime, verify};
+use occlude_attest::{Attester, Binding, Policy, TeeKind, UnixTime, Verifier};
 use occlude_broker::{AdminClient, BrokerOptions, ConnectOptions, ModelRecord};
 use occlude_channel::Sender;
 use occlude_client::{Client, ClientError, ClientOptions};
@@ -161,7 +161,9 @@ pub(crate) fn measurement() -> String {
     let attester = Attester::open(TeeKind::Simulated, [0; 32]).unwrap();
     let binding = Binding::from([0; 64]);
     let evidence = attester.collect(&binding).unwrap();
-    let claims = verify(&evidence, &binding, UnixTime::now()).unwrap();
+    let claims = Verifier::default()
+        .verify(&evidence, &binding, UnixTime::now())
+        .unwrap();
     claims.measurement().to_string()
 }
 
@@ -354,6 +356,7 @@ async fn start_broker(folder: &Path, listen: SocketAddr) -> (Running, SocketAddr
         database: folder.join("broker.db").to_str().unwrap().to_owned(),
         master_key: None,
         tls: None,
+        collateral: None,
     };
     let (ready, address) = oneshot::channel();
     let running = Running::start(async |stopped| {

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use kbs_types::{RuntimeData, TeePubKey};
 use occlude_attest::simulated::SimulatedReport;
-use occlude_attest::{Attester, Binding, Claims, ConfigurationDigest, Evidence, TeeKind, UnixTime};
+use occlude_attest::{
+    Attester, Binding, Claims, ConfigurationDigest, Evidence, TeeKind, UnixTime, Verifier,
+};
 use occlude_keys::{HeaderDigest, ModelKey, OwnerFingerprint, OwnerKey};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -116,7 +118,9 @@ impl Rig {
     pub(super) fn claims(&self) -> Claims {
         let binding = Binding::from([1; 64]);
         let evidence = self.attester.collect(&binding).unwrap();
-        occlude_attest::verify(&evidence, &binding, UnixTime::now()).unwrap()
+        Verifier::default()
+            .verify(&evidence, &binding, UnixTime::now())
+            .unwrap()
     }
 
     /// This process's report over any binding, to be signed by whoever likes to.
@@ -126,7 +130,7 @@ impl Rig {
             report_data,
             measurement: claims.measurement().as_bytes().try_into().unwrap(),
             configuration: *claims.configuration().unwrap(),
-            tcb: u32::try_from(claims.tcb()).unwrap(),
+            tcb: 1,
             debug: false,
         }
     }

@@ -1,0 +1,156 @@
+//! Collateral: what vendors publish about their hardware, brought by the verifier.
+//!
+//! It is kept in a folder and read as a whole: each file is known by what it holds, not
+//! by its name. Nothing in it is trusted for lying there; everything has to chain to a
+//! root that this program pins.
+
+use std::path::{Path, PathBuf};
+
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::CertificateRevocationListDer;
+use rustls_pki_types::pem::PemObject;
+use x509_cert::der::Decode;
+
+/// What vendors publish about their hardware. The default has nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Collateral {
+    certificates: Vec<CertificateDer<'static>>,
+    revocation_lists: Vec<Vec<u8>>,
+}
+
+/// Why a folder cannot be read as collateral.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CollateralError {
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file that is longer than any collateral.
+    #[error("{}: {found} bytes, collateral has at most {}", path.display(), Collateral::MAX_FILE_BYTES)]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        found: u64,
+    },
+    /// More files than any verifier needs.
+    #[error("{}: more than {} files", path.display(), Collateral::MAX_FILES)]
+    TooMany {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A file that holds nothing that is known.
+    #[error(
+        "{}: neither certificates nor a revocation list, as PEM or DER", path.display()
+    )]
+    Unknown {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl Collateral {
+    /// The longest file that is read: revocation lists of ten thousand certificates.
+    pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
+
+    /// The most files that are read: some for each machine of a large cluster.
+    pub const MAX_FILES: usize = 4096;
+
+    /// Reads every file of a folder, and of the folders in it. Those whose name begins
+    /// with a dot are left out.
+    ///
+    /// # Errors
+    /// [`CollateralError`], with the file.
+    pub fn read(folder: &Path) -> Result<Self, CollateralError> {
+        let mut files = Vec::new();
+        list(folder, &mut files)?;
+        if files.len() > Self::MAX_FILES {
+            return Err(CollateralError::TooMany {
+                path: folder.to_owned(),
+            });
+        }
+        files.sort();
+        let mut collateral = Self::default();
+        for path in files {
+            let bytes = read_file(&path)?;
+            if !collateral.add(&bytes) {
+                return Err(CollateralError::Unknown { path });
+            }
+        }
+        Ok(collateral)
+    }
+
+    /// Adds what a file holds: certificates or a revocation list, as PEM or DER. False
+    /// if it holds nothing that is known.
+    #[must_use]
+    pub fn add(&mut self, file: &[u8]) -> bool {
+        let before = self.certificates.len() + self.revocation_lists.len();
+        if file.trim_ascii_start().starts_with(b"-----BEGIN") {
+            let certificates = CertificateDer::pem_slice_iter(file);
+            self.certificates
+                .extend(certificates.filter_map(Result::ok));
+            let lists = CertificateRevocationListDer::pem_slice_iter(file);
+            self.revocation_lists.extend(
+                lists
+                    .filter_map(Result::ok)
+                    .map(|list| list.as_ref().to_vec()),
+            );
+        } else if x509_cert::Certificate::from_der(file).is_ok() {
+            self.certificates.push(file.to_vec().into());
+        } else if webpki::BorrowedCertRevocationList::from_der(file).is_ok() {
+            self.revocation_lists.push(file.to_vec());
+        }
+        self.certificates.len() + self.revocation_lists.len() > before
+    }
+
+    pub(crate) fn certificates(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
+        self.certificates.iter()
+    }
+
+    pub(crate) fn revocation_lists(&self) -> &[Vec<u8>] {
+        &self.revocation_lists
+    }
+}
+
+fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), CollateralError> {
+    let io = |source| CollateralError::Io {
+        path: folder.to_owned(),
+        source,
+    };
+    for entry in std::fs::read_dir(folder).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        let kind = entry.file_type().map_err(io)?;
+        if kind.is_dir() {
+            list(&entry.path(), files)?;
+        } else {
+            files.push(entry.path());
+        }
+        if files.len() > Collateral::MAX_FILES {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, CollateralError> {
+    let io = |source| CollateralError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let metadata = std::fs::metadata(path).map_err(io)?;
+    if metadata.len() > Collateral::MAX_FILE_BYTES {
+        return Err(CollateralError::TooLarge {
+            path: path.to_owned(),
+            found: metadata.len(),
+        });
+    }
+    std::fs::read(path).map_err(io)
+}

@@ -1,0 +1,34 @@
+//! Where the kernel shows what a technology is reached by.
+
+use std::path::{Path, PathBuf};
+
+/// The machine that this process runs on. Every path below is looked up in its root, so
+/// that a test can show a made-up machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    root: PathBuf,
+}
+
+impl Default for Machine {
+    /// The real one.
+    fn default() -> Self {
+        Self::at("/")
+    }
+}
+
+impl Machine {
+    /// A machine whose `/sys` and `/dev` are in another folder.
+    #[must_use]
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Where an absolute path lies.
+    pub(crate) fn path(&self, absolute: &str) -> PathBuf {
+        self.root.join(
+            Path::new(absolute)
+                .strip_prefix("/")
+                .unwrap_or(Path::new(absolute)),
+        )
+    }
+}

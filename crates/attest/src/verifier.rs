@@ -1,0 +1,145 @@
+//! Verification: from evidence in hostile hands to claims.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+
+use crate::{
+    Binding, Claims, Collateral, CollateralError, Evidence, TeeKind, UnixTime, VerifyError, snp,
+};
+
+/// What a verifier brings besides its clock. It is offline: whatever a vendor has to
+/// say comes with the evidence or is in its [`Collateral`].
+#[derive(Debug, Clone, Default)]
+pub struct Verifier {
+    collateral: Collateral,
+}
+
+/// Genuine evidence: its signature holds, by a key that is certified up to a root that
+/// this program pins. It may be old, or made for somebody else: only
+/// [`Genuine::bound_to`] says.
+#[derive(Debug, Clone)]
+pub struct Genuine {
+    pub(crate) claims: Claims,
+    pub(crate) carried: Carried,
+}
+
+/// What evidence carries of a binding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Carried {
+    /// All of it: compared as it is, neither padded nor cut.
+    Whole(Vec<u8>),
+    /// Its SHA-256, where a technology has room for no more.
+    #[allow(dead_code, reason = "the next technologies need it")]
+    Sha256([u8; 32]),
+}
+
+impl Verifier {
+    /// A verifier with collateral.
+    #[must_use]
+    pub fn new(collateral: Collateral) -> Self {
+        Self { collateral }
+    }
+
+    /// Verifies evidence as of `at`: that it is genuine first, then that it carries
+    /// `binding`.
+    ///
+    /// # Errors
+    /// [`VerifyError`]; nothing about the sender is known then.
+    pub fn verify(
+        &self,
+        evidence: &Evidence,
+        binding: &Binding,
+        at: UnixTime,
+    ) -> Result<Claims, VerifyError> {
+        self.authenticate(evidence, at)?.bound_to(binding)
+    }
+
+    /// Verifies that evidence is genuine, as of `at`.
+    ///
+    /// # Errors
+    /// [`VerifyError`].
+    pub fn authenticate(&self, evidence: &Evidence, at: UnixTime) -> Result<Genuine, VerifyError> {
+        match evidence.tee() {
+            TeeKind::Simulated => authenticate_simulated(evidence, at),
+            TeeKind::Snp => snp::verify(evidence.body(), &self.collateral, at),
+            tee => Err(VerifyError::NotSupportedYet { tee }),
+        }
+    }
+}
+
+/// How long a folder of collateral is believed to hold what it held.
+const FOLDER_AGE: Duration = Duration::from_secs(60);
+
+/// A verifier for a long time: its folder of collateral, if it has one, is read again
+/// before evidence is verified, at most once a minute, so that what was fetched
+/// meanwhile counts.
+#[derive(Debug, Default)]
+pub struct LastingVerifier {
+    folder: Option<PathBuf>,
+    read: Mutex<Option<(Instant, Arc<Verifier>)>>,
+}
+
+impl LastingVerifier {
+    /// A verifier with the collateral of a folder.
+    #[must_use]
+    pub fn new(folder: Option<PathBuf>) -> Self {
+        Self {
+            folder,
+            read: Mutex::default(),
+        }
+    }
+
+    /// The verifier as of now.
+    ///
+    /// # Errors
+    /// [`CollateralError`]: a folder that cannot be read is not taken for an empty one.
+    pub fn current(&self) -> Result<Arc<Verifier>, CollateralError> {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((since, verifier)) = &*read
+            && (self.folder.is_none() || since.elapsed() < FOLDER_AGE)
+        {
+            return Ok(Arc::clone(verifier));
+        }
+        let collateral = self.folder.as_deref().map(Collateral::read).transpose()?;
+        let verifier = Arc::new(Verifier::new(collateral.unwrap_or_default()));
+        *read = Some((Instant::now(), Arc::clone(&verifier)));
+        Ok(verifier)
+    }
+}
+
+impl Genuine {
+    /// What the evidence says, if it carries `binding`.
+    ///
+    /// # Errors
+    /// [`VerifyError::BindingMismatch`].
+    pub fn bound_to(self, binding: &Binding) -> Result<Claims, VerifyError> {
+        let carries = match &self.carried {
+            Carried::Whole(bytes) => bytes[..] == binding.as_bytes()[..],
+            Carried::Sha256(digest) => digest[..] == Sha256::digest(binding.as_bytes())[..],
+        };
+        if !carries {
+            return Err(VerifyError::BindingMismatch);
+        }
+        Ok(self.claims)
+    }
+
+    /// What evidence says that may have been recorded in another session: to be shown,
+    /// never to be judged.
+    #[must_use]
+    pub fn unbound_claims(&self) -> &Claims {
+        &self.claims
+    }
+}
+
+#[cfg(feature = "simulated")]
+fn authenticate_simulated(evidence: &Evidence, at: UnixTime) -> Result<Genuine, VerifyError> {
+    crate::simulated::verify(evidence.body(), at)
+}
+
+#[cfg(not(feature = "simulated"))]
+fn authenticate_simulated(_: &Evidence, _: UnixTime) -> Result<Genuine, VerifyError> {
+    Err(VerifyError::SimulatedDisabled)
+}

@@ -1,0 +1,37 @@
+//! Recorded evidence of real machines, which is not part of the repository.
+#![allow(dead_code, reason = "each test uses a part")]
+#![allow(clippy::print_stdout, reason = "says that a test was skipped")]
+
+use std::path::PathBuf;
+
+use occlude_attest::UnixTime;
+
+/// The folder of recorded evidence: `OCCLUDE_EVIDENCE`, else `shared/evidence` beside the
+/// repository. Without it a test says that it was skipped.
+pub(crate) fn folder() -> Option<PathBuf> {
+    let beside = || concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/evidence").into();
+    let folder: PathBuf = std::env::var_os("OCCLUDE_EVIDENCE").map_or_else(beside, PathBuf::from);
+    if !folder.is_dir() {
+        println!("skipped: no recorded evidence in {}", folder.display());
+        return None;
+    }
+    Some(folder)
+}
+
+/// A recorded file.
+pub(crate) fn file(name: &str) -> Vec<u8> {
+    let path = folder().expect("asked for before").join(name);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Seconds since 1970 of a day at midnight, UTC, from 2001 to 2099.
+pub(crate) fn day(year: u64, month: u64, day: u64) -> UnixTime {
+    // Days from civil, Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
+    let (year, month) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year - 1, month + 9)
+    };
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
+    UnixTime((days - 719_468) * 86_400)
+}

@@ -1,0 +1,170 @@
+//! Evidence that somebody recorded, verified offline.
+
+use std::path::{Path, PathBuf};
+
+use snapbox::{assert_data_eq, file};
+
+use crate::golden::transcript;
+use crate::support::deployment::{Owner, text};
+use crate::support::process::{Said, binary, run};
+use crate::support::wire;
+
+/// The folder of recorded evidence, or word that the test is skipped.
+fn evidence() -> Option<PathBuf> {
+    let beside = || concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/evidence").into();
+    let folder: PathBuf = std::env::var_os("OCCLUDE_EVIDENCE").map_or_else(beside, PathBuf::from);
+    if !folder.is_dir() {
+        eprintln!("skipped: no recorded evidence in {}", folder.display());
+        return None;
+    }
+    Some(folder)
+}
+
+#[test]
+fn a_servers_recorded_answer_holds_for_the_nonce_that_was_asked_and_for_no_other() {
+    let owner = Owner::new(71, &binary());
+    let server = owner.serve("model.occ");
+    let nonce = "5a".repeat(32);
+    let path = format!("/.well-known/occlude/attestation?nonce={nonce}");
+    let answer = wire::get(server.address, &path).body;
+    std::fs::write(owner.at("answer.json"), &answer).expect("written");
+    let mut changed: serde_json::Value = serde_json::from_slice(&answer).expect("JSON");
+    std::fs::write(owner.at("evidence.json"), changed["evidence"].to_string()).expect("written");
+    changed["evidence"]["body"]["debug"] = true.into();
+    std::fs::write(owner.at("changed.json"), changed.to_string()).expect("written");
+    server.kill();
+
+    let verify = |file: &str, more: &[&str]| -> Said {
+        let file = owner.at(file);
+        let policy = owner.at("policy.toml");
+        let fixed = [
+            "attest",
+            "verify",
+            "--evidence",
+            text(&file),
+            "--policy",
+            text(&policy),
+        ];
+        run(fixed.iter().chain(more))
+    };
+    let refused = |file: &str, more: &[&str], reason: &str| {
+        let error = format!("{}: {reason}", owner.at(file).display());
+        verify(file, more).fails_saying(3, &error);
+    };
+    let shown = verify("answer.json", &["--nonce", &nonce]).success();
+    assert!(shown.contains("classifier version 1"), "{shown}");
+    const MISMATCH: &str =
+        "binding mismatch: the evidence was made for another nonce or another statement";
+    let other = "5b".repeat(32);
+    refused("answer.json", &["--nonce", &other], MISMATCH);
+    refused(
+        "answer.json",
+        &["--report-data", &"5a".repeat(64)],
+        MISMATCH,
+    );
+    let statement = owner.at("statement");
+    std::fs::write(&statement, "{}").expect("written");
+    let with_statement = ["--nonce", &nonce, "--statement", text(&statement)];
+    refused("answer.json", &with_statement, MISMATCH);
+    refused(
+        "changed.json",
+        &["--nonce", &nonce],
+        "bad signature: the report is not signed by the published test root",
+    );
+    refused(
+        "answer.json",
+        &["--tee", "snp", "--nonce", &nonce],
+        "it is evidence of simulated, not of snp",
+    );
+    verify("evidence.json", &["--nonce", &nonce]).fails_saying(
+        2,
+        &format!(
+            "{}: the file has no statement of the server: give it with --statement",
+            owner.at("evidence.json").display()
+        ),
+    );
+    let unbound = verify("evidence.json", &[]);
+    assert!(unbound.out.contains("simulated"), "{}", unbound.out);
+    unbound.fails_with(3, "binding not checked");
+}
+
+#[test]
+fn recorded_reports_of_real_machines_are_verified_word_for_word() {
+    let Some(recorded) = evidence() else {
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let at = |name: &str| folder.path().join(name);
+    for name in ["amd", "aws"] {
+        std::fs::create_dir(at(name)).expect("made");
+    }
+    for (from, to) in [
+        ("report_milan.hex", "report.hex"),
+        ("trustee-test-vlek-report.bin", "vlek.bin"),
+        ("vcek_milan.der", "amd/vcek.der"),
+        ("trustee-test-vlek.der", "aws/vlek.der"),
+        ("milan_ask_ark_asvk.pem", "aws/chain.pem"),
+    ] {
+        std::fs::copy(recorded.join("snp").join(from), at(to)).expect("copied");
+    }
+    let report = hex::decode(read(&at("report.hex")).trim_ascii()).expect("hexadecimal");
+    let mut changed = report.clone();
+    changed[0x90] ^= 1;
+    std::fs::write(at("changed.bin"), changed).expect("written");
+    std::fs::write(at("cut.bin"), &report[..1183]).expect("written");
+    let policy = |name: &str, section: &str| {
+        let measurement = hex::encode(&report[0x90..0xc0]);
+        let text = format!(
+            "format = 1\nreviewed = true\n[evidence]\nmeasurements = [\"{measurement}\"]\n{section}"
+        );
+        std::fs::write(at(name), text).expect("written");
+    };
+    policy("policy.toml", "");
+    policy(
+        "floor.toml",
+        "snp.minimum-tcb.milan = { snp = 24, microcode = 219 }\n",
+    );
+    policy("no-milan.toml", "snp.products = [\"genoa\", \"turin\"]\n");
+    std::fs::write(at("nothing.toml"), "format = 1\nreviewed = true\n").expect("written");
+    let binding = hex::encode(&report[0x50..0x90]);
+    let other = "00".repeat(64);
+    let now = "--at 2026-11-27T00:00:00Z";
+    let milan = format!("attest verify --tee snp --collateral amd {now}");
+    let said = transcript(
+        folder.path(),
+        &[
+            &format!("{milan} --evidence report.hex --policy policy.toml --report-data {binding}"),
+            &format!(
+                "{milan} --evidence report.hex --policy policy.toml --report-data {binding} --json"
+            ),
+            &format!("{milan} --evidence report.hex --policy policy.toml --report-data {other}"),
+            &format!("{milan} --evidence report.hex --policy policy.toml"),
+            &format!("{milan} --evidence report.hex --policy nothing.toml --report-data {binding}"),
+            &format!("{milan} --evidence report.hex --policy floor.toml --report-data {binding}"),
+            &format!(
+                "{milan} --evidence report.hex --policy no-milan.toml --report-data {binding}"
+            ),
+            &format!("{milan} --evidence changed.bin --policy policy.toml --report-data {binding}"),
+            &format!("{milan} --evidence cut.bin --policy policy.toml --report-data {binding}"),
+            &format!(
+                "attest verify --tee snp {now} --evidence report.hex --policy policy.toml --report-data {binding}"
+            ),
+            &format!(
+                "attest verify {now} --evidence report.hex --policy policy.toml --report-data {binding}"
+            ),
+            "attest verify --tee snp --collateral amd --at 2031-01-01T00:00:00Z --evidence report.hex --policy policy.toml",
+            "attest verify --tee snp --collateral amd --at 2001-01-01T00:00:00Z --evidence report.hex --policy policy.toml",
+            "attest verify --tee snp --collateral aws --at 2025-06-01T00:00:00Z --evidence vlek.bin --policy policy.toml",
+            &format!(
+                "attest verify --tee snp --collateral aws {now} --evidence vlek.bin --policy policy.toml"
+            ),
+            "attest verify --tee snp --collateral absent --evidence vlek.bin --policy policy.toml",
+            "attest verify --tee snp --evidence absent.bin --policy policy.toml",
+        ],
+    );
+    assert_data_eq!(said, file!["../golden/recorded.txt"]);
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    std::fs::read(path).expect("read")
+}

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::machine::Machine;
-use crate::{Binding, ConfigurationDigest, Evidence, TeeKind, VerifyError, snp};
+use crate::{Binding, ConfigurationDigest, Evidence, TeeKind, VerifyError, sgx, snp, tdx};
 
 /// The TEE that this process runs in.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ enum Backend {
     #[cfg(feature = "simulated")]
     Simulated(crate::simulated::SimulatedTee),
     Snp(Machine),
+    Tdx(Machine),
+    Sgx(Machine),
 }
 
 /// Why no evidence can be collected.
@@ -83,15 +85,23 @@ impl Attester {
     ) -> Result<Self, CollectError> {
         match kind {
             TeeKind::Simulated => Self::open_simulated(configuration.into()),
-            TeeKind::Snp => {
-                let machine = Machine::default();
-                snp::check_present(&machine)?;
-                Ok(Self {
-                    backend: Backend::Snp(machine),
-                })
-            }
+            TeeKind::Snp => Self::present(snp::check_present, Backend::Snp),
+            TeeKind::Tdx => Self::present(tdx::check_present, Backend::Tdx),
+            TeeKind::Sgx => Self::present(sgx::check_present, Backend::Sgx),
             tee => Err(CollectError::NotSupportedYet { tee }),
         }
+    }
+
+    /// A backend of this machine, if it shows that technology.
+    fn present(
+        check: fn(&Machine) -> Result<(), CollectError>,
+        backend: fn(Machine) -> Backend,
+    ) -> Result<Self, CollectError> {
+        let machine = Machine::default();
+        check(&machine)?;
+        Ok(Self {
+            backend: backend(machine),
+        })
     }
 
     #[cfg(feature = "simulated")]
@@ -114,6 +124,8 @@ impl Attester {
             #[cfg(feature = "simulated")]
             Backend::Simulated(_) => TeeKind::Simulated,
             Backend::Snp(_) => TeeKind::Snp,
+            Backend::Tdx(_) => TeeKind::Tdx,
+            Backend::Sgx(_) => TeeKind::Sgx,
         }
     }
 
@@ -126,6 +138,8 @@ impl Attester {
             #[cfg(feature = "simulated")]
             Backend::Simulated(tee) => Ok(tee.collect(binding)),
             Backend::Snp(machine) => snp::collect(machine, binding),
+            Backend::Tdx(machine) => tdx::collect(machine, binding),
+            Backend::Sgx(machine) => sgx::collect(machine, binding),
         }
     }
 }

@@ -84,15 +84,32 @@ fn all_numbers_are_integers(value: &Value) -> bool {
     }
 }
 
-/// Refuses what a parser skipped: every part of `sent` must be in `understood`, which
-/// is what it made of that, written again. So no byte of what is sent is without effect.
-pub(crate) fn check_understood(sent: &Value, understood: &Value) -> Result<(), VerifyError> {
-    if is_part(sent, understood) {
-        return Ok(());
+/// Reads a body, and refuses what the parser skipped: every part of `sent` must be in
+/// what it made of that, written again. So no byte of what is sent is without effect.
+/// Fields that may be missing may be.
+pub(crate) fn understood<T: Serialize + DeserializeOwned>(sent: &Value) -> Result<T, VerifyError> {
+    let malformed = |error: serde_json::Error| VerifyError::Malformed {
+        reason: reason(&error),
+    };
+    let parsed = T::deserialize(sent).map_err(malformed)?;
+    let understood = serde_json::to_value(&parsed).map_err(malformed)?;
+    if !is_part(sent, &understood) {
+        return Err(VerifyError::Malformed {
+            reason: "it has fields that this version does not know".to_owned(),
+        });
     }
-    Err(VerifyError::Malformed {
-        reason: "it has fields that this version does not know".to_owned(),
-    })
+    Ok(parsed)
+}
+
+/// Decodes a field of padded standard base64.
+pub(crate) fn from_base64(field: &str, text: &str) -> Result<Vec<u8>, VerifyError> {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    STANDARD
+        .decode(text)
+        .map_err(|error| VerifyError::Malformed {
+            reason: format!("{field}: {}", reason(&error)),
+        })
 }
 
 fn is_part(sent: &Value, understood: &Value) -> bool {

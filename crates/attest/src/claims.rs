@@ -7,7 +7,9 @@ use std::fmt::{Debug, Display, Formatter};
 
 use occlude_keys::{hexadecimal, hexadecimal_bytes};
 
+use crate::sgx::SgxPlatform;
 use crate::snp::SnpPlatform;
+use crate::tdx::TdxPlatform;
 use crate::{TeeKind, UnixTime};
 
 /// Whose word claims rest on.
@@ -175,6 +177,10 @@ pub enum Platform {
     },
     /// An AMD processor.
     Snp(Box<SnpPlatform>),
+    /// An Intel processor, of a virtual machine.
+    Tdx(Box<TdxPlatform>),
+    /// An Intel processor, of an enclave.
+    Sgx(Box<SgxPlatform>),
 }
 
 impl Claims {

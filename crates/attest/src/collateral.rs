@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use dcap_qvl::QuoteCollateralV3;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::CertificateRevocationListDer;
 use rustls_pki_types::pem::PemObject;
@@ -16,6 +17,7 @@ use x509_cert::der::Decode;
 pub struct Collateral {
     certificates: Vec<CertificateDer<'static>>,
     revocation_lists: Vec<Vec<u8>>,
+    intel: Vec<QuoteCollateralV3>,
 }
 
 /// Why a folder cannot be read as collateral.
@@ -46,7 +48,8 @@ pub enum CollateralError {
     },
     /// A file that holds nothing that is known.
     #[error(
-        "{}: neither certificates nor a revocation list, as PEM or DER", path.display()
+        "{}: neither certificates nor a revocation list, as PEM or DER, nor Intel's collateral as JSON",
+        path.display()
     )]
     Unknown {
         /// The file.
@@ -85,11 +88,12 @@ impl Collateral {
         Ok(collateral)
     }
 
-    /// Adds what a file holds: certificates or a revocation list, as PEM or DER. False
-    /// if it holds nothing that is known.
+    /// Adds what a file holds: certificates or a revocation list, as PEM or DER, or
+    /// Intel's collateral for one kind of processor, as JSON. False if it holds nothing
+    /// that is known.
     #[must_use]
     pub fn add(&mut self, file: &[u8]) -> bool {
-        let before = self.certificates.len() + self.revocation_lists.len();
+        let before = self.len();
         if file.trim_ascii_start().starts_with(b"-----BEGIN") {
             let certificates = CertificateDer::pem_slice_iter(file);
             self.certificates
@@ -104,12 +108,23 @@ impl Collateral {
             self.certificates.push(file.to_vec().into());
         } else if webpki::BorrowedCertRevocationList::from_der(file).is_ok() {
             self.revocation_lists.push(file.to_vec());
+        } else if let Ok(intel) = serde_json::from_slice(file) {
+            self.intel.push(intel);
         }
-        self.certificates.len() + self.revocation_lists.len() > before
+        self.len() > before
+    }
+
+    fn len(&self) -> usize {
+        self.certificates.len() + self.revocation_lists.len() + self.intel.len()
     }
 
     pub(crate) fn certificates(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
         self.certificates.iter()
+    }
+
+    /// Intel's, for quotes.
+    pub(crate) fn intel(&self) -> &[QuoteCollateralV3] {
+        &self.intel
     }
 
     pub(crate) fn revocation_lists(&self) -> &[Vec<u8>] {

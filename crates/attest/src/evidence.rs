@@ -104,6 +104,18 @@ pub enum VerifyError {
         /// What it is for.
         what: &'static str,
     },
+    /// A quote that does not hold, for a reason that its verifier gives.
+    #[error("the quote does not hold: {reason}")]
+    Quote {
+        /// What it says, cut to 200 characters.
+        reason: String,
+    },
+    /// An event log that does not lead to what was measured.
+    #[error("the event log does not lead to what the evidence says was measured: {register}")]
+    EventLog {
+        /// Which register differs.
+        register: String,
+    },
     /// Something that the vendor publishes came neither with the evidence nor from the
     /// verifier.
     #[error("{what} is missing: it came neither with the evidence nor is it in the collateral")]

@@ -30,15 +30,22 @@ mod canonical;
 mod certificate;
 mod claims;
 mod collateral;
+mod event_log;
 mod evidence;
+pub mod intel;
 mod machine;
 mod policy;
 mod recorded;
 mod response;
+pub mod sgx;
 #[cfg(feature = "simulated")]
 pub mod simulated;
 pub mod snp;
 mod statement;
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod support;
+pub mod tdx;
 mod tee;
 mod tsm;
 mod verifier;

@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use crate::{AttestationResponse, Evidence, TeeKind, VerifyError, snp};
+use crate::{AttestationResponse, Evidence, TeeKind, VerifyError, sgx, snp, tdx};
 
 /// Evidence from a file, not verified, with the statement that came with it, if one did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +60,8 @@ impl RecordedEvidence {
         let evidence = match (kind, json) {
             (kind, Some(body @ Value::Object(_))) => Evidence::new(kind, body),
             (TeeKind::Snp, _) => snp::evidence_of_report(&from_hexadecimal(file))?,
+            (TeeKind::Tdx, _) => tdx::evidence_of_quote(&from_hexadecimal(file), None),
+            (TeeKind::Sgx, _) => sgx::evidence_of_quote(&from_hexadecimal(file)),
             (tee, _) => return Err(VerifyError::NotSupportedYet { tee }.into()),
         };
         Ok(Self {

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    Binding, Claims, Collateral, CollateralError, Evidence, TeeKind, UnixTime, VerifyError, snp,
+    Binding, Claims, Collateral, CollateralError, Evidence, TeeKind, UnixTime, VerifyError, sgx,
+    snp, tdx,
 };
 
 /// What a verifier brings besides its clock. It is offline: whatever a vendor has to
@@ -65,6 +66,8 @@ impl Verifier {
         match evidence.tee() {
             TeeKind::Simulated => authenticate_simulated(evidence, at),
             TeeKind::Snp => snp::verify(evidence.body(), &self.collateral, at),
+            TeeKind::Tdx => tdx::verify(evidence.body(), &self.collateral, at),
+            TeeKind::Sgx => sgx::verify(evidence.body(), &self.collateral, at),
             tee => Err(VerifyError::NotSupportedYet { tee }),
         }
     }

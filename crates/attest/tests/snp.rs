@@ -29,7 +29,7 @@ fn milan() -> Recorded {
     Recorded {
         report: hex::decode(file("snp/report_milan.hex").trim_ascii()).unwrap(),
         certificates: vec![file("snp/vcek_milan.der")],
-        at: day(2026, 11, 1),
+        at: UnixTime(day(2026, 11, 1)),
     }
 }
 
@@ -37,7 +37,7 @@ fn other_milan() -> Recorded {
     Recorded {
         report: file("snp/trustee-test-report.bin"),
         certificates: vec![file("snp/trustee-test-vcek.der")],
-        at: day(2026, 11, 1),
+        at: UnixTime(day(2026, 11, 1)),
     }
 }
 
@@ -49,7 +49,7 @@ fn vlek() -> Recorded {
             file("snp/trustee-test-vlek.der"),
             file("snp/milan_ask_ark_asvk.pem"),
         ],
-        at: day(2025, 6, 1),
+        at: UnixTime(day(2025, 6, 1)),
     }
 }
 

@@ -432,7 +432,8 @@ pub(crate) enum AttestAction {
     after_help = "\
 Recorded evidence is verified offline. The file is a server's answer, evidence as Occlude
 writes it, or with --tee what that technology itself gives: for snp the 1,184 bytes of a
-report, as they are or as hexadecimal digits, or the KBS protocol's JSON. What it has to
+report, for tdx and sgx a quote, as they are or as hexadecimal digits, or the KBS
+protocol's JSON. What it has to
 be bound to is given as --report-data, or as --nonce and the statement of the server that
 was asked. Evidence that nobody compares with a binding may have been recorded anywhere:
 then its claims are printed, and the exit code is 3.

@@ -136,8 +136,16 @@ impl Chain<'_> {
     }
 }
 
-/// When a revocation list of one of these issuers is to be replaced. One that does not
-/// say when, or is of somebody else, is not used (RFC 5280, section 5.1.2.5).
+/// When a revocation list is to be replaced, by its own word.
+pub(crate) fn list_until(list: &[u8]) -> Option<UnixTime> {
+    let list =
+        x509_cert::crl::CertificateList::<x509_cert::certificate::Rfc5280>::from_der(list).ok()?;
+    let until = list.tbs_cert_list.next_update?.to_unix_duration().as_secs();
+    Some(UnixTime(until))
+}
+
+/// The same of one of these issuers' lists. One that does not say when, or is of somebody
+/// else, is not used (RFC 5280, section 5.1.2.5).
 fn next_update(list: &[u8], issuers: &[Vec<u8>]) -> Option<UnixTime> {
     let list =
         x509_cert::crl::CertificateList::<x509_cert::certificate::Rfc5280>::from_der(list).ok()?;

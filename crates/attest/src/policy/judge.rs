@@ -108,7 +108,7 @@ impl Policy {
             return Err(Refusal::StaleCollateral { until, grace_hours });
         }
         accepted.judge_platform(claims.platform())?;
-        if !accepted.measurements.contains(claims.measurement()) {
+        if !accepted.accepts_measurement(claims) {
             return Err(Refusal::Measurement {
                 found: claims.measurement().clone(),
             });

@@ -57,7 +57,7 @@ pub(super) fn claims() -> Claims {
 }
 
 /// What a policy without a section for SNP accepts.
-fn platform() -> SnpPlatform {
+pub(super) fn platform() -> SnpPlatform {
     SnpPlatform {
         product: SnpProduct::Genoa,
         tcb: SnpTcb {
@@ -89,7 +89,7 @@ pub(super) fn service() -> VerifiedService {
 }
 
 /// A policy for [`service`] with more lines in its two sections.
-fn policy(evidence: &str, service: &str) -> Policy {
+pub(super) fn policy(evidence: &str, service: &str) -> Policy {
     let measurement = Measurement::from([0xa5; 48]);
     let owner = owner(1);
     let text = format!(
@@ -207,139 +207,6 @@ fn a_kind_that_is_not_named_is_refused() {
             accepted: vec![TeeKind::Tdx]
         })
     );
-}
-
-#[test]
-fn each_component_of_the_security_version_has_its_own_floor() {
-    let floor = |line: &str, versions: &str| {
-        policy(&format!("snp.minimum-tcb.{line} = {{ {versions} }}"), "").judge_claims(&claims())
-    };
-    let exact = "bootloader = 9, tee = 0, snp = 23, microcode = 72";
-    assert_eq!(floor("genoa", exact), Ok(()));
-    // Another line's floor says nothing of this one.
-    assert_eq!(floor("milan", "snp = 255"), Ok(()));
-    for (raised, minimum) in [
-        ("fmc = 1", "fmc 1, bootloader 0, tee 0, snp 0, microcode 0"),
-        (
-            "bootloader = 10",
-            "bootloader 10, tee 0, snp 0, microcode 0",
-        ),
-        ("tee = 1", "bootloader 0, tee 1, snp 0, microcode 0"),
-        ("snp = 24", "bootloader 0, tee 0, snp 24, microcode 0"),
-        ("microcode = 73", "bootloader 0, tee 0, snp 0, microcode 73"),
-    ] {
-        assert_eq!(
-            floor("genoa", raised),
-            Err(Refusal::Tcb {
-                found: "bootloader 9, tee 0, snp 23, microcode 72".to_owned(),
-                minimum: minimum.to_owned()
-            })
-        );
-    }
-}
-
-/// What is refused of a platform by a policy, and by none without that line.
-fn refusal_of_platform(line: &str, change: impl Fn(&mut SnpPlatform)) -> (String, String, String) {
-    let mut changed = platform();
-    change(&mut changed);
-    let claims = Claims {
-        platform: Platform::Snp(Box::new(changed)),
-        ..claims()
-    };
-    match policy(line, "").judge_claims(&claims) {
-        Err(Refusal::Platform {
-            field,
-            found,
-            accepted,
-        }) => (field.to_owned(), found, accepted),
-        other => panic!("{line}: {other:?}"),
-    }
-}
-
-#[test]
-fn without_a_section_privilege_levels_and_migration_agents_are_refused() {
-    let said = |field: &str, found: &str, accepted: &str| {
-        (field.to_owned(), found.to_owned(), accepted.to_owned())
-    };
-    assert_eq!(
-        refusal_of_platform("", |platform| platform.vmpl = 1),
-        said("snp.vmpls", "1", "0")
-    );
-    assert_eq!(
-        refusal_of_platform("", |platform| platform.migration = true),
-        said("snp.allow-migration", "true", "false")
-    );
-}
-
-#[test]
-fn what_a_section_names_is_required_of_the_platform() {
-    let chip = "dd".repeat(64);
-    let digest = "1e".repeat(48);
-    for (line, field, found, accepted) in [
-        (
-            "products = [\"milan\", \"turin\"]",
-            "products",
-            "genoa",
-            "milan, turin",
-        ),
-        ("endorsements = [\"vlek\"]", "endorsements", "vcek", "vlek"),
-        (
-            &format!("chip-ids = [\"{chip}\"]"),
-            "chip-ids",
-            &"cc".repeat(64),
-            "1 that are not it",
-        ),
-        ("vmpls = [2, 3]", "vmpls", "0", "2, 3"),
-        (
-            "minimum-guest-svn = 3",
-            "minimum-guest-svn",
-            "2",
-            "3 or more",
-        ),
-        (
-            &format!("id-key-digests = [\"{digest}\"]"),
-            "id-key-digests",
-            &"1d".repeat(48),
-            &digest,
-        ),
-        ("allow-smt = false", "allow-smt", "true", "false"),
-        (
-            "require-ciphertext-hiding = true",
-            "require-ciphertext-hiding",
-            "false",
-            "true",
-        ),
-        (
-            "require-alias-check = true",
-            "require-alias-check",
-            "false",
-            "true",
-        ),
-    ] {
-        assert_eq!(
-            refusal_of_platform(&format!("snp.{line}"), |_| ()),
-            (
-                format!("snp.{field}"),
-                found.to_owned(),
-                accepted.to_owned()
-            )
-        );
-    }
-    let hidden = refusal_of_platform(&format!("snp.chip-ids = [\"{chip}\"]"), |platform| {
-        platform.chip_id = None;
-    });
-    assert_eq!(hidden.1, "a chip that is hidden");
-}
-
-#[test]
-fn what_a_section_names_is_accepted() {
-    let section = format!(
-        "[evidence.snp]\nproducts = [\"genoa\"]\nendorsements = [\"vcek\"]\nchip-ids = [\"{}\"]\n\
-         vmpls = [0]\nminimum-guest-svn = 2\nid-key-digests = [\"{}\"]\nallow-smt = true\n",
-        "cc".repeat(64),
-        "1d".repeat(48)
-    );
-    assert_eq!(policy(&section, "").judge_claims(&claims()), Ok(()));
 }
 
 #[test]

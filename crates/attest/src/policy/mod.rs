@@ -21,7 +21,7 @@ use std::path::Path;
 use occlude_keys::{HeaderDigest, ModelId, ModelVersion, OwnerPublic};
 use serde::{Deserialize, Serialize};
 
-use platform::{SimulatedPolicy, SnpPolicy};
+use platform::{SgxPolicy, SimulatedPolicy, SnpPolicy, TdxPolicy};
 pub use refusal::Refusal;
 pub use signed::{PolicyFile, PolicyFileError, SignPolicyError, sign_policy};
 
@@ -68,6 +68,10 @@ struct EvidencePolicy {
     simulated: SimulatedPolicy,
     #[serde(skip_serializing_if = "platform::is_default")]
     snp: SnpPolicy,
+    #[serde(skip_serializing_if = "platform::is_default")]
+    tdx: TdxPolicy,
+    #[serde(skip_serializing_if = "platform::is_default")]
+    sgx: SgxPolicy,
 }
 
 impl Default for EvidencePolicy {
@@ -81,6 +85,8 @@ impl Default for EvidencePolicy {
             collateral_grace_hours: 0,
             simulated: SimulatedPolicy::default(),
             snp: SnpPolicy::default(),
+            tdx: TdxPolicy::default(),
+            sgx: SgxPolicy::default(),
         }
     }
 }

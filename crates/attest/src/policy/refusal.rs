@@ -5,6 +5,7 @@ use std::fmt::Display;
 
 use occlude_keys::{HeaderDigest, ModelId, ModelVersion, OwnerPublic};
 
+use crate::intel::TcbStatus;
 use crate::{ConfigurationDigest, Measurement, Protection, TeeKind, Trust, UnixTime};
 
 /// Why a policy refuses.
@@ -53,6 +54,22 @@ pub enum Refusal {
         found: String,
         /// The lowest that the policy accepts.
         minimum: String,
+    },
+    /// A platform that its vendor judges worse than the policy accepts.
+    #[error(
+        "the vendor says the platform's TCB is {found} ({}), below the policy's floor: {field} accepts {}",
+        advised(advisories),
+        listed(accepted)
+    )]
+    TcbStatus {
+        /// The policy's field, below `[evidence]`.
+        field: &'static str,
+        /// The vendor's word.
+        found: TcbStatus,
+        /// The advisories that the platform is open to.
+        advisories: Vec<String>,
+        /// What the policy accepts.
+        accepted: Vec<TcbStatus>,
     },
     /// Something else of its kind of TEE than the policy accepts.
     #[error("the evidence has {found} for {field}, the policy accepts {accepted}")]
@@ -173,6 +190,13 @@ pub enum Refusal {
         /// What the policy accepts.
         accepted: String,
     },
+}
+
+fn advised(advisories: &[String]) -> String {
+    if advisories.is_empty() {
+        return "no advisory is named".to_owned();
+    }
+    advisories.join(", ")
 }
 
 pub(super) fn listed<T: Display>(accepted: &[T]) -> String {

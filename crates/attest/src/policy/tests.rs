@@ -230,13 +230,24 @@ fn the_guides_example_is_a_policy_that_names_every_field() {
         names.map(|(name, _)| name.trim().to_owned()).collect()
     };
     let mut full = Policy::pin(&service()).to_toml();
-    // What pinning never writes.
+    // What pinning a service on SNP never writes.
     for field in [
         "digests",
         "collateral-grace-hours",
         "chip-ids",
         "id-key-digests",
         "minimum-tcb",
+        "tcb-statuses",
+        "minimum-evaluation-number",
+        "rtmr0",
+        "rtmr1",
+        "rtmr2",
+        "rtmr3",
+        "modules",
+        "memory",
+        "signer",
+        "product-id",
+        "minimum-svn",
     ] {
         full.push_str(&format!("{field} = []\n"));
     }

@@ -5,7 +5,6 @@
 //! nothing that is not understood.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use sev::firmware::guest::AttestationReport;
 use sev::firmware::host::CertTableEntry;
 use sev::parser::ByteParser;
@@ -35,17 +34,6 @@ pub(super) struct Body {
 pub(super) struct Report {
     pub(super) fields: AttestationReport,
     bytes: [u8; REPORT_BYTES],
-}
-
-impl Body {
-    /// Reads a body. Fields that may be missing may be; none may be there that is not
-    /// understood, at any depth.
-    pub(super) fn read(body: &Value) -> Result<Self, VerifyError> {
-        let parsed = Self::deserialize(body).map_err(|error| malformed(&error))?;
-        let understood = serde_json::to_value(&parsed).map_err(|error| malformed(&error))?;
-        canonical::check_understood(body, &understood)?;
-        Ok(parsed)
-    }
 }
 
 impl Report {

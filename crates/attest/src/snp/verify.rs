@@ -23,7 +23,7 @@ use crate::certificate::{self, Chain};
 use crate::verifier::{Carried, Genuine};
 use crate::{
     Claims, Collateral, ConfigurationDigest, Platform, Protection, TeeKind, Trust, UnixTime,
-    VerifyError,
+    VerifyError, canonical,
 };
 
 /// What errors call the signing key.
@@ -72,7 +72,7 @@ pub(crate) fn verify(
     collateral: &Collateral,
     at: UnixTime,
 ) -> Result<Genuine, VerifyError> {
-    let body = Body::read(body)?;
+    let body: Body = canonical::understood(body)?;
     let report = Report::from_fields(&body.attestation_report)?;
     let (platform, key, collateral_until) = endorse(&report, &body, collateral, at)?;
     let signature = Signature::from_slice(&report.signature()).map_err(|_| BAD_SIGNATURE)?;

@@ -4,8 +4,6 @@
 
 use std::path::PathBuf;
 
-use occlude_attest::UnixTime;
-
 /// The folder of recorded evidence: `OCCLUDE_EVIDENCE`, else `shared/evidence` beside the
 /// repository. Without it a test says that it was skipped.
 pub(crate) fn folder() -> Option<PathBuf> {
@@ -25,7 +23,7 @@ pub(crate) fn file(name: &str) -> Vec<u8> {
 }
 
 /// Seconds since 1970 of a day at midnight, UTC, from 2001 to 2099.
-pub(crate) fn day(year: u64, month: u64, day: u64) -> UnixTime {
+pub(crate) fn day(year: u64, month: u64, day: u64) -> u64 {
     // Days from civil, Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
     let (year, month) = if month > 2 {
         (year, month - 3)
@@ -33,5 +31,20 @@ pub(crate) fn day(year: u64, month: u64, day: u64) -> UnixTime {
         (year - 1, month + 9)
     };
     let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
-    UnixTime((days - 719_468) * 86_400)
+    (days - 719_468) * 86_400
+}
+
+/// A file that a dependency's package carries for its own tests, unpacked by Cargo.
+pub(crate) fn packaged(package: &str, name: &str) -> Option<Vec<u8>> {
+    let home = std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")))?;
+    let registries = std::fs::read_dir(home.join("registry/src")).ok()?;
+    let found = registries
+        .filter_map(Result::ok)
+        .find_map(|registry| std::fs::read(registry.path().join(package).join(name)).ok());
+    if found.is_none() {
+        println!("skipped: no {name} in Cargo's copy of {package}");
+    }
+    found
 }

@@ -1,0 +1,99 @@
+//! What a policy says of one kind of TEE: its section below `[evidence]`.
+//!
+//! A section that is left out says what its defaults say, which docs/policy.md lists;
+//! it does not accept that kind of TEE by itself.
+
+mod intel;
+mod snp;
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Display;
+
+use serde::{Deserialize, Serialize};
+
+pub(super) use intel::{SgxPolicy, TdxPolicy};
+pub(super) use snp::SnpPolicy;
+
+use super::EvidencePolicy;
+use super::refusal::listed;
+use crate::{Claims, Platform, Refusal};
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(super) struct SimulatedPolicy {
+    pub(super) minimum_tcb: u32,
+}
+
+pub(super) fn is_default<T: Default + PartialEq>(section: &T) -> bool {
+    *section == T::default()
+}
+
+impl EvidencePolicy {
+    pub(super) fn judge_platform(&self, platform: &Platform) -> Result<(), Refusal> {
+        match platform {
+            Platform::Simulated { tcb } => {
+                let minimum = self.simulated.minimum_tcb;
+                check(*tcb >= minimum, || Refusal::Tcb {
+                    found: tcb.to_string(),
+                    minimum: minimum.to_string(),
+                })
+            }
+            Platform::Snp(found) => self.snp.judge(found),
+            Platform::Tdx(found) => self.tdx.judge(found),
+            Platform::Sgx(found) => self.sgx.judge(found),
+        }
+    }
+
+    /// Whether the code that a TEE started with is accepted: by its measurement or, of an
+    /// enclave, by who signed it.
+    pub(super) fn accepts_measurement(&self, claims: &Claims) -> bool {
+        let signed = match claims.platform() {
+            Platform::Sgx(found) => self.sgx.accepts_signer(found),
+            _ => false,
+        };
+        signed || self.measurements.contains(claims.measurement())
+    }
+
+    /// Accepts this platform and later versions of its firmware.
+    pub(super) fn pin_platform(&mut self, platform: &Platform) {
+        match platform {
+            Platform::Simulated { tcb } => self.simulated.minimum_tcb = *tcb,
+            Platform::Snp(seen) => self.snp = SnpPolicy::pin(seen),
+            Platform::Tdx(seen) => self.tdx = TdxPolicy::pin(seen),
+            Platform::Sgx(seen) => self.sgx = SgxPolicy::pin(seen),
+        }
+    }
+}
+
+fn setting(field: &'static str, found: bool, accepted: bool) -> Result<(), Refusal> {
+    check(found == accepted, || Refusal::Platform {
+        field,
+        found: found.to_string(),
+        accepted: accepted.to_string(),
+    })
+}
+
+fn at_least(field: &'static str, found: u32, minimum: u32) -> Result<(), Refusal> {
+    check(found >= minimum, || Refusal::Platform {
+        field,
+        found: found.to_string(),
+        accepted: format!("{minimum} or more"),
+    })
+}
+
+fn check(holds: bool, refusal: impl FnOnce() -> Refusal) -> Result<(), Refusal> {
+    if holds { Ok(()) } else { Err(refusal()) }
+}
+
+fn one_of<T: PartialEq + Display>(
+    field: &'static str,
+    found: &T,
+    accepted: &[T],
+) -> Result<(), Refusal> {
+    check(accepted.contains(found), || Refusal::Platform {
+        field,
+        found: found.to_string(),
+        accepted: listed(accepted),
+    })
+}

@@ -1,0 +1,327 @@
+//! Each refusal of a section of `[evidence]`, from a platform that differs in one thing.
+
+use crate::intel::{IntelPlatform, TcbStatus};
+use crate::policy::judge_tests::{claims, platform, policy};
+use crate::sgx::{SgxMemory, SgxPlatform};
+use crate::snp::SnpPlatform;
+use crate::tdx::TdxPlatform;
+use crate::{Claims, Measurement, Platform, Refusal, TeeKind, UnixTime};
+
+#[test]
+fn each_component_of_the_security_version_has_its_own_floor() {
+    let floor = |line: &str, versions: &str| {
+        policy(&format!("snp.minimum-tcb.{line} = {{ {versions} }}"), "").judge_claims(&claims())
+    };
+    let exact = "bootloader = 9, tee = 0, snp = 23, microcode = 72";
+    assert_eq!(floor("genoa", exact), Ok(()));
+    // Another line's floor says nothing of this one.
+    assert_eq!(floor("milan", "snp = 255"), Ok(()));
+    for (raised, minimum) in [
+        ("fmc = 1", "fmc 1, bootloader 0, tee 0, snp 0, microcode 0"),
+        (
+            "bootloader = 10",
+            "bootloader 10, tee 0, snp 0, microcode 0",
+        ),
+        ("tee = 1", "bootloader 0, tee 1, snp 0, microcode 0"),
+        ("snp = 24", "bootloader 0, tee 0, snp 24, microcode 0"),
+        ("microcode = 73", "bootloader 0, tee 0, snp 0, microcode 73"),
+    ] {
+        assert_eq!(
+            floor("genoa", raised),
+            Err(Refusal::Tcb {
+                found: "bootloader 9, tee 0, snp 23, microcode 72".to_owned(),
+                minimum: minimum.to_owned()
+            })
+        );
+    }
+}
+
+/// What is refused of a platform by a policy, and by none without that line.
+fn refusal_of_platform(line: &str, change: impl Fn(&mut SnpPlatform)) -> (String, String, String) {
+    let mut changed = platform();
+    change(&mut changed);
+    let claims = Claims {
+        platform: Platform::Snp(Box::new(changed)),
+        ..claims()
+    };
+    match policy(line, "").judge_claims(&claims) {
+        Err(Refusal::Platform {
+            field,
+            found,
+            accepted,
+        }) => (field.to_owned(), found, accepted),
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+#[test]
+fn without_a_section_privilege_levels_and_migration_agents_are_refused() {
+    let said = |field: &str, found: &str, accepted: &str| {
+        (field.to_owned(), found.to_owned(), accepted.to_owned())
+    };
+    assert_eq!(
+        refusal_of_platform("", |platform| platform.vmpl = 1),
+        said("snp.vmpls", "1", "0")
+    );
+    assert_eq!(
+        refusal_of_platform("", |platform| platform.migration = true),
+        said("snp.allow-migration", "true", "false")
+    );
+}
+
+#[test]
+fn what_a_section_names_is_required_of_the_platform() {
+    let chip = "dd".repeat(64);
+    let digest = "1e".repeat(48);
+    for (line, field, found, accepted) in [
+        (
+            "products = [\"milan\", \"turin\"]",
+            "products",
+            "genoa",
+            "milan, turin",
+        ),
+        ("endorsements = [\"vlek\"]", "endorsements", "vcek", "vlek"),
+        (
+            &format!("chip-ids = [\"{chip}\"]"),
+            "chip-ids",
+            &"cc".repeat(64),
+            "1 that are not it",
+        ),
+        ("vmpls = [2, 3]", "vmpls", "0", "2, 3"),
+        (
+            "minimum-guest-svn = 3",
+            "minimum-guest-svn",
+            "2",
+            "3 or more",
+        ),
+        (
+            &format!("id-key-digests = [\"{digest}\"]"),
+            "id-key-digests",
+            &"1d".repeat(48),
+            &digest,
+        ),
+        ("allow-smt = false", "allow-smt", "true", "false"),
+        (
+            "require-ciphertext-hiding = true",
+            "require-ciphertext-hiding",
+            "false",
+            "true",
+        ),
+        (
+            "require-alias-check = true",
+            "require-alias-check",
+            "false",
+            "true",
+        ),
+    ] {
+        assert_eq!(
+            refusal_of_platform(&format!("snp.{line}"), |_| ()),
+            (
+                format!("snp.{field}"),
+                found.to_owned(),
+                accepted.to_owned()
+            )
+        );
+    }
+    let hidden = refusal_of_platform(&format!("snp.chip-ids = [\"{chip}\"]"), |platform| {
+        platform.chip_id = None;
+    });
+    assert_eq!(hidden.1, "a chip that is hidden");
+}
+
+#[test]
+fn what_a_section_names_is_accepted() {
+    let section = format!(
+        "[evidence.snp]\nproducts = [\"genoa\"]\nendorsements = [\"vcek\"]\nchip-ids = [\"{}\"]\n\
+         vmpls = [0]\nminimum-guest-svn = 2\nid-key-digests = [\"{}\"]\nallow-smt = true\n",
+        "cc".repeat(64),
+        "1d".repeat(48)
+    );
+    assert_eq!(policy(&section, "").judge_claims(&claims()), Ok(()));
+}
+
+fn intel() -> IntelPlatform {
+    IntelPlatform {
+        tcb_status: TcbStatus::UpToDate,
+        tcb_date: UnixTime(1_700_000_000),
+        advisories: Vec::new(),
+        evaluation_number: 17,
+        fmspc: [1; 6].into(),
+    }
+}
+
+fn guest() -> TdxPlatform {
+    TdxPlatform {
+        intel: intel(),
+        rtmr: [
+            [1; 48].into(),
+            [2; 48].into(),
+            [3; 48].into(),
+            [4; 48].into(),
+        ],
+        mr_seam: [5; 48].into(),
+        mr_config_id: [0; 48].into(),
+        mr_owner: [6; 48].into(),
+        mr_owner_config: [0; 48].into(),
+        attributes: [0; 8].into(),
+        xfam: [0; 8].into(),
+        quote_version: 4,
+        event_log_entries: None,
+    }
+}
+
+fn enclave() -> SgxPlatform {
+    SgxPlatform {
+        intel: intel(),
+        signer: [0x51; 32].into(),
+        product_id: 7,
+        svn: 3,
+        attributes: [0; 16].into(),
+        memory: SgxMemory::Scalable,
+    }
+}
+
+fn tdx_claims(platform: TdxPlatform) -> Claims {
+    Claims {
+        tee: TeeKind::Tdx,
+        platform: Platform::Tdx(Box::new(platform)),
+        ..claims()
+    }
+}
+
+fn sgx_claims(platform: SgxPlatform) -> Claims {
+    Claims {
+        tee: TeeKind::Sgx,
+        platform: Platform::Sgx(Box::new(platform)),
+        ..claims()
+    }
+}
+
+#[test]
+fn without_a_section_only_a_platform_that_is_up_to_date_is_accepted() {
+    let status = |status| IntelPlatform {
+        tcb_status: status,
+        advisories: vec!["INTEL-SA-00001".to_owned(), "INTEL-SA-00002".to_owned()],
+        ..intel()
+    };
+    for found in [
+        TcbStatus::SWHardeningNeeded,
+        TcbStatus::ConfigurationNeeded,
+        TcbStatus::ConfigurationAndSWHardeningNeeded,
+        TcbStatus::OutOfDate,
+        TcbStatus::OutOfDateConfigurationNeeded,
+        TcbStatus::TDRelaunchAdvised,
+        TcbStatus::TDRelaunchAdvisedConfigurationNeeded,
+    ] {
+        let guest = TdxPlatform {
+            intel: status(found),
+            ..guest()
+        };
+        let enclave = SgxPlatform {
+            intel: status(found),
+            ..enclave()
+        };
+        for (claims, section) in [(tdx_claims(guest), "tdx"), (sgx_claims(enclave), "sgx")] {
+            let refusal = policy("", "").judge_claims(&claims).unwrap_err();
+            assert_eq!(
+                refusal.to_string(),
+                format!(
+                    "the vendor says the platform's TCB is {found} (INTEL-SA-00001, \
+                     INTEL-SA-00002), below the policy's floor: {section}.tcb-statuses accepts \
+                     UpToDate"
+                )
+            );
+            let accepting = policy(&format!("{section}.tcb-statuses = [\"{found}\"]"), "");
+            assert_eq!(accepting.judge_claims(&claims), Ok(()));
+        }
+    }
+    assert_eq!(policy("", "").judge_claims(&tdx_claims(guest())), Ok(()));
+    assert_eq!(policy("", "").judge_claims(&sgx_claims(enclave())), Ok(()));
+}
+
+#[test]
+fn what_a_section_names_is_required_of_a_guest() {
+    let other = "00".repeat(48);
+    let listed = |byte: u8| hex::encode([byte; 48]);
+    for (field, found) in [
+        ("rtmr0", 1),
+        ("rtmr1", 2),
+        ("rtmr2", 3),
+        ("rtmr3", 4),
+        ("modules", 5),
+        ("owners", 6),
+    ] {
+        let judge = |digest: &str| {
+            policy(&format!("tdx.{field} = [\"{digest}\"]"), "").judge_claims(&tdx_claims(guest()))
+        };
+        assert_eq!(judge(&listed(found)), Ok(()));
+        let refusal = judge(&other).unwrap_err();
+        assert_eq!(
+            refusal.to_string(),
+            format!(
+                "the evidence has {} for tdx.{field}, the policy accepts {other}",
+                listed(found)
+            )
+        );
+    }
+    let judge = |number| {
+        policy(&format!("tdx.minimum-evaluation-number = {number}"), "")
+            .judge_claims(&tdx_claims(guest()))
+    };
+    assert_eq!(judge(17), Ok(()));
+    assert_eq!(
+        judge(18).unwrap_err().to_string(),
+        "the evidence has 17 for tdx.minimum-evaluation-number, the policy accepts 18 or more"
+    );
+}
+
+#[test]
+fn what_a_section_names_is_required_of_an_enclave() {
+    let judge = |line: &str| policy(line, "").judge_claims(&sgx_claims(enclave()));
+    assert_eq!(judge("sgx.memory = [\"scalable\"]"), Ok(()));
+    assert_eq!(
+        judge("sgx.memory = [\"standard\"]")
+            .unwrap_err()
+            .to_string(),
+        "the evidence has scalable for sgx.memory, the policy accepts standard"
+    );
+    assert_eq!(
+        judge("sgx.minimum-evaluation-number = 18")
+            .unwrap_err()
+            .to_string(),
+        "the evidence has 17 for sgx.minimum-evaluation-number, the policy accepts 18 or more"
+    );
+}
+
+#[test]
+fn an_enclave_may_be_accepted_by_its_signer_product_and_version_together() {
+    let unmeasured = || Claims {
+        measurement: Measurement::from([0xee; 32]),
+        ..sgx_claims(enclave())
+    };
+    let judge = |signer: u8, product: u16, svn: u16| {
+        let signer = hex::encode([signer; 32]);
+        let line = format!(
+            "sgx.signers = [{{ signer = \"{signer}\", product-id = {product}, minimum-svn = {svn} }}]"
+        );
+        policy(&line, "").judge_claims(&unmeasured())
+    };
+    assert_eq!(judge(0x51, 7, 3), Ok(()));
+    assert_eq!(judge(0x51, 7, 0), Ok(()));
+    let refused = Err(Refusal::Measurement {
+        found: Measurement::from([0xee; 32]),
+    });
+    assert_eq!(judge(0x52, 7, 3), refused);
+    assert_eq!(judge(0x51, 8, 3), refused);
+    assert_eq!(judge(0x51, 7, 4), refused);
+    // A signer of enclaves says nothing of a guest.
+    let guest = Claims {
+        measurement: Measurement::from([0xee; 32]),
+        ..tdx_claims(guest())
+    };
+    let line = format!(
+        "sgx.signers = [{{ signer = \"{}\", product-id = 7, minimum-svn = 0 }}]",
+        hex::encode([0x51; 32])
+    );
+    assert_eq!(policy(&line, "").judge_claims(&guest), refused);
+}

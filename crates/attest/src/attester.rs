@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::machine::Machine;
-use crate::{Binding, ConfigurationDigest, Evidence, TeeKind, VerifyError, sgx, snp, tdx};
+use crate::{Binding, ConfigurationDigest, Evidence, TeeKind, VerifyError, nitro, sgx, snp, tdx};
 
 /// The TEE that this process runs in.
 #[derive(Debug)]
@@ -18,6 +18,7 @@ enum Backend {
     Snp(Machine),
     Tdx(Machine),
     Sgx(Machine),
+    Nitro(Machine),
 }
 
 /// Why no evidence can be collected.
@@ -88,6 +89,7 @@ impl Attester {
             TeeKind::Snp => Self::present(snp::check_present, Backend::Snp),
             TeeKind::Tdx => Self::present(tdx::check_present, Backend::Tdx),
             TeeKind::Sgx => Self::present(sgx::check_present, Backend::Sgx),
+            TeeKind::Nitro => Self::present(nitro::check_present, Backend::Nitro),
             tee => Err(CollectError::NotSupportedYet { tee }),
         }
     }
@@ -126,6 +128,7 @@ impl Attester {
             Backend::Snp(_) => TeeKind::Snp,
             Backend::Tdx(_) => TeeKind::Tdx,
             Backend::Sgx(_) => TeeKind::Sgx,
+            Backend::Nitro(_) => TeeKind::Nitro,
         }
     }
 
@@ -140,6 +143,7 @@ impl Attester {
             Backend::Snp(machine) => snp::collect(machine, binding),
             Backend::Tdx(machine) => tdx::collect(machine, binding),
             Backend::Sgx(machine) => sgx::collect(machine, binding),
+            Backend::Nitro(machine) => nitro::collect(machine, binding),
         }
     }
 }

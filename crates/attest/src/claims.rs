@@ -7,6 +7,7 @@ use std::fmt::{Debug, Display, Formatter};
 
 use occlude_keys::{hexadecimal, hexadecimal_bytes};
 
+use crate::nitro::NitroPlatform;
 use crate::sgx::SgxPlatform;
 use crate::snp::SnpPlatform;
 use crate::tdx::TdxPlatform;
@@ -181,6 +182,8 @@ pub enum Platform {
     Tdx(Box<TdxPlatform>),
     /// An Intel processor, of an enclave.
     Sgx(Box<SgxPlatform>),
+    /// AWS's hypervisor.
+    Nitro(Box<NitroPlatform>),
 }
 
 impl Claims {

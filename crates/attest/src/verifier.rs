@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    Binding, Claims, Collateral, CollateralError, Evidence, TeeKind, UnixTime, VerifyError, sgx,
-    snp, tdx,
+    Binding, Claims, Collateral, CollateralError, Evidence, TeeKind, UnixTime, VerifyError, nitro,
+    sgx, snp, tdx,
 };
 
 /// What a verifier brings besides its clock. It is offline: whatever a vendor has to
@@ -68,6 +68,7 @@ impl Verifier {
             TeeKind::Snp => snp::verify(evidence.body(), &self.collateral, at),
             TeeKind::Tdx => tdx::verify(evidence.body(), &self.collateral, at),
             TeeKind::Sgx => sgx::verify(evidence.body(), &self.collateral, at),
+            TeeKind::Nitro => nitro::verify(evidence.body(), at),
             tee => Err(VerifyError::NotSupportedYet { tee }),
         }
     }

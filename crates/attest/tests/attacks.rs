@@ -341,7 +341,7 @@ fn simulated_evidence_relabelled_as_hardware_is_not_verified() {
     {
         let refused = verify(&Evidence::new(tee, body.clone()), &binding, NOW).unwrap_err();
         match tee {
-            TeeKind::Snp | TeeKind::Tdx | TeeKind::Sgx => {
+            TeeKind::Snp | TeeKind::Tdx | TeeKind::Sgx | TeeKind::Nitro => {
                 assert!(matches!(refused, VerifyError::Malformed { .. }));
             }
             tee => assert_eq!(refused, VerifyError::NotSupportedYet { tee }),
@@ -549,7 +549,7 @@ fn kinds_that_are_not_supported_yet_cannot_be_opened() {
         match tee {
             TeeKind::Simulated => drop(opened.unwrap()),
             // On a machine that has it, it opens.
-            TeeKind::Snp | TeeKind::Tdx | TeeKind::Sgx => assert!(matches!(
+            TeeKind::Snp | TeeKind::Tdx | TeeKind::Sgx | TeeKind::Nitro => assert!(matches!(
                 opened,
                 Ok(_) | Err(CollectError::NotPresent { .. })
             )),

@@ -21,7 +21,7 @@ use std::path::Path;
 use occlude_keys::{HeaderDigest, ModelId, ModelVersion, OwnerPublic};
 use serde::{Deserialize, Serialize};
 
-use platform::{SgxPolicy, SimulatedPolicy, SnpPolicy, TdxPolicy};
+use platform::{NitroPolicy, SgxPolicy, SimulatedPolicy, SnpPolicy, TdxPolicy};
 pub use refusal::Refusal;
 pub use signed::{PolicyFile, PolicyFileError, SignPolicyError, sign_policy};
 
@@ -72,6 +72,8 @@ struct EvidencePolicy {
     tdx: TdxPolicy,
     #[serde(skip_serializing_if = "platform::is_default")]
     sgx: SgxPolicy,
+    #[serde(skip_serializing_if = "platform::is_default")]
+    nitro: NitroPolicy,
 }
 
 impl Default for EvidencePolicy {
@@ -87,6 +89,7 @@ impl Default for EvidencePolicy {
             snp: SnpPolicy::default(),
             tdx: TdxPolicy::default(),
             sgx: SgxPolicy::default(),
+            nitro: NitroPolicy::default(),
         }
     }
 }

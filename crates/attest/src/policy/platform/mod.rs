@@ -4,6 +4,7 @@
 //! it does not accept that kind of TEE by itself.
 
 mod intel;
+mod nitro;
 mod snp;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ use std::fmt::Display;
 use serde::{Deserialize, Serialize};
 
 pub(super) use intel::{SgxPolicy, TdxPolicy};
+pub(super) use nitro::NitroPolicy;
 pub(super) use snp::SnpPolicy;
 
 use super::EvidencePolicy;
@@ -42,6 +44,7 @@ impl EvidencePolicy {
             Platform::Snp(found) => self.snp.judge(found),
             Platform::Tdx(found) => self.tdx.judge(found),
             Platform::Sgx(found) => self.sgx.judge(found),
+            Platform::Nitro(found) => self.nitro.judge(found),
         }
     }
 
@@ -62,6 +65,7 @@ impl EvidencePolicy {
             Platform::Snp(seen) => self.snp = SnpPolicy::pin(seen),
             Platform::Tdx(seen) => self.tdx = TdxPolicy::pin(seen),
             Platform::Sgx(seen) => self.sgx = SgxPolicy::pin(seen),
+            Platform::Nitro(seen) => self.nitro = NitroPolicy::pin(seen),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Each refusal of a section of `[evidence]`, from a platform that differs in one thing.
 
 use crate::intel::{IntelPlatform, TcbStatus};
+use crate::nitro::{NitroPlatform, Register};
 use crate::policy::judge_tests::{claims, platform, policy};
 use crate::sgx::{SgxMemory, SgxPlatform};
 use crate::snp::SnpPlatform;
@@ -324,4 +325,41 @@ fn an_enclave_may_be_accepted_by_its_signer_product_and_version_together() {
         hex::encode([0x51; 32])
     );
     assert_eq!(policy(&line, "").judge_claims(&guest), refused);
+}
+
+#[test]
+fn a_register_that_a_section_names_is_required_of_a_nitro_enclave() {
+    let platform = NitroPlatform {
+        module_id: "i-1-enc2".to_owned(),
+        pcrs: [(8, [0xa8; 48]), (3, [0xa3; 48])]
+            .map(|(number, value)| (Register::new(number).unwrap(), value.into()))
+            .into(),
+        timestamp: UnixTime(1_700_000_000),
+    };
+    let claims = Claims {
+        tee: TeeKind::Nitro,
+        platform: Platform::Nitro(Box::new(platform)),
+        ..claims()
+    };
+    let listed = |byte: u8| hex::encode([byte; 48]);
+    let judge = |register: &str, digest: &str| {
+        policy(&format!("nitro.pcrs.{register} = [\"{digest}\"]"), "").judge_claims(&claims)
+    };
+    assert_eq!(judge("pcr8", &listed(0xa8)), Ok(()));
+    for (register, found) in [("pcr8", listed(0xa8)), ("pcr9", "0".to_owned())] {
+        let other = listed(0xa9);
+        assert_eq!(
+            judge(register, &other).unwrap_err().to_string(),
+            format!(
+                "the evidence has {register} = {found} for nitro.pcrs, the policy accepts {other}"
+            )
+        );
+    }
+    for name in ["8", "pcr32", "pcr08", "pcr+8", "PCR8"] {
+        let text = format!("format = 1\n[evidence.nitro.pcrs]\n\"{name}\" = []\n");
+        assert_eq!(
+            crate::Policy::parse(&text).unwrap_err().to_string(),
+            format!("line 3: {name:?} is no register: expected pcr0 to pcr31")
+        );
+    }
 }

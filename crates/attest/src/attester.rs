@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use crate::machine::Machine;
-use crate::{Binding, ConfigurationDigest, Evidence, TeeKind, VerifyError, nitro, sgx, snp, tdx};
+use crate::{
+    Binding, ConfigurationDigest, Evidence, TeeChoice, TeeKind, VerifyError, nitro, presence, sgx,
+    snp, tdx,
+};
 
 /// The TEE that this process runs in.
 #[derive(Debug)]
@@ -44,6 +47,11 @@ pub enum CollectError {
         /// What would show it.
         missing: String,
     },
+    /// This machine shows no TEE that hides its memory.
+    #[error(
+        "no TEE that hides memory is present: `occlude tee list` says what is missing of each; the simulated one is never chosen, only named"
+    )]
+    NonePresent,
     /// The kernel's interface is there, for another technology.
     #[error("the kernel gives reports of {found} here, not of {expected}")]
     OtherProvider {
@@ -81,9 +89,15 @@ impl Attester {
     /// # Errors
     /// [`CollectError`]: no such TEE in this build, in this version or here.
     pub fn open(
-        kind: TeeKind,
+        choice: impl Into<TeeChoice>,
         configuration: impl Into<ConfigurationDigest>,
     ) -> Result<Self, CollectError> {
+        let kind = match choice.into() {
+            TeeChoice::Named(kind) => kind,
+            TeeChoice::Automatic => {
+                presence::automatic(&Machine::default()).ok_or(CollectError::NonePresent)?
+            }
+        };
         match kind {
             TeeKind::Simulated => Self::open_simulated(configuration.into()),
             TeeKind::Snp => Self::present(snp::check_present, Backend::Snp),

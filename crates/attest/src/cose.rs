@@ -33,8 +33,10 @@ pub(crate) fn parse(
     if !message.unprotected.is_empty() {
         return Err(malformed(&"it has headers that are not signed"));
     }
-    let mut expected = coset::Header::default();
-    expected.alg = Some(RegisteredLabelWithPrivate::Assigned(algorithm));
+    let expected = coset::Header {
+        alg: Some(RegisteredLabelWithPrivate::Assigned(algorithm)),
+        ..coset::Header::default()
+    };
     if message.protected.header != expected {
         return Err(malformed(&format!(
             "its headers are not those of a message signed with {algorithm:?}"

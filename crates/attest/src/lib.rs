@@ -37,6 +37,7 @@ pub mod intel;
 mod machine;
 pub mod nitro;
 mod policy;
+mod presence;
 mod recorded;
 mod response;
 pub mod sgx;
@@ -64,8 +65,9 @@ pub use machine::Machine;
 pub use policy::{
     Policy, PolicyError, PolicyFile, PolicyFileError, Refusal, SignPolicyError, sign_policy,
 };
+pub use presence::{Collection, Presence, automatic, survey};
 pub use recorded::{RecordedError, RecordedEvidence};
 pub use response::{AttestationResponse, VerifiedService};
 pub use statement::{SecurityConfiguration, ServedModel, ServiceStatement, StatementError};
-pub use tee::{TeeKind, TeeKindError};
+pub use tee::{TeeChoice, TeeKind, TeeKindError};
 pub use verifier::{Genuine, LastingVerifier, Verifier};

@@ -125,6 +125,60 @@ impl FromStr for TeeKind {
     }
 }
 
+/// Which TEE a server is to use: one that is named, or the most trustworthy that the
+/// machine shows, `auto`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum TeeChoice {
+    /// The most trustworthy that is present, never the simulated one.
+    Automatic,
+    /// This one.
+    Named(TeeKind),
+}
+
+/// The word for [`TeeChoice::Automatic`].
+const AUTOMATIC: &str = "auto";
+
+impl Display for TeeChoice {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Automatic => f.write_str(AUTOMATIC),
+            Self::Named(kind) => kind.fmt(f),
+        }
+    }
+}
+
+impl FromStr for TeeChoice {
+    type Err = TeeKindError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == AUTOMATIC {
+            return Ok(Self::Automatic);
+        }
+        text.parse().map(Self::Named)
+    }
+}
+
+impl TryFrom<String> for TeeChoice {
+    type Error = TeeKindError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<TeeChoice> for String {
+    fn from(choice: TeeChoice) -> Self {
+        choice.to_string()
+    }
+}
+
+impl From<TeeKind> for TeeChoice {
+    fn from(kind: TeeKind) -> Self {
+        Self::Named(kind)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +192,22 @@ mod tests {
                 serde_json::Value::from(kind.name())
             );
         }
+    }
+
+    #[test]
+    fn a_choice_is_a_kind_or_auto() {
+        assert_eq!("auto".parse(), Ok(TeeChoice::Automatic));
+        assert_eq!("snp".parse(), Ok(TeeChoice::Named(TeeKind::Snp)));
+        for choice in [TeeChoice::Automatic, TeeKind::Tdx.into()] {
+            assert_eq!(choice.to_string().parse(), Ok(choice));
+            assert_eq!(serde_json::json!(choice), choice.to_string());
+        }
+        assert_eq!(
+            "best".parse::<TeeChoice>(),
+            Err(TeeKindError {
+                found: "best".to_owned()
+            })
+        );
     }
 
     #[test]

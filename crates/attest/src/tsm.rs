@@ -35,13 +35,26 @@ pub(crate) fn collect(
     provider: &str,
     binding: &Binding,
 ) -> Result<TsmReport, CollectError> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let next = NEXT.fetch_add(1, Ordering::Relaxed);
-    let name = format!("occlude-{}-{next}", std::process::id());
-    let folder = machine.path(FOLDER).join(name);
+    let folder = new_folder(machine);
     fs::create_dir(&folder).map_err(|source| failed(&folder, source))?;
     let _removed = Removed(&folder);
     exchange(&folder, provider, binding)
+}
+
+/// Whose reports the kernel gives, if it gives any and this process may ask.
+pub(crate) fn provider(machine: &Machine) -> Option<String> {
+    let folder = new_folder(machine);
+    fs::create_dir(&folder).ok()?;
+    let _removed = Removed(&folder);
+    read_text(&folder.join("provider")).ok()
+}
+
+/// A name that no other report of this or another process has.
+fn new_folder(machine: &Machine) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("occlude-{}-{next}", std::process::id());
+    machine.path(FOLDER).join(name)
 }
 
 /// Removes the folder, whatever happened.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use bytesize::ByteSize;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use occlude_attest::{Binding, Nonce, TeeKind, UnixTime};
+use occlude_attest::{Binding, Nonce, TeeChoice, TeeKind, UnixTime};
 use occlude_engine::{CipherKind, LargestShape, Spill};
 use occlude_evaluate::bench::Budget;
 use occlude_keys::{ModelId, ModelVersion, OwnerPublic};
@@ -58,6 +58,8 @@ pub(crate) enum Command {
     Serve(Box<ServeArguments>),
     /// Show, verify or pin a server's attestation evidence.
     Attest(AttestArguments),
+    /// Show which trusted execution environments this machine has.
+    Tee(TeeArguments),
     /// Sign policies.
     Policy(PolicyArguments),
     /// Verify a server, then send it one request.
@@ -335,9 +337,10 @@ pub(crate) struct ServeArguments {
     /// The broker that holds the keys.
     #[arg(long, value_name = "URL", env = "OCCLUDE_BROKER")]
     pub(crate) broker: Option<Url>,
-    /// The trusted execution environment that this process runs in.
+    /// The trusted execution environment that this process runs in, or `auto` for the
+    /// most trustworthy that `occlude tee list` shows, never the simulated one.
     #[arg(long, value_name = "KIND", env = "OCCLUDE_TEE")]
-    pub(crate) tee: Option<TeeKind>,
+    pub(crate) tee: Option<TeeChoice>,
     /// Where to listen [default: 127.0.0.1:8000].
     #[arg(long, value_name = "ADDRESS", env = "OCCLUDE_LISTEN")]
     pub(crate) listen: Option<SocketAddr>,
@@ -391,6 +394,26 @@ pub(crate) enum KemArgument {
     XWing,
     /// X25519 alone.
     X25519,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TeeArguments {
+    #[command(subcommand)]
+    pub(crate) action: TeeAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TeeAction {
+    /// Show for each technology whether it is present here, how that is known, and what
+    /// is missing.
+    List {
+        /// Look at the devices below this folder instead of this machine's.
+        #[arg(long, value_name = "FOLDER", default_value = "/", hide = true)]
+        root: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Args)]

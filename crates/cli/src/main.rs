@@ -72,6 +72,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Broker(arguments) => asynchronous(commands::broker::run(arguments)),
         Command::Serve(arguments) => asynchronous(commands::serve::run(arguments)),
         Command::Attest(arguments) => asynchronous(commands::attest::run(arguments)),
+        Command::Tee(arguments) => commands::tee::run(arguments),
         Command::Policy(arguments) => commands::policy::run(&arguments),
         Command::Infer(arguments) => asynchronous(commands::infer::run(arguments)),
         Command::Proxy(arguments) => asynchronous(commands::proxy::run(arguments)),

@@ -69,7 +69,8 @@ impl Server {
 
         let configuration = configuration(&options);
         let attester = Arc::new(Attester::open(options.tee, configuration.digest())?);
-        if options.tee == occlude_attest::TeeKind::Simulated {
+        let tee = attester.kind();
+        if tee == occlude_attest::TeeKind::Simulated {
             tracing::warn!(
                 "the TEE is SIMULATED: nothing is protected from this machine's administrator"
             );
@@ -111,7 +112,7 @@ impl Server {
         ));
         check_length(&attestation.statement())?;
 
-        let metrics = Arc::new(Metrics::new(options.tee.name()));
+        let metrics = Arc::new(Metrics::new(tee.name()));
         let leases = models
             .iter()
             .map(|model| Lease {

@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use occlude_attest::TeeKind;
+use occlude_attest::TeeChoice;
 use occlude_channel::Kem;
 use occlude_engine::{
     CipherKind, LargestShape, LibrarySearch, ProcessMemory, ProtectedMemory, Spill, memory,
@@ -74,7 +74,7 @@ pub struct Settings {
     /// system's.
     pub broker_authorities: Option<PathBuf>,
     /// The TEE that this process runs in.
-    pub tee: Option<TeeKind>,
+    pub tee: Option<TeeChoice>,
     /// Where to listen.
     pub listen: Option<SocketAddr>,
     /// Threads that one inference uses; the processor's by default.
@@ -327,7 +327,7 @@ pub struct ServerOptions {
     /// system's.
     pub broker_authorities: Option<PathBuf>,
     /// The TEE that this process runs in.
-    pub tee: TeeKind,
+    pub tee: TeeChoice,
     /// Where to listen.
     pub listen: SocketAddr,
     /// Threads that one inference uses.
@@ -492,7 +492,7 @@ mod tests {
                 model: vec!["a.occ".into(), "b.occ".into()],
                 broker: Some("https://broker.example/".parse().unwrap()),
                 broker_authorities: Some("ca.pem".into()),
-                tee: Some(TeeKind::Snp),
+                tee: Some(TeeChoice::Named(occlude_attest::TeeKind::Snp)),
                 listen: Some("0.0.0.0:8000".parse().unwrap()),
                 threads: NonZeroUsize::new(4),
                 sessions: NonZeroUsize::new(2),

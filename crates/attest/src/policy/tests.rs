@@ -248,6 +248,7 @@ fn the_guides_example_is_a_policy_that_names_every_field() {
         "signer",
         "product-id",
         "minimum-svn",
+        "pcr8",
     ] {
         full.push_str(&format!("{field} = []\n"));
     }

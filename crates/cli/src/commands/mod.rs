@@ -11,6 +11,7 @@ pub(crate) mod policy;
 pub(crate) mod proxy;
 pub(crate) mod seal;
 pub(crate) mod serve;
+pub(crate) mod tee;
 pub(crate) mod unseal;
 pub(crate) mod verify;
 

@@ -54,6 +54,8 @@ fn the_help_teaches() {
             "attest show --help",
             "attest verify --help",
             "attest pin --help",
+            "tee --help",
+            "tee list --help",
             "policy --help",
             "policy sign --help",
             "policy show --help",
@@ -105,6 +107,26 @@ fn wrong_usage_is_told_and_ends_in_exit_code_2() {
     let said = transcript(folder.path(), &lines);
     assert_eq!(said.matches("[exit code 2]").count(), lines.len(), "{said}");
     assert_data_eq!(said, file!["../golden/usage.txt"]);
+}
+
+#[test]
+fn each_technology_says_what_is_missing_and_how_it_was_tested() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for machine in ["nothing", "guest"] {
+        std::fs::create_dir_all(folder.path().join(machine).join("dev")).expect("made");
+    }
+    for device in ["sev-guest", "tpmrm0", "sgx_enclave"] {
+        std::fs::write(folder.path().join("guest/dev").join(device), "").expect("written");
+    }
+    let said = transcript(
+        folder.path(),
+        &[
+            "tee list --root nothing",
+            "tee list --root guest",
+            "tee list --root guest --json",
+        ],
+    );
+    assert_data_eq!(said, file!["../golden/tee.txt"]);
 }
 
 /// The key and the sealed model are the container's published test vector, so every

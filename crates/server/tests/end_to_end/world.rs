@@ -317,7 +317,7 @@ impl World {
         let settings = Settings {
             model: models.iter().map(|path| path.to_path_buf()).collect(),
             broker: Some(format!("http://{}", self.broker_address).parse().unwrap()),
-            tee: Some(TeeKind::Simulated),
+            tee: Some(TeeKind::Simulated.into()),
             listen: Some("127.0.0.1:0".parse().unwrap()),
             maximum_request: Some(bytesize::ByteSize::mib(1)),
             ..Settings::default()

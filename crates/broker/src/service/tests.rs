@@ -7,7 +7,7 @@ mod rig;
 mod transport;
 
 use kbs_types::TeePubKey;
-use occlude_attest::{Binding, Policy};
+use occlude_attest::{Binding, Evidence, Policy, TeeKind};
 use serde_json::{Value, json};
 
 use crate::client::FetchError;
@@ -16,7 +16,8 @@ use crate::test_databases::{TestDatabase, on_both_databases};
 use rig::{MODEL_KEY, Rig, digest, policy, refusal};
 
 const UNKNOWN_CHALLENGE: &str = "the challenge is unknown, used or expired: ask for another";
-const OTHER_BINDING: &str = "the evidence was made for another nonce or another statement";
+const OTHER_BINDING: &str =
+    "binding mismatch: the evidence was made for another nonce or another statement";
 const NO_SESSION: &str = "no attested session, or it expired: show evidence first";
 
 on_both_databases! {
@@ -283,8 +284,46 @@ async fn simulated_evidence_under_another_tees_name_is_refused() {
     assert_eq!(status, 401);
     assert_eq!(
         refusal(&answer),
-        "evidence of snp cannot be verified by this version"
+        "the evidence is malformed: unknown field `configuration`, expected `attestation_report` \
+         or `cert_chain`"
     );
+}
+
+/// A report of a real machine, with its certificate, that somebody recorded elsewhere: the
+/// broker verifies it, and gives no session for it.
+#[tokio::test]
+async fn genuine_evidence_of_a_real_machine_for_another_session_is_refused() {
+    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/evidence");
+    let folder = std::env::var("OCCLUDE_EVIDENCE").unwrap_or_else(|_| beside.to_owned());
+    let file = |name: &str| std::fs::read(format!("{folder}/snp/{name}"));
+    let (Ok(report), Ok(certificate)) = (file("report_milan.hex"), file("vcek_milan.der")) else {
+        eprintln!("skipped: no recorded evidence in {folder}");
+        return;
+    };
+    let report = hex::decode(report.trim_ascii()).unwrap();
+    let mut body = occlude_attest::snp::evidence_of_report(&report)
+        .unwrap()
+        .body()
+        .clone();
+    body["cert_chain"] = json!([{"cert_type": "VCEK", "data": certificate}]);
+    let rig = Rig::start().await;
+    let key = TeeKey::generate(Curve::P256).public();
+    for (evidence, refused) in [
+        (body.clone(), OTHER_BINDING),
+        (
+            {
+                body["attestation_report"]["report_data"][0] = json!(0);
+                body
+            },
+            "bad signature: the report is not signed by the key of its certificate",
+        ),
+    ] {
+        let session = rig.challenge_of("/kbs/v0", "snp").await;
+        let evidence = Evidence::new(TeeKind::Snp, evidence);
+        let attestation = rig::attestation(&session, &key, &evidence);
+        let (status, answer) = rig.post_to("/kbs/v0/attest", &session, &attestation).await;
+        assert_eq!((status, refusal(&answer)), (401, refused));
+    }
 }
 
 #[tokio::test]

@@ -32,6 +32,12 @@ pub enum CollateralError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// Something else than a file or a folder.
+    #[error("{}: neither a file nor a folder", path.display())]
+    NotAFile {
+        /// What it is called.
+        path: PathBuf,
+    },
     /// A file that is longer than any collateral.
     #[error("{}: {found} bytes, collateral has at most {}", path.display(), Collateral::MAX_FILE_BYTES)]
     TooLarge {
@@ -161,6 +167,12 @@ fn read_file(path: &Path) -> Result<Vec<u8>, CollateralError> {
         source,
     };
     let metadata = std::fs::metadata(path).map_err(io)?;
+    if !metadata.is_file() {
+        // A pipe would be waited for.
+        return Err(CollateralError::NotAFile {
+            path: path.to_owned(),
+        });
+    }
     if metadata.len() > Collateral::MAX_FILE_BYTES {
         return Err(CollateralError::TooLarge {
             path: path.to_owned(),
@@ -168,4 +180,81 @@ fn read_file(path: &Path) -> Result<Vec<u8>, CollateralError> {
         });
     }
     std::fs::read(path).map_err(io)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    #[test]
+    fn an_empty_folder_is_no_collateral_and_hidden_files_are_left_out() {
+        let folder = folder();
+        std::fs::write(folder.path().join(".note"), "nothing").unwrap();
+        std::fs::create_dir(folder.path().join("amd")).unwrap();
+        assert_eq!(
+            Collateral::read(folder.path()).unwrap(),
+            Collateral::default()
+        );
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_not_taken_for_an_empty_one() {
+        let absent = folder().path().join("absent");
+        assert_eq!(
+            Collateral::read(&absent).unwrap_err().to_string(),
+            format!(
+                "{}: No such file or directory (os error 2)",
+                absent.display()
+            )
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_too_long_is_refused_by_name() {
+        let folder = folder();
+        let path = folder.path().join("long.pem");
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len(Collateral::MAX_FILE_BYTES + 1).unwrap();
+        assert_eq!(
+            Collateral::read(folder.path()).unwrap_err().to_string(),
+            format!(
+                "{}: 1048577 bytes, collateral has at most 1048576",
+                path.display()
+            )
+        );
+    }
+
+    #[test]
+    fn a_pipe_is_not_waited_for() {
+        let folder = folder();
+        let path = folder.path().join("pipe");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        assert_eq!(
+            Collateral::read(folder.path()).unwrap_err().to_string(),
+            format!("{}: neither a file nor a folder", path.display())
+        );
+    }
+
+    #[test]
+    fn more_files_than_any_verifier_needs_are_refused() {
+        let folder = folder();
+        for number in 0..=Collateral::MAX_FILES {
+            std::fs::write(folder.path().join(number.to_string()), "").unwrap();
+        }
+        assert_eq!(
+            Collateral::read(folder.path()).unwrap_err().to_string(),
+            format!("{}: more than 4096 files", folder.path().display())
+        );
+    }
 }

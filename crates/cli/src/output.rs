@@ -130,15 +130,15 @@ pub(crate) struct Progress(ProgressBar);
 
 impl Progress {
     pub(crate) fn new(what: &'static str) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(0), progress_target());
         let style = ProgressStyle::with_template(
             "{msg} [{bar:40}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}",
         );
-        if let Ok(style) = style {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        bar.set_message(what);
-        Self(bar)
+        // Nothing is drawn before the length is known.
+        let bar = ProgressBar::with_draw_target(Some(0), progress_target()).with_message(what);
+        Self(match style {
+            Ok(style) => bar.with_style(style.progress_chars("=> ")),
+            Err(_) => bar,
+        })
     }
 
     pub(crate) fn at(&self, done: u64, total: u64) {

@@ -15,7 +15,7 @@ pub(crate) mod tee;
 pub(crate) mod unseal;
 pub(crate) mod verify;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 
 use occlude_attest::{Policy, PolicyFile, PolicyFileError};
@@ -100,19 +100,18 @@ fn open_failure(path: &Path, error: OpenError) -> Failure {
     failure.while_doing(path.display().to_string())
 }
 
-/// Reads a whole file of at most `limit` bytes.
+/// Reads a whole file, or pipe, of at most `limit` bytes.
 fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
     let failed =
         |error: anyhow::Error| Failure::failed(error).while_doing(path.display().to_string());
-    let length = std::fs::metadata(path)
-        .map_err(|error| failed(error.into()))?
-        .len();
-    if length > limit {
-        return Err(failed(anyhow::anyhow!(
-            "{length} bytes, at most {limit} are read"
-        )));
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(limit + 1).read_to_end(&mut bytes))
+        .map_err(|error| failed(error.into()))?;
+    if bytes.len() as u64 > limit {
+        return Err(failed(anyhow::anyhow!("more than {limit} bytes")));
     }
-    std::fs::read(path).map_err(|error| failed(error.into()))
+    Ok(bytes)
 }
 
 /// Writes a whole file by renaming, so that a reader sees the old one or the new one.

@@ -12,12 +12,49 @@ use rustls_pki_types::CertificateRevocationListDer;
 use rustls_pki_types::pem::PemObject;
 use x509_cert::der::Decode;
 
+use crate::{UnixTime, certificate};
+
 /// What vendors publish about their hardware. The default has nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Collateral {
     certificates: Vec<CertificateDer<'static>>,
     revocation_lists: Vec<Vec<u8>>,
     intel: Vec<QuoteCollateralV3>,
+}
+
+/// One thing of a folder of collateral, by its own word: it is verified where it is used.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CollateralItem {
+    /// What it is.
+    pub kind: CollateralKind,
+    /// Whose it is: a subject, an issuer, or a kind of processor.
+    pub of: String,
+    /// When it expires or is to be replaced.
+    pub until: UnixTime,
+}
+
+/// Kinds of collateral.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum CollateralKind {
+    /// A certificate.
+    Certificate,
+    /// A list of certificates that were taken back.
+    RevocationList,
+    /// What Intel publishes for one kind of processor, of SGX or of TDX.
+    Intel,
+}
+
+impl std::fmt::Display for CollateralKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Certificate => "certificate",
+            Self::RevocationList => "revocation-list",
+            Self::Intel => "intel",
+        })
+    }
 }
 
 /// Why a folder cannot be read as collateral.
@@ -122,6 +159,39 @@ impl Collateral {
 
     fn len(&self) -> usize {
         self.certificates.len() + self.revocation_lists.len() + self.intel.len()
+    }
+
+    /// What is there and until when it holds, what ends first at the beginning.
+    #[must_use]
+    pub fn items(&self) -> Vec<CollateralItem> {
+        let certificates = self.certificates.iter().filter_map(|certificate| {
+            let parsed = x509_cert::Certificate::from_der(certificate).ok()?;
+            let tbs = parsed.tbs_certificate();
+            let until = tbs.validity().not_after.to_unix_duration().as_secs();
+            Some(CollateralItem {
+                kind: CollateralKind::Certificate,
+                of: tbs.subject().to_string(),
+                until: UnixTime(until),
+            })
+        });
+        let lists = self.revocation_lists.iter().filter_map(|list| {
+            Some(CollateralItem {
+                kind: CollateralKind::RevocationList,
+                of: certificate::list_issuer(list)?,
+                until: certificate::list_until(list)?,
+            })
+        });
+        let intel = self.intel.iter().filter_map(|intel| {
+            let (of, until) = crate::intel::described(intel)?;
+            Some(CollateralItem {
+                kind: CollateralKind::Intel,
+                of,
+                until,
+            })
+        });
+        let mut items: Vec<_> = certificates.chain(lists).chain(intel).collect();
+        items.sort_by(|one, other| (one.until, &one.of).cmp(&(other.until, &other.of)));
+        items
     }
 
     pub(crate) fn certificates(&self) -> impl Iterator<Item = &CertificateDer<'static>> {

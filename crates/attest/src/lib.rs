@@ -59,7 +59,7 @@ pub use canonical::DecodeError;
 pub use claims::{
     Claims, ConfigurationDigest, Measurement, MeasurementError, Platform, Protection, Trust,
 };
-pub use collateral::{Collateral, CollateralError};
+pub use collateral::{Collateral, CollateralError, CollateralItem, CollateralKind};
 pub use evidence::{CertificateProblem, Evidence, VerifyError};
 pub use machine::Machine;
 pub use policy::{

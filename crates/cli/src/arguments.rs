@@ -437,6 +437,11 @@ pub(crate) enum AttestAction {
     },
     /// Verify a server's evidence, or recorded evidence, and judge it by a policy.
     Verify(AttestVerifyArguments),
+    /// Look at a folder of what hardware vendors publish.
+    Collateral {
+        #[command(subcommand)]
+        action: CollateralAction,
+    },
     /// Write a policy from what a server shows now (trust on first use).
     Pin {
         /// The server.
@@ -446,6 +451,23 @@ pub(crate) enum AttestAction {
         /// Pin even simulated evidence, which proves nothing.
         #[arg(long)]
         simulated: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CollateralAction {
+    /// List certificates, revocation lists and Intel's collateral, with the time that each
+    /// holds until; what is over is marked.
+    List {
+        /// The folder.
+        #[arg(long, value_name = "FOLDER", env = "OCCLUDE_COLLATERAL")]
+        cache: PathBuf,
+        /// As of this time, such as 2026-11-27T12:00:00Z [default: now].
+        #[arg(long, value_name = "TIME")]
+        at: Option<UnixTime>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
 }
 

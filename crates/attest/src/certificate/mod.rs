@@ -144,6 +144,13 @@ pub(crate) fn list_until(list: &[u8]) -> Option<UnixTime> {
     Some(UnixTime(until))
 }
 
+/// Whose revocation list it is, by its own word.
+pub(crate) fn list_issuer(list: &[u8]) -> Option<String> {
+    let list =
+        x509_cert::crl::CertificateList::<x509_cert::certificate::Rfc5280>::from_der(list).ok()?;
+    Some(list.tbs_cert_list.issuer.to_string())
+}
+
 /// The same of one of these issuers' lists. One that does not say when, or is of somebody
 /// else, is not used (RFC 5280, section 5.1.2.5).
 fn next_update(list: &[u8], issuers: &[Vec<u8>]) -> Option<UnixTime> {

@@ -15,7 +15,7 @@ use std::fmt::{Display, Formatter};
 
 use occlude_keys::hexadecimal_bytes;
 
-pub(crate) use verify::verify;
+pub(crate) use verify::{described, verify};
 
 hexadecimal_bytes! {
     /// A family, model, platform and stepping of processors, as Intel numbers them.

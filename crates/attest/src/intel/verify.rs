@@ -152,15 +152,32 @@ struct Dated {
     next_update: String,
 }
 
+/// What collateral is for and when it was to be replaced, by its own word.
+pub(crate) fn described(collateral: &QuoteCollateralV3) -> Option<(String, UnixTime)> {
+    let information: Dated = serde_json::from_str(&collateral.tcb_info).ok()?;
+    let fmspc = hex::decode(&information.fmspc).ok()?;
+    let dates = Dates::read(collateral, &information)?;
+    let of = format!(
+        "{} on processors of kind {}",
+        information.id,
+        hex::encode(fmspc)
+    );
+    Some((of, UnixTime(dates.until)))
+}
+
 impl Dates {
     /// Of collateral that is for this kind of quote and processor.
     fn of(collateral: &QuoteCollateralV3, wanted: &Wanted) -> Option<Self> {
         let information: Dated = serde_json::from_str(&collateral.tcb_info).ok()?;
-        let identity: Dated = serde_json::from_str(&collateral.qe_identity).ok()?;
         let fmspc = hex::decode(&information.fmspc).ok()?;
         if information.id != wanted.id || fmspc != wanted.fmspc {
             return None;
         }
+        Self::read(collateral, &information)
+    }
+
+    fn read(collateral: &QuoteCollateralV3, information: &Dated) -> Option<Self> {
+        let identity: Dated = serde_json::from_str(&collateral.qe_identity).ok()?;
         let seconds = |text: &str| text.parse::<UnixTime>().ok().map(|time| time.0);
         let mut until = seconds(&information.next_update)?.min(seconds(&identity.next_update)?);
         for list in [&collateral.root_ca_crl, &collateral.pck_crl] {

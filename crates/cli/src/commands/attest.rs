@@ -11,7 +11,8 @@ use serde_json::Value;
 use url::Url;
 
 use crate::arguments::{
-    AttestAction, AttestArguments, AttestVerifyArguments, CollateralArguments, RecordedArguments,
+    AttestAction, AttestArguments, AttestVerifyArguments, CollateralAction, CollateralArguments,
+    RecordedArguments,
 };
 use crate::failure::Failure;
 use crate::{commands, output};
@@ -29,6 +30,9 @@ pub(crate) async fn run(arguments: AttestArguments) -> Result<(), Failure> {
             Ok(())
         }
         AttestAction::Verify(arguments) => verify(arguments).await,
+        AttestAction::Collateral {
+            action: CollateralAction::List { cache, at, json },
+        } => list_collateral(&cache, at.unwrap_or_else(UnixTime::now), json),
         AttestAction::Pin {
             url,
             collateral,
@@ -119,6 +123,31 @@ fn verify_recorded(
     let claims = genuine.bound_to(binding).map_err(Failure::refused)?;
     policy.judge_claims(&claims).map_err(Failure::refused)?;
     print_claims(&claims, json)
+}
+
+fn list_collateral(folder: &Path, at: UnixTime, json: bool) -> Result<(), Failure> {
+    let items = Collateral::read(folder).map_err(Failure::failed)?.items();
+    if json {
+        return output::json(&items);
+    }
+    let over = items.iter().filter(|item| item.until < at).count();
+    for item in &items {
+        let mark = if item.until < at { "over" } else { "" };
+        output::line(
+            format!(
+                "{:20}  {mark:4}  {:15}  {}",
+                item.until.to_string(),
+                item.kind,
+                item.of
+            )
+            .trim_end(),
+        );
+    }
+    output::note(format_args!(
+        "occlude: {} in all, {over} over at {at}; each is verified where it is used",
+        items.len()
+    ));
+    Ok(())
 }
 
 fn print_service(service: &VerifiedService, json: bool) -> Result<(), Failure> {

@@ -54,6 +54,8 @@ fn the_help_teaches() {
             "attest show --help",
             "attest verify --help",
             "attest pin --help",
+            "attest collateral --help",
+            "attest collateral list --help",
             "tee --help",
             "tee list --help",
             "policy --help",

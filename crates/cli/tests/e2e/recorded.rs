@@ -165,6 +165,37 @@ fn recorded_reports_of_real_machines_are_verified_word_for_word() {
     assert_data_eq!(said, file!["../golden/recorded.txt"]);
 }
 
+#[test]
+fn a_folder_of_collateral_is_listed_by_when_it_ends() {
+    let Some(recorded) = evidence() else {
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for name in ["all/amd", "all/intel", "empty"] {
+        std::fs::create_dir_all(folder.path().join(name)).expect("made");
+    }
+    for (from, to) in [
+        ("snp/vcek_milan.der", "amd/vcek.der"),
+        ("snp/trustee-test-vlek.der", "amd/vlek.der"),
+        ("snp/milan_ask_ark_asvk.pem", "amd/chain.pem"),
+        ("sgx/sgx_quote_collateral.json", "intel/sgx.json"),
+        ("tdx/tdx_quote_outdated_collateral.json", "intel/tdx.json"),
+    ] {
+        let to = folder.path().join("all").join(to);
+        std::fs::copy(recorded.join(from), to).expect("copied");
+    }
+    let said = transcript(
+        folder.path(),
+        &[
+            "attest collateral list --cache all --at 2026-01-01T00:00:00Z",
+            "attest collateral list --cache all --json",
+            "attest collateral list --cache empty --at 2026-01-01T00:00:00Z",
+            "attest collateral list --cache absent",
+        ],
+    );
+    assert_data_eq!(said, file!["../golden/collateral.txt"]);
+}
+
 fn read(path: &Path) -> Vec<u8> {
     std::fs::read(path).expect("read")
 }

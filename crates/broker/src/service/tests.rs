@@ -292,6 +292,7 @@ async fn simulated_evidence_under_another_tees_name_is_refused() {
 /// A report of a real machine, with its certificate, that somebody recorded elsewhere: the
 /// broker verifies it, and gives no session for it.
 #[tokio::test]
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 async fn genuine_evidence_of_a_real_machine_for_another_session_is_refused() {
     let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/evidence");
     let folder = std::env::var("OCCLUDE_EVIDENCE").unwrap_or_else(|_| beside.to_owned());

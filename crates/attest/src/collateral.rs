@@ -138,18 +138,16 @@ impl Collateral {
     pub fn add(&mut self, file: &[u8]) -> bool {
         let before = self.len();
         if file.trim_ascii_start().starts_with(b"-----BEGIN") {
-            let certificates = CertificateDer::pem_slice_iter(file);
+            let certificates = CertificateDer::pem_slice_iter(file).filter_map(Result::ok);
             self.certificates
-                .extend(certificates.filter_map(Result::ok));
-            let lists = CertificateRevocationListDer::pem_slice_iter(file);
-            self.revocation_lists.extend(
-                lists
-                    .filter_map(Result::ok)
-                    .map(|list| list.as_ref().to_vec()),
-            );
+                .extend(certificates.filter(|one| x509_cert::Certificate::from_der(one).is_ok()));
+            let lists = CertificateRevocationListDer::pem_slice_iter(file).filter_map(Result::ok);
+            let lists = lists.map(|list| list.as_ref().to_vec());
+            self.revocation_lists
+                .extend(lists.filter(|list| is_revocation_list(list)));
         } else if x509_cert::Certificate::from_der(file).is_ok() {
             self.certificates.push(file.to_vec().into());
-        } else if webpki::BorrowedCertRevocationList::from_der(file).is_ok() {
+        } else if is_revocation_list(file) {
             self.revocation_lists.push(file.to_vec());
         } else if let Ok(intel) = serde_json::from_slice(file) {
             self.intel.push(intel);
@@ -206,6 +204,10 @@ impl Collateral {
     pub(crate) fn revocation_lists(&self) -> &[Vec<u8>] {
         &self.revocation_lists
     }
+}
+
+fn is_revocation_list(der: &[u8]) -> bool {
+    webpki::BorrowedCertRevocationList::from_der(der).is_ok()
 }
 
 fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), CollateralError> {
@@ -269,6 +271,20 @@ mod tests {
             Collateral::read(folder.path()).unwrap(),
             Collateral::default()
         );
+    }
+
+    #[test]
+    fn what_only_looks_like_a_certificate_is_refused_by_name() {
+        let folder = folder();
+        for kind in ["CERTIFICATE", "X509 CRL", "PRIVATE KEY"] {
+            let path = folder.path().join("a.pem");
+            let text = format!("-----BEGIN {kind}-----\nMAA=\n-----END {kind}-----\n");
+            std::fs::write(&path, text).unwrap();
+            assert!(matches!(
+                Collateral::read(folder.path()),
+                Err(CollateralError::Unknown { path: named }) if named == path
+            ));
+        }
     }
 
     #[test]

@@ -4,8 +4,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256};
-
 use crate::{
     Binding, Claims, Collateral, CollateralError, Evidence, TeeKind, UnixTime, VerifyError, nitro,
     sgx, snp, tdx,
@@ -24,17 +22,8 @@ pub struct Verifier {
 #[derive(Debug, Clone)]
 pub struct Genuine {
     pub(crate) claims: Claims,
-    pub(crate) carried: Carried,
-}
-
-/// What evidence carries of a binding.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Carried {
-    /// All of it: compared as it is, neither padded nor cut.
-    Whole(Vec<u8>),
-    /// Its SHA-256, where a technology has room for no more.
-    #[allow(dead_code, reason = "the next technologies need it")]
-    Sha256([u8; 32]),
+    /// What it is bound to: compared as it is, neither padded nor cut.
+    pub(crate) carried: Vec<u8>,
 }
 
 impl Verifier {
@@ -120,11 +109,7 @@ impl Genuine {
     /// # Errors
     /// [`VerifyError::BindingMismatch`].
     pub fn bound_to(self, binding: &Binding) -> Result<Claims, VerifyError> {
-        let carries = match &self.carried {
-            Carried::Whole(bytes) => bytes[..] == binding.as_bytes()[..],
-            Carried::Sha256(digest) => digest[..] == Sha256::digest(binding.as_bytes())[..],
-        };
-        if !carries {
+        if self.carried[..] != binding.as_bytes()[..] {
             return Err(VerifyError::BindingMismatch);
         }
         Ok(self.claims)

@@ -208,6 +208,26 @@ fn collateral_may_come_with_the_evidence() {
     }
 }
 
+/// The library would take a chain from the collateral before the quote's own, which is
+/// the one that is checked as of now.
+#[test]
+fn a_chain_for_the_processors_key_that_comes_with_the_collateral_is_not_used() {
+    if folder().is_none() {
+        return;
+    }
+    for chain in ["", "no certificates"] {
+        let recorded = sgx();
+        let mut body = recorded.evidence().body().clone();
+        let mut collateral: QuoteCollateralV3 =
+            serde_json::from_slice(&recorded.collateral).unwrap();
+        collateral.pck_certificate_chain = Some(chain.to_owned());
+        body["collateral"] = json!(collateral);
+        let evidence = Evidence::new(recorded.kind, body);
+        let verified = Verifier::default().verify(&evidence, &recorded.binding(), recorded.at);
+        assert_eq!(verified, recorded.verify());
+    }
+}
+
 #[test]
 fn without_collateral_it_is_said_which_is_missing() {
     if folder().is_none() {

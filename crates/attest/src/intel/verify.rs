@@ -74,6 +74,12 @@ pub(crate) fn verify(
         })?;
     check_certificates(&pck, collateral, at)?;
     let until = UnixTime(dates.until);
+    // It may bring another chain for the processor's key than the quote's, which is the
+    // one that was checked.
+    let collateral = QuoteCollateralV3 {
+        pck_certificate_chain: None,
+        ..collateral.clone()
+    };
     let claims = QuoteVerifier::new_prod()
         // Our own policy refuses debugging, and says so.
         .allow_debug(true)

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::{NitroDigest, NitroPlatform, Register};
 use crate::certificate::{self, Chain};
-use crate::verifier::{Carried, Genuine};
+use crate::verifier::Genuine;
 use crate::{
     Claims, Measurement, Platform, Protection, TeeKind, Trust, UnixTime, VerifyError, canonical,
     cose,
@@ -166,7 +166,7 @@ impl Document {
         let debug = *image.as_bytes() == [0; 48];
         pcrs.retain(|_, value| *value.as_bytes() != [0; 48]);
         Ok(Genuine {
-            carried: Carried::Whole(self.user_data.map(ByteBuf::into_vec).unwrap_or_default()),
+            carried: self.user_data.map(ByteBuf::into_vec).unwrap_or_default(),
             claims: Claims {
                 tee: TeeKind::Nitro,
                 trust: Trust::Hardware,

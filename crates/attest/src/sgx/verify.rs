@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{SgxMemory, SgxPlatform};
 use crate::intel;
-use crate::verifier::{Carried, Genuine};
+use crate::verifier::Genuine;
 use crate::{
     Claims, Collateral, Platform, Protection, TeeKind, Trust, UnixTime, VerifyError, canonical,
 };
@@ -50,7 +50,7 @@ pub(crate) fn verify(
         }
     };
     Ok(Genuine {
-        carried: Carried::Whole(report.report_data.to_vec()),
+        carried: report.report_data.to_vec(),
         claims: Claims {
             tee: TeeKind::Sgx,
             trust: Trust::Hardware,

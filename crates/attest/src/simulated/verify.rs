@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Body, SimulatedReport, TEST_ROOT_SEED};
-use crate::verifier::{Carried, Genuine};
+use crate::verifier::Genuine;
 use crate::{Claims, Platform, Protection, TeeKind, Trust, UnixTime, VerifyError, canonical};
 
 pub(crate) fn verify(body: &Value, at: UnixTime) -> Result<Genuine, VerifyError> {
@@ -30,7 +30,7 @@ pub(crate) fn verify(body: &Value, at: UnixTime) -> Result<Genuine, VerifyError>
             by: "the published test root",
         })?;
     Ok(Genuine {
-        carried: Carried::Whole(report.report_data.as_bytes().to_vec()),
+        carried: report.report_data.as_bytes().to_vec(),
         claims: Claims {
             tee: TeeKind::Simulated,
             trust: Trust::Simulated,

@@ -20,7 +20,7 @@ use x509_cert::der::asn1::{ObjectIdentifier, OctetString, UintRef};
 use super::report::{Body, Report};
 use super::{SnpEndorsement, SnpPlatform, SnpProduct, SnpTcb};
 use crate::certificate::{self, Chain};
-use crate::verifier::{Carried, Genuine};
+use crate::verifier::Genuine;
 use crate::{
     Claims, Collateral, ConfigurationDigest, Platform, Protection, TeeKind, Trust, UnixTime,
     VerifyError, canonical,
@@ -81,7 +81,7 @@ pub(crate) fn verify(
     let fields = &report.fields;
     let host_data = *platform.host_data.as_bytes();
     Ok(Genuine {
-        carried: Carried::Whole(fields.report_data.to_vec()),
+        carried: fields.report_data.to_vec(),
         claims: Claims {
             tee: TeeKind::Snp,
             trust: Trust::Hardware,

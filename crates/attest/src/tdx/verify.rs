@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{TdxDigest, TdxPlatform};
 use crate::event_log::{Algorithm, EventLog};
 use crate::intel;
-use crate::verifier::{Carried, Genuine};
+use crate::verifier::Genuine;
 use crate::{
     Claims, Collateral, ConfigurationDigest, Platform, Protection, TeeKind, Trust, UnixTime,
     VerifyError, canonical,
@@ -55,7 +55,7 @@ pub(crate) fn verify(
         .map(|log| check_event_log(log, report))
         .transpose()?;
     Ok(Genuine {
-        carried: Carried::Whole(report.report_data.to_vec()),
+        carried: report.report_data.to_vec(),
         claims: Claims {
             tee: TeeKind::Tdx,
             trust: Trust::Hardware,

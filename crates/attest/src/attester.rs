@@ -18,11 +18,15 @@ pub struct Attester {
 enum Backend {
     #[cfg(feature = "simulated")]
     Simulated(crate::simulated::SimulatedTee),
-    Snp(Machine),
-    Tdx(Machine),
-    Sgx(Machine),
-    Nitro(Machine),
+    Machine {
+        kind: TeeKind,
+        collect: Collect,
+        machine: Machine,
+    },
 }
+
+/// Collects evidence of one kind that carries a binding.
+type Collect = fn(&Machine, &Binding) -> Result<Evidence, CollectError>;
 
 /// Why no evidence can be collected.
 #[derive(Debug, thiserror::Error)]
@@ -100,23 +104,28 @@ impl Attester {
         };
         match kind {
             TeeKind::Simulated => Self::open_simulated(configuration.into()),
-            TeeKind::Snp => Self::present(snp::check_present, Backend::Snp),
-            TeeKind::Tdx => Self::present(tdx::check_present, Backend::Tdx),
-            TeeKind::Sgx => Self::present(sgx::check_present, Backend::Sgx),
-            TeeKind::Nitro => Self::present(nitro::check_present, Backend::Nitro),
+            TeeKind::Snp => Self::present(kind, snp::check_present, snp::collect),
+            TeeKind::Tdx => Self::present(kind, tdx::check_present, tdx::collect),
+            TeeKind::Sgx => Self::present(kind, sgx::check_present, sgx::collect),
+            TeeKind::Nitro => Self::present(kind, nitro::check_present, nitro::collect),
             tee => Err(CollectError::NotSupportedYet { tee }),
         }
     }
 
-    /// A backend of this machine, if it shows that technology.
+    /// What this machine shows, if it shows that technology.
     fn present(
+        kind: TeeKind,
         check: fn(&Machine) -> Result<(), CollectError>,
-        backend: fn(Machine) -> Backend,
+        collect: Collect,
     ) -> Result<Self, CollectError> {
         let machine = Machine::default();
         check(&machine)?;
         Ok(Self {
-            backend: backend(machine),
+            backend: Backend::Machine {
+                kind,
+                collect,
+                machine,
+            },
         })
     }
 
@@ -139,10 +148,7 @@ impl Attester {
         match self.backend {
             #[cfg(feature = "simulated")]
             Backend::Simulated(_) => TeeKind::Simulated,
-            Backend::Snp(_) => TeeKind::Snp,
-            Backend::Tdx(_) => TeeKind::Tdx,
-            Backend::Sgx(_) => TeeKind::Sgx,
-            Backend::Nitro(_) => TeeKind::Nitro,
+            Backend::Machine { kind, .. } => kind,
         }
     }
 
@@ -154,10 +160,9 @@ impl Attester {
         match &self.backend {
             #[cfg(feature = "simulated")]
             Backend::Simulated(tee) => Ok(tee.collect(binding)),
-            Backend::Snp(machine) => snp::collect(machine, binding),
-            Backend::Tdx(machine) => tdx::collect(machine, binding),
-            Backend::Sgx(machine) => sgx::collect(machine, binding),
-            Backend::Nitro(machine) => nitro::collect(machine, binding),
+            Backend::Machine {
+                collect, machine, ..
+            } => collect(machine, binding),
         }
     }
 }

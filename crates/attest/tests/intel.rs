@@ -11,12 +11,17 @@ use occlude_attest::{
 };
 use proptest::prelude::*;
 use serde_json::json;
-use support::{day, file, folder};
+use support::{file, folder};
 
 /// Where a quote's report has what it is bound to: behind a header of 48 bytes, and in
 /// version 5 a type and a length of 6 bytes.
 const SGX_REPORT_DATA: usize = 48 + 320;
 const TDX_REPORT_DATA: usize = 48 + 520;
+
+/// A day at midnight, UTC.
+fn day(day: &str) -> UnixTime {
+    format!("{day}T00:00:00Z").parse().unwrap()
+}
 
 #[derive(Clone)]
 struct Recorded {
@@ -35,7 +40,7 @@ fn sgx() -> Recorded {
         report_data: SGX_REPORT_DATA,
         collateral: file("sgx/sgx_quote_collateral.json"),
         event_log: None,
-        at: UnixTime(day(2025, 7, 1)),
+        at: day("2025-07-01"),
     }
 }
 
@@ -47,7 +52,7 @@ fn tdx() -> Recorded {
         report_data: TDX_REPORT_DATA,
         collateral: file("tdx/tdx_quote_collateral.json"),
         event_log: None,
-        at: UnixTime(day(2025, 7, 1)),
+        at: day("2025-07-01"),
     }
 }
 
@@ -59,7 +64,7 @@ fn outdated() -> Recorded {
         report_data: TDX_REPORT_DATA + 6,
         collateral: file("tdx/tdx_quote_outdated_collateral.json"),
         event_log: None,
-        at: UnixTime(day(2026, 3, 1)),
+        at: day("2026-03-01"),
     }
 }
 
@@ -271,7 +276,7 @@ fn collateral_past_its_date_is_told_and_the_certificates_must_hold_all_the_same(
     assert_eq!(late.collateral_until(), Some(until));
     assert_eq!(late.verified_at(), UnixTime(until.0 + 86_400));
     // openssl x509 -enddate of the processor's certificate.
-    let expired = at(day(2040, 1, 1)).unwrap_err();
+    let expired = at(day("2040-01-01").0).unwrap_err();
     assert!(
         matches!(
             &expired,
@@ -280,7 +285,7 @@ fn collateral_past_its_date_is_told_and_the_certificates_must_hold_all_the_same(
         ),
         "{expired:?}"
     );
-    let early = at(day(2025, 6, 1)).unwrap_err();
+    let early = at(day("2025-06-01").0).unwrap_err();
     assert!(
         matches!(&early, VerifyError::Quote { reason } if reason.contains("in the future")),
         "{early:?}"

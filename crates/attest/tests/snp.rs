@@ -10,7 +10,7 @@ use occlude_attest::{
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use support::{day, file, folder};
+use support::{file, folder};
 
 /// Where a report has what (AMD 56860, table 23).
 const POLICY: usize = 0x08;
@@ -18,6 +18,11 @@ const REPORT_DATA: std::ops::Range<usize> = 0x50..0x90;
 const MEASUREMENT: std::ops::Range<usize> = 0x90..0xc0;
 const CHIP_ID: std::ops::Range<usize> = 0x1a0..0x1e0;
 const SIGNATURE: usize = 0x2a0;
+
+/// A day at midnight, UTC.
+fn day(day: &str) -> UnixTime {
+    format!("{day}T00:00:00Z").parse().unwrap()
+}
 
 struct Recorded {
     report: Vec<u8>,
@@ -29,7 +34,7 @@ fn milan() -> Recorded {
     Recorded {
         report: hex::decode(file("snp/report_milan.hex").trim_ascii()).unwrap(),
         certificates: vec![file("snp/vcek_milan.der")],
-        at: UnixTime(day(2026, 11, 1)),
+        at: day("2026-11-01"),
     }
 }
 
@@ -37,7 +42,7 @@ fn other_milan() -> Recorded {
     Recorded {
         report: file("snp/trustee-test-report.bin"),
         certificates: vec![file("snp/trustee-test-vcek.der")],
-        at: UnixTime(day(2026, 11, 1)),
+        at: day("2026-11-01"),
     }
 }
 
@@ -49,7 +54,7 @@ fn vlek() -> Recorded {
             file("snp/trustee-test-vlek.der"),
             file("snp/milan_ask_ark_asvk.pem"),
         ],
-        at: UnixTime(day(2025, 6, 1)),
+        at: day("2025-06-01"),
     }
 }
 
@@ -79,6 +84,20 @@ impl Recorded {
         change(&mut self.report);
         self
     }
+}
+
+/// Milan's evidence with this body, verified without collateral.
+fn verify_body(change: impl FnOnce(&mut Value)) -> Result<Claims, VerifyError> {
+    let recorded = milan();
+    let mut body = recorded.evidence().body().clone();
+    change(&mut body);
+    let evidence = Evidence::new(TeeKind::Snp, body);
+    Verifier::default().verify(&evidence, &recorded.binding(), recorded.at)
+}
+
+/// The same with certificates that came along.
+fn verify_with_chain(chain: &Value) -> Result<Claims, VerifyError> {
+    verify_body(|body| body["cert_chain"] = chain.clone())
 }
 
 fn platform(claims: &Claims) -> &SnpPlatform {
@@ -262,16 +281,7 @@ fn another_chips_certificate_is_refused() {
         return;
     }
     let with = |certificate: &str| {
-        let recorded = milan();
-        let mut body = recorded.evidence().body().clone();
-        body["cert_chain"] = json!([{"cert_type": "VCEK", "data": file(certificate)}]);
-        Verifier::default()
-            .verify(
-                &Evidence::new(TeeKind::Snp, body),
-                &recorded.binding(),
-                recorded.at,
-            )
-            .unwrap_err()
+        verify_with_chain(&json!([{"cert_type": "VCEK", "data": file(certificate)}])).unwrap_err()
     };
     let mismatch = |what| VerifyError::EndorsementMismatch { what };
     assert_eq!(with("snp/trustee-test-vcek.der"), mismatch("another chip"));
@@ -486,18 +496,7 @@ fn what_is_no_certificate_is_refused() {
     if folder().is_none() {
         return;
     }
-    let recorded = milan();
-    let with = |chain: Value| {
-        let mut body = recorded.evidence().body().clone();
-        body["cert_chain"] = chain;
-        Verifier::default()
-            .verify(
-                &Evidence::new(TeeKind::Snp, body),
-                &recorded.binding(),
-                recorded.at,
-            )
-            .unwrap_err()
-    };
+    let with = |chain: Value| verify_with_chain(&chain).unwrap_err();
     assert_eq!(
         with(json!([{"cert_type": "VCEK", "data": [1, 2, 3]}])),
         chain(CertificateProblem::Unacceptable {

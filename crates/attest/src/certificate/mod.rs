@@ -136,30 +136,31 @@ impl Chain<'_> {
     }
 }
 
+type RevocationList = x509_cert::crl::CertificateList<x509_cert::certificate::Rfc5280>;
+
 /// When a revocation list is to be replaced, by its own word.
 pub(crate) fn list_until(list: &[u8]) -> Option<UnixTime> {
-    let list =
-        x509_cert::crl::CertificateList::<x509_cert::certificate::Rfc5280>::from_der(list).ok()?;
-    let until = list.tbs_cert_list.next_update?.to_unix_duration().as_secs();
-    Some(UnixTime(until))
+    replaced_at(&RevocationList::from_der(list).ok()?)
 }
 
 /// Whose revocation list it is, by its own word.
 pub(crate) fn list_issuer(list: &[u8]) -> Option<String> {
-    let list =
-        x509_cert::crl::CertificateList::<x509_cert::certificate::Rfc5280>::from_der(list).ok()?;
+    let list = RevocationList::from_der(list).ok()?;
     Some(list.tbs_cert_list.issuer.to_string())
 }
 
-/// The same of one of these issuers' lists. One that does not say when, or is of somebody
-/// else, is not used (RFC 5280, section 5.1.2.5).
+/// When a list of one of these issuers is to be replaced. One that does not say when, or
+/// is of somebody else, is not used (RFC 5280, section 5.1.2.5).
 fn next_update(list: &[u8], issuers: &[Vec<u8>]) -> Option<UnixTime> {
-    let list =
-        x509_cert::crl::CertificateList::<x509_cert::certificate::Rfc5280>::from_der(list).ok()?;
+    let list = RevocationList::from_der(list).ok()?;
     let issuer = list.tbs_cert_list.issuer.to_der().ok()?;
     let ours = issuers.iter().any(|ours| issuer.ends_with(ours));
-    let until = list.tbs_cert_list.next_update?.to_unix_duration().as_secs();
-    ours.then_some(UnixTime(until))
+    replaced_at(&list).filter(|_| ours)
+}
+
+fn replaced_at(list: &RevocationList) -> Option<UnixTime> {
+    let next = list.tbs_cert_list.next_update?;
+    Some(UnixTime(next.to_unix_duration().as_secs()))
 }
 
 /// A root that this program pins.

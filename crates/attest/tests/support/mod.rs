@@ -22,18 +22,6 @@ pub(crate) fn file(name: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Seconds since 1970 of a day at midnight, UTC, from 2001 to 2099.
-pub(crate) fn day(year: u64, month: u64, day: u64) -> u64 {
-    // Days from civil, Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
-    let (year, month) = if month > 2 {
-        (year, month - 3)
-    } else {
-        (year - 1, month + 9)
-    };
-    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
-    (days - 719_468) * 86_400
-}
-
 /// A file that a dependency's package carries for its own tests, unpacked by Cargo.
 pub(crate) fn packaged(package: &str, name: &str) -> Option<Vec<u8>> {
     let home = std::env::var_os("CARGO_HOME")

@@ -3,6 +3,8 @@
 //! over both databases.
 
 mod orders;
+#[path = "../../../attest/tests/support/mod.rs"]
+mod recorded_evidence;
 mod rig;
 mod transport;
 
@@ -292,15 +294,12 @@ async fn simulated_evidence_under_another_tees_name_is_refused() {
 /// A report of a real machine, with its certificate, that somebody recorded elsewhere: the
 /// broker verifies it, and gives no session for it.
 #[tokio::test]
-#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 async fn genuine_evidence_of_a_real_machine_for_another_session_is_refused() {
-    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/evidence");
-    let folder = std::env::var("OCCLUDE_EVIDENCE").unwrap_or_else(|_| beside.to_owned());
-    let file = |name: &str| std::fs::read(format!("{folder}/snp/{name}"));
-    let (Ok(report), Ok(certificate)) = (file("report_milan.hex"), file("vcek_milan.der")) else {
-        eprintln!("skipped: no recorded evidence in {folder}");
+    if recorded_evidence::folder().is_none() {
         return;
-    };
+    }
+    let report = recorded_evidence::file("snp/report_milan.hex");
+    let certificate = recorded_evidence::file("snp/vcek_milan.der");
     let report = hex::decode(report.trim_ascii()).unwrap();
     let mut body = occlude_attest::snp::evidence_of_report(&report)
         .unwrap()

@@ -1,6 +1,9 @@
 //! Evidence that somebody recorded, verified offline.
 
-use std::path::{Path, PathBuf};
+#[path = "../../../attest/tests/support/mod.rs"]
+mod recorded_evidence;
+
+use std::path::Path;
 
 use snapbox::{assert_data_eq, file};
 
@@ -8,17 +11,6 @@ use crate::golden::transcript;
 use crate::support::deployment::{Owner, text};
 use crate::support::process::{Said, binary, run};
 use crate::support::wire;
-
-/// The folder of recorded evidence, or word that the test is skipped.
-fn evidence() -> Option<PathBuf> {
-    let beside = || concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/evidence").into();
-    let folder: PathBuf = std::env::var_os("OCCLUDE_EVIDENCE").map_or_else(beside, PathBuf::from);
-    if !folder.is_dir() {
-        eprintln!("skipped: no recorded evidence in {}", folder.display());
-        return None;
-    }
-    Some(folder)
-}
 
 #[test]
 fn a_servers_recorded_answer_holds_for_the_nonce_that_was_asked_and_for_no_other() {
@@ -90,7 +82,7 @@ fn a_servers_recorded_answer_holds_for_the_nonce_that_was_asked_and_for_no_other
 
 #[test]
 fn recorded_reports_of_real_machines_are_verified_word_for_word() {
-    let Some(recorded) = evidence() else {
+    let Some(recorded) = recorded_evidence::folder() else {
         return;
     };
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -167,7 +159,7 @@ fn recorded_reports_of_real_machines_are_verified_word_for_word() {
 
 #[test]
 fn a_folder_of_collateral_is_listed_by_when_it_ends() {
-    let Some(recorded) = evidence() else {
+    let Some(recorded) = recorded_evidence::folder() else {
         return;
     };
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -37,7 +37,7 @@ demo: build ## the whole story in a terminal: seal, serve, verify, infer
 	@$(VENV_PYTHON) -B demo/demo.py
 
 .PHONY: test
-test: production build postgresql node-tests ## every test, fuzz targets for a few seconds, sanitizers
+test: production build postgresql swtpm node-tests ## every test, fuzz targets for a few seconds, sanitizers
 	@$(VENV_PYTHON) scripts/test.py --fuzz-seconds $(FUZZ_SECONDS)
 
 .PHONY: build
@@ -77,6 +77,10 @@ node-tests: venv
 .PHONY: postgresql
 postgresql:
 	@scripts/postgresql
+
+.PHONY: swtpm
+swtpm:
+	@scripts/swtpm
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZ_SECONDS seconds

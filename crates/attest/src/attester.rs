@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::machine::Machine;
 use crate::{
     Binding, ConfigurationDigest, Evidence, TeeChoice, TeeKind, VerifyError, nitro, presence, sgx,
-    snp, tdx,
+    snp, tdx, tpm, txt,
 };
 
 /// The TEE that this process runs in.
@@ -24,6 +24,9 @@ enum Backend {
         machine: Machine,
     },
 }
+
+/// Whether a machine shows one kind of TEE.
+type CheckPresent = fn(&Machine) -> Result<(), CollectError>;
 
 /// Collects evidence of one kind that carries a binding.
 type Collect = fn(&Machine, &Binding) -> Result<Evidence, CollectError>;
@@ -96,30 +99,35 @@ impl Attester {
         choice: impl Into<TeeChoice>,
         configuration: impl Into<ConfigurationDigest>,
     ) -> Result<Self, CollectError> {
+        Self::open_on(Machine::default(), choice, configuration)
+    }
+
+    /// The same, on a machine whose devices are elsewhere.
+    ///
+    /// # Errors
+    /// [`CollectError`].
+    pub fn open_on(
+        machine: Machine,
+        choice: impl Into<TeeChoice>,
+        configuration: impl Into<ConfigurationDigest>,
+    ) -> Result<Self, CollectError> {
         let kind = match choice.into() {
             TeeChoice::Named(kind) => kind,
             TeeChoice::Automatic => {
-                presence::automatic(&Machine::default()).ok_or(CollectError::NonePresent)?
+                presence::automatic(&machine).ok_or(CollectError::NonePresent)?
             }
         };
-        match kind {
-            TeeKind::Simulated => Self::open_simulated(configuration.into()),
-            TeeKind::Snp => Self::present(kind, snp::check_present, snp::collect),
-            TeeKind::Tdx => Self::present(kind, tdx::check_present, tdx::collect),
-            TeeKind::Sgx => Self::present(kind, sgx::check_present, sgx::collect),
-            TeeKind::Nitro => Self::present(kind, nitro::check_present, nitro::collect),
-            tee => Err(CollectError::NotSupportedYet { tee }),
-        }
-    }
-
-    /// What this machine shows, if it shows that technology.
-    fn present(
-        kind: TeeKind,
-        check: fn(&Machine) -> Result<(), CollectError>,
-        collect: Collect,
-    ) -> Result<Self, CollectError> {
-        let machine = Machine::default();
-        check(&machine)?;
+        let (check_present, collect): (CheckPresent, Collect) = match kind {
+            TeeKind::Simulated => return Self::open_simulated(configuration.into()),
+            TeeKind::Snp => (snp::check_present, snp::collect),
+            TeeKind::Tdx => (tdx::check_present, tdx::collect),
+            TeeKind::Sgx => (sgx::check_present, sgx::collect),
+            TeeKind::Nitro => (nitro::check_present, nitro::collect),
+            TeeKind::Tpm => (tpm::check_present, tpm::collect),
+            TeeKind::Txt => (txt::check_present, txt::collect),
+            tee => return Err(CollectError::NotSupportedYet { tee }),
+        };
+        check_present(&machine)?;
         Ok(Self {
             backend: Backend::Machine {
                 kind,

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use occlude_keys::hexadecimal_bytes;
-use sha2::{Digest, Sha512};
+use sha2::{Digest, Sha256, Sha512};
 use x509_cert::der::DateTime;
 
 /// The version of the statement and of how it is bound.
@@ -65,6 +65,31 @@ impl Binding {
         bytes[..48].copy_from_slice(report_data);
         Self(bytes)
     }
+
+    /// The bytes that evidence of a technology carries: one value for each binding.
+    pub(crate) fn in_form(&self, form: BindingForm) -> Vec<u8> {
+        let (report_data, rest) = self.0.split_at(48);
+        let from_broker = rest.iter().all(|byte| *byte == 0);
+        match form {
+            BindingForm::Whole => self.0.to_vec(),
+            BindingForm::TpmQuote if from_broker => report_data[..32].to_vec(),
+            BindingForm::TpmQuote => Sha256::digest(self.0).to_vec(),
+        }
+    }
+}
+
+/// How evidence of a technology carries a binding.
+///
+/// Not every field holds 64 bytes. What is shorter is still one hash over the whole, of
+/// 32 bytes at least. On the broker's leg it is what a Trustee KBS compares, so that
+/// either broker can be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BindingForm {
+    /// All 64 bytes.
+    Whole,
+    /// A TPM's qualifying data, of which every TPM takes 32 bytes: SHA-256 of the
+    /// binding; on the broker's leg the first 32 bytes of its SHA-384.
+    TpmQuote,
 }
 
 /// Seconds since 1970-01-01 00:00 UTC, by the verifier's clock.
@@ -178,6 +203,23 @@ mod tests {
         let binding = Binding::from_report_data_48(&[0xa5; 48]);
         assert_eq!(binding.as_bytes()[..48], [0xa5; 48]);
         assert_eq!(binding.as_bytes()[48..], [0; 16]);
+    }
+
+    #[test]
+    fn a_shorter_field_holds_a_hash_over_the_whole_binding() {
+        let user = Binding::from([0x5a; 64]);
+        let broker = Binding::from_report_data_48(&[0xa5; 48]);
+        for (form, of_user, of_broker) in [
+            (BindingForm::Whole, vec![0x5a; 64], broker.0.to_vec()),
+            (
+                BindingForm::TpmQuote,
+                Sha256::digest([0x5a; 64]).to_vec(),
+                vec![0xa5; 32],
+            ),
+        ] {
+            assert_eq!(user.in_form(form), of_user);
+            assert_eq!(broker.in_form(form), of_broker);
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::nitro::NitroPlatform;
 use crate::sgx::SgxPlatform;
 use crate::snp::SnpPlatform;
 use crate::tdx::TdxPlatform;
+use crate::tpm::TpmPlatform;
 use crate::{TeeKind, UnixTime};
 
 /// Whose word claims rest on.
@@ -21,6 +22,9 @@ use crate::{TeeKind, UnixTime};
 pub enum Trust {
     /// Hardware keys that the vendor's production root certifies.
     Hardware,
+    /// A key that no vendor vouches for to this program: a policy has to list it, or the
+    /// root that certifies it.
+    ListedKey,
     /// A vendor's own test root: engineering samples and emulators.
     VendorTestRoot,
     /// Nobody's: anyone can make such evidence.
@@ -31,6 +35,7 @@ impl Display for Trust {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Hardware => "hardware",
+            Self::ListedKey => "listed-key",
             Self::VendorTestRoot => "vendor-test-root",
             Self::Simulated => "simulated",
         })
@@ -184,6 +189,10 @@ pub enum Platform {
     Sgx(Box<SgxPlatform>),
     /// AWS's hypervisor.
     Nitro(Box<NitroPlatform>),
+    /// A TPM, of a measured boot.
+    Tpm(Box<TpmPlatform>),
+    /// A TPM, of a launch with Intel TXT.
+    Txt(Box<TpmPlatform>),
 }
 
 impl Claims {
@@ -272,7 +281,12 @@ mod tests {
 
     #[test]
     fn names_are_the_same_in_text_and_json() {
-        for trust in [Trust::Hardware, Trust::VendorTestRoot, Trust::Simulated] {
+        for trust in [
+            Trust::Hardware,
+            Trust::ListedKey,
+            Trust::VendorTestRoot,
+            Trust::Simulated,
+        ] {
             assert_eq!(serde_json::json!(trust), trust.to_string());
         }
         for protection in [Protection::ConfidentialMemory, Protection::MeasuredBootOnly] {

@@ -39,6 +39,7 @@ pub mod nitro;
 mod policy;
 mod presence;
 mod recorded;
+mod register;
 mod response;
 pub mod sgx;
 #[cfg(feature = "simulated")]
@@ -50,7 +51,9 @@ mod statement;
 mod support;
 pub mod tdx;
 mod tee;
+pub mod tpm;
 mod tsm;
+pub mod txt;
 mod verifier;
 
 pub use attester::{Attester, CollectError};
@@ -67,6 +70,7 @@ pub use policy::{
 };
 pub use presence::{Collection, Presence, automatic, survey};
 pub use recorded::{RecordedError, RecordedEvidence};
+pub use register::{Register, RegisterError};
 pub use response::{AttestationResponse, VerifiedService};
 pub use statement::{SecurityConfiguration, ServedModel, ServiceStatement, StatementError};
 pub use tee::{TeeChoice, TeeKind, TeeKindError};

@@ -2,11 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::tpm;
+
 /// The machine that this process runs on. Every path below is looked up in its root, so
 /// that a test can show a made-up machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
     root: PathBuf,
+    tpm: Option<PathBuf>,
 }
 
 impl Default for Machine {
@@ -20,7 +23,24 @@ impl Machine {
     /// A machine whose `/sys` and `/dev` are in another folder.
     #[must_use]
     pub fn at(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self {
+            root: root.into(),
+            tpm: None,
+        }
+    }
+
+    /// The same machine with another TPM: a device, or the socket of one in software.
+    #[must_use]
+    pub fn with_tpm(self, tpm: impl Into<PathBuf>) -> Self {
+        Self {
+            tpm: Some(tpm.into()),
+            ..self
+        }
+    }
+
+    /// Where its TPM is.
+    pub(crate) fn tpm(&self) -> PathBuf {
+        self.tpm.clone().unwrap_or_else(|| self.path(tpm::DEVICE))
     }
 
     /// Where an absolute path lies.

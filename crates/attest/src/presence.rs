@@ -30,6 +30,10 @@ pub enum Collection {
     Simulated,
     /// Made-up devices and files alone.
     NeverRunOnHardware,
+    /// A TPM in software.
+    RunWithTpmInSoftware,
+    /// A TPM in software, and a launch that a test makes.
+    RunWithSimulatedLaunch,
     /// This version has none.
     NotInThisVersion,
 }
@@ -39,6 +43,10 @@ impl std::fmt::Display for Collection {
         f.write_str(match self {
             Self::Simulated => "simulated: proves nothing",
             Self::NeverRunOnHardware => "collection never run on hardware",
+            Self::RunWithTpmInSoftware => "collection run with a TPM in software alone",
+            Self::RunWithSimulatedLaunch => {
+                "collection run with a TPM in software and a simulated launch alone"
+            }
             Self::NotInThisVersion => "not in this version",
         })
     }
@@ -112,7 +120,18 @@ fn presence(machine: &Machine, tee: TeeKind, provider: Option<&str>) -> Presence
             told_by(provider, "arm_cca_guest", &mut because);
             (false, Collection::NotInThisVersion)
         }
-        TeeKind::Tpm | TeeKind::Txt | TeeKind::AzSnpVtpm | TeeKind::AzTdxVtpm => {
+        TeeKind::Tpm => (
+            usable(machine, "/dev/tpmrm0", &mut because),
+            Collection::RunWithTpmInSoftware,
+        ),
+        TeeKind::Txt => {
+            let tpm = usable(machine, "/dev/tpmrm0", &mut because);
+            if tpm {
+                because.push("whether there was a launch is in its registers".to_owned());
+            }
+            (tpm, Collection::RunWithSimulatedLaunch)
+        }
+        TeeKind::AzSnpVtpm | TeeKind::AzTdxVtpm => {
             usable(machine, "/dev/tpmrm0", &mut because);
             (false, Collection::NotInThisVersion)
         }

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::binding::BindingForm;
 use crate::{
     Binding, Claims, Collateral, CollateralError, Evidence, TeeKind, UnixTime, VerifyError, nitro,
-    sgx, snp, tdx,
+    sgx, snp, tdx, tpm, txt,
 };
 
 /// What a verifier brings besides its clock. It is offline: whatever a vendor has to
@@ -24,6 +25,8 @@ pub struct Genuine {
     pub(crate) claims: Claims,
     /// What it is bound to: compared as it is, neither padded nor cut.
     pub(crate) carried: Vec<u8>,
+    /// How it carries that.
+    pub(crate) form: BindingForm,
 }
 
 impl Verifier {
@@ -58,6 +61,8 @@ impl Verifier {
             TeeKind::Tdx => tdx::verify(evidence.body(), &self.collateral, at),
             TeeKind::Sgx => sgx::verify(evidence.body(), &self.collateral, at),
             TeeKind::Nitro => nitro::verify(evidence.body(), at),
+            TeeKind::Tpm => tpm::verify(evidence.body(), &self.collateral, at),
+            TeeKind::Txt => txt::verify(evidence.body(), &self.collateral, at),
             tee => Err(VerifyError::NotSupportedYet { tee }),
         }
     }
@@ -109,7 +114,7 @@ impl Genuine {
     /// # Errors
     /// [`VerifyError::BindingMismatch`].
     pub fn bound_to(self, binding: &Binding) -> Result<Claims, VerifyError> {
-        if self.carried[..] != binding.as_bytes()[..] {
+        if self.carried != binding.in_form(self.form) {
             return Err(VerifyError::BindingMismatch);
         }
         Ok(self.claims)

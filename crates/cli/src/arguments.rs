@@ -341,6 +341,10 @@ pub(crate) struct ServeArguments {
     /// most trustworthy that `occlude tee list` shows, never the simulated one.
     #[arg(long, value_name = "KIND", env = "OCCLUDE_TEE")]
     pub(crate) tee: Option<TeeChoice>,
+    /// The TPM, where the TEE has one: a device, or the socket of a TPM in software
+    /// [default: /dev/tpmrm0].
+    #[arg(long, value_name = "PATH", env = "OCCLUDE_TPM")]
+    pub(crate) tpm: Option<PathBuf>,
     /// Where to listen [default: 127.0.0.1:8000].
     #[arg(long, value_name = "ADDRESS", env = "OCCLUDE_LISTEN")]
     pub(crate) listen: Option<SocketAddr>,
@@ -437,6 +441,23 @@ pub(crate) enum AttestAction {
     },
     /// Verify a server's evidence, or recorded evidence, and judge it by a policy.
     Verify(AttestVerifyArguments),
+    /// Collect evidence of the machine that this runs on, as a server does: to see its keys
+    /// and registers before a policy is written.
+    Collect {
+        /// The trusted execution environment, or `auto`.
+        #[arg(long, value_name = "KIND", env = "OCCLUDE_TEE")]
+        tee: TeeChoice,
+        /// The TPM, where the TEE has one: a device, or the socket of a TPM in software
+        /// [default: /dev/tpmrm0].
+        #[arg(long, value_name = "PATH", env = "OCCLUDE_TPM")]
+        tpm: Option<PathBuf>,
+        /// The 64 bytes that it is to carry, as 128 hexadecimal digits.
+        #[arg(long, value_name = "HEX")]
+        report_data: Binding,
+        /// Where it goes, replacing what is there [default: standard output].
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
     /// Look at a folder of what hardware vendors publish.
     Collateral {
         #[command(subcommand)]

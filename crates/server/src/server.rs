@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum_server::Handle;
-use occlude_attest::{Attester, SecurityConfiguration, ServiceStatement};
+use occlude_attest::{Attester, Machine, SecurityConfiguration, ServiceStatement};
 use occlude_broker::{BrokerClient, ConnectOptions};
 use occlude_channel::{Gateway, Limits, PADDING};
 use occlude_engine::{LoadOptions, Runtime, RuntimeOptions, memory};
@@ -68,7 +68,12 @@ impl Server {
         let (listener, address) = listen(options.listen)?;
 
         let configuration = configuration(&options);
-        let attester = Arc::new(Attester::open(options.tee, configuration.digest())?);
+        let machine = match &options.tpm {
+            Some(tpm) => Machine::default().with_tpm(tpm),
+            None => Machine::default(),
+        };
+        let attester = Attester::open_on(machine, options.tee, configuration.digest())?;
+        let attester = Arc::new(attester);
         let tee = attester.kind();
         if tee == occlude_attest::TeeKind::Simulated {
             tracing::warn!(

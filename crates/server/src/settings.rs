@@ -75,6 +75,8 @@ pub struct Settings {
     pub broker_authorities: Option<PathBuf>,
     /// The TEE that this process runs in.
     pub tee: Option<TeeChoice>,
+    /// The TPM of TEEs that have one: a device, or the socket of one in software.
+    pub tpm: Option<PathBuf>,
     /// Where to listen.
     pub listen: Option<SocketAddr>,
     /// Threads that one inference uses; the processor's by default.
@@ -212,6 +214,7 @@ impl Settings {
             broker: self.broker.or(other.broker),
             broker_authorities: self.broker_authorities.or(other.broker_authorities),
             tee: self.tee.or(other.tee),
+            tpm: self.tpm.or(other.tpm),
             listen: self.listen.or(other.listen),
             threads: self.threads.or(other.threads),
             sessions: self.sessions.or(other.sessions),
@@ -284,6 +287,7 @@ impl Settings {
             broker,
             broker_authorities: self.broker_authorities,
             tee: self.tee.ok_or(SettingsError::Missing { name: "tee" })?,
+            tpm: self.tpm,
             listen: self.listen.unwrap_or(DEFAULT_LISTEN),
             threads,
             sessions: self.sessions.unwrap_or(NonZeroUsize::MIN),
@@ -328,6 +332,8 @@ pub struct ServerOptions {
     pub broker_authorities: Option<PathBuf>,
     /// The TEE that this process runs in.
     pub tee: TeeChoice,
+    /// The TPM of TEEs that have one, if it is not where Linux shows it.
+    pub tpm: Option<PathBuf>,
     /// Where to listen.
     pub listen: SocketAddr,
     /// Threads that one inference uses.
@@ -469,6 +475,7 @@ mod tests {
             broker = "https://broker.example/"
             broker-authorities = "ca.pem"
             tee = "snp"
+            tpm = "/dev/tpm0"
             listen = "0.0.0.0:8000"
             threads = 4
             sessions = 2
@@ -493,6 +500,7 @@ mod tests {
                 broker: Some("https://broker.example/".parse().unwrap()),
                 broker_authorities: Some("ca.pem".into()),
                 tee: Some(TeeChoice::Named(occlude_attest::TeeKind::Snp)),
+                tpm: Some(PathBuf::from("/dev/tpm0")),
                 listen: Some("0.0.0.0:8000".parse().unwrap()),
                 threads: NonZeroUsize::new(4),
                 sessions: NonZeroUsize::new(2),

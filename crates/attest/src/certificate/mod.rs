@@ -168,9 +168,14 @@ fn replaced_at(list: &RevocationList) -> Option<UnixTime> {
 /// # Panics
 /// If `certificate` is none: it is part of this program.
 pub(crate) fn pinned_root(certificate: &CertificateDer<'_>) -> TrustAnchor<'static> {
-    webpki::anchor_from_trusted_cert(certificate)
-        .expect("a pinned root is a certificate")
-        .to_owned()
+    root(certificate).expect("a pinned root is a certificate")
+}
+
+/// A certificate as the end of a chain, if it is one: whether it is believed is for
+/// somebody else to say.
+pub(crate) fn root(certificate: &CertificateDer<'_>) -> Option<TrustAnchor<'static>> {
+    let root = webpki::anchor_from_trusted_cert(certificate).ok()?;
+    Some(root.to_owned())
 }
 
 /// Reads one certificate in full, for what its extensions say. Only after

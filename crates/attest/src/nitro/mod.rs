@@ -11,7 +11,6 @@ mod collect;
 mod verify;
 
 use std::collections::BTreeMap;
-use std::fmt::{Display, Formatter};
 
 use occlude_keys::hexadecimal_bytes;
 
@@ -19,65 +18,11 @@ pub use collect::evidence_of_document;
 pub(crate) use collect::{check_present, collect};
 pub(crate) use verify::verify;
 
+use crate::Register;
+
 hexadecimal_bytes! {
     /// A measurement of 48 bytes.
     pub NitroDigest, 48
-}
-
-/// One of the 32 registers, `pcr0` to `pcr31`.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
-)]
-#[serde(try_from = "String", into = "String")]
-pub struct Register(u8);
-
-/// A text that names no register.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{found:?} is no register: expected pcr0 to pcr31")]
-#[non_exhaustive]
-pub struct RegisterError {
-    /// What was given, cut to 80 characters.
-    pub found: String,
-}
-
-impl Register {
-    /// A register by its number, if there is one.
-    #[must_use]
-    pub fn new(number: u64) -> Option<Self> {
-        u8::try_from(number)
-            .ok()
-            .filter(|number| *number < 32)
-            .map(Self)
-    }
-}
-
-impl Display for Register {
-    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
-        write!(f, "pcr{}", self.0)
-    }
-}
-
-impl From<Register> for String {
-    fn from(register: Register) -> Self {
-        register.to_string()
-    }
-}
-
-impl TryFrom<String> for Register {
-    type Error = RegisterError;
-
-    fn try_from(text: String) -> Result<Self, RegisterError> {
-        let number = text
-            .strip_prefix("pcr")
-            .and_then(|number| number.parse().ok());
-        number
-            .and_then(Self::new)
-            // One spelling: no sign, no zero in front.
-            .filter(|register| register.to_string() == text)
-            .ok_or_else(|| RegisterError {
-                found: text.chars().take(80).collect(),
-            })
-    }
 }
 
 /// What a verified document says besides what all evidence says.

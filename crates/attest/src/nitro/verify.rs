@@ -13,12 +13,13 @@ use serde_bytes::ByteBuf;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::{NitroDigest, NitroPlatform, Register};
+use super::{NitroDigest, NitroPlatform};
+use crate::binding::BindingForm;
 use crate::certificate::{self, Chain};
 use crate::verifier::Genuine;
 use crate::{
-    Claims, Measurement, Platform, Protection, TeeKind, Trust, UnixTime, VerifyError, canonical,
-    cose,
+    Claims, Measurement, Platform, Protection, Register, TeeKind, Trust, UnixTime, VerifyError,
+    canonical, cose,
 };
 
 /// The longest document that is read; the device gives at most 16 KiB (`NSM_RESPONSE_MAX_SIZE`
@@ -167,6 +168,7 @@ impl Document {
         pcrs.retain(|_, value| *value.as_bytes() != [0; 48]);
         Ok(Genuine {
             carried: self.user_data.map(ByteBuf::into_vec).unwrap_or_default(),
+            form: BindingForm::Whole,
             claims: Claims {
                 tee: TeeKind::Nitro,
                 trust: Trust::Hardware,

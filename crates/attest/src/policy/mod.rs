@@ -21,7 +21,7 @@ use std::path::Path;
 use occlude_keys::{HeaderDigest, ModelId, ModelVersion, OwnerPublic};
 use serde::{Deserialize, Serialize};
 
-use platform::{NitroPolicy, SgxPolicy, SimulatedPolicy, SnpPolicy, TdxPolicy};
+use platform::{NitroPolicy, SgxPolicy, SimulatedPolicy, SnpPolicy, TdxPolicy, TpmPolicy};
 pub use refusal::Refusal;
 pub use signed::{PolicyFile, PolicyFileError, SignPolicyError, sign_policy};
 
@@ -74,6 +74,10 @@ struct EvidencePolicy {
     sgx: SgxPolicy,
     #[serde(skip_serializing_if = "platform::is_default")]
     nitro: NitroPolicy,
+    #[serde(skip_serializing_if = "platform::is_default")]
+    tpm: TpmPolicy,
+    #[serde(skip_serializing_if = "platform::is_default")]
+    txt: TpmPolicy,
 }
 
 impl Default for EvidencePolicy {
@@ -90,6 +94,8 @@ impl Default for EvidencePolicy {
             tdx: TdxPolicy::default(),
             sgx: SgxPolicy::default(),
             nitro: NitroPolicy::default(),
+            tpm: TpmPolicy::default(),
+            txt: TpmPolicy::default(),
         }
     }
 }

@@ -248,6 +248,12 @@ fn the_guides_example_is_a_policy_that_names_every_field() {
         "signer",
         "product-id",
         "minimum-svn",
+        "attestation-keys",
+        "roots",
+        "require-event-log",
+        "pcr4",
+        "pcr17",
+        "pcr18",
         "pcr8",
     ] {
         full.push_str(&format!("{field} = []\n"));

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{SgxMemory, SgxPlatform};
+use crate::binding::BindingForm;
 use crate::intel;
 use crate::verifier::Genuine;
 use crate::{
@@ -51,6 +52,7 @@ pub(crate) fn verify(
     };
     Ok(Genuine {
         carried: report.report_data.to_vec(),
+        form: BindingForm::Whole,
         claims: Claims {
             tee: TeeKind::Sgx,
             trust: Trust::Hardware,

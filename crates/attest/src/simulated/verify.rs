@@ -5,6 +5,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Body, SimulatedReport, TEST_ROOT_SEED};
+use crate::binding::BindingForm;
 use crate::verifier::Genuine;
 use crate::{Claims, Platform, Protection, TeeKind, Trust, UnixTime, VerifyError, canonical};
 
@@ -31,6 +32,7 @@ pub(crate) fn verify(body: &Value, at: UnixTime) -> Result<Genuine, VerifyError>
         })?;
     Ok(Genuine {
         carried: report.report_data.as_bytes().to_vec(),
+        form: BindingForm::Whole,
         claims: Claims {
             tee: TeeKind::Simulated,
             trust: Trust::Simulated,

@@ -19,6 +19,7 @@ use x509_cert::der::asn1::{ObjectIdentifier, OctetString, UintRef};
 
 use super::report::{Body, Report};
 use super::{SnpEndorsement, SnpPlatform, SnpProduct, SnpTcb};
+use crate::binding::BindingForm;
 use crate::certificate::{self, Chain};
 use crate::verifier::Genuine;
 use crate::{
@@ -82,6 +83,7 @@ pub(crate) fn verify(
     let host_data = *platform.host_data.as_bytes();
     Ok(Genuine {
         carried: fields.report_data.to_vec(),
+        form: BindingForm::Whole,
         claims: Claims {
             tee: TeeKind::Snp,
             trust: Trust::Hardware,

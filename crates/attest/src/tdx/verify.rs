@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{TdxDigest, TdxPlatform};
+use crate::binding::BindingForm;
 use crate::event_log::{Algorithm, EventLog};
 use crate::intel;
 use crate::verifier::Genuine;
@@ -56,6 +57,7 @@ pub(crate) fn verify(
         .transpose()?;
     Ok(Genuine {
         carried: report.report_data.to_vec(),
+        form: BindingForm::Whole,
         claims: Claims {
             tee: TeeKind::Tdx,
             trust: Trust::Hardware,

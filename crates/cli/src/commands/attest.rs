@@ -1,10 +1,10 @@
 //! `occlude attest`
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use occlude_attest::{
-    AttestationResponse, Claims, Collateral, LastingVerifier, Policy, RecordedError,
-    RecordedEvidence, Trust, UnixTime, VerifiedService, Verifier,
+    AttestationResponse, Attester, Binding, Claims, Collateral, LastingVerifier, Machine, Policy,
+    RecordedError, RecordedEvidence, TeeChoice, Trust, UnixTime, VerifiedService, Verifier,
 };
 use occlude_client::observe;
 use serde_json::Value;
@@ -30,6 +30,12 @@ pub(crate) async fn run(arguments: AttestArguments) -> Result<(), Failure> {
             Ok(())
         }
         AttestAction::Verify(arguments) => verify(arguments).await,
+        AttestAction::Collect {
+            tee,
+            tpm,
+            report_data,
+            output,
+        } => collect(tee, tpm, &report_data, output.as_deref()),
         AttestAction::Collateral {
             action: CollateralAction::List { cache, at, json },
         } => list_collateral(&cache, at.unwrap_or_else(UnixTime::now), json),
@@ -48,6 +54,30 @@ pub(crate) async fn run(arguments: AttestArguments) -> Result<(), Failure> {
             output::note(
                 "occlude: trust on first use: compare the measurement with a build of your own, then set reviewed = true",
             );
+            Ok(())
+        }
+    }
+}
+
+fn collect(
+    tee: TeeChoice,
+    tpm: Option<PathBuf>,
+    report_data: &Binding,
+    output: Option<&Path>,
+) -> Result<(), Failure> {
+    let machine = match tpm {
+        Some(tpm) => Machine::default().with_tpm(tpm),
+        None => Machine::default(),
+    };
+    // Only a server has a configuration, and only the simulated TEE is told one.
+    let evidence = Attester::open_on(machine, tee, [0; 32])
+        .and_then(|attester| attester.collect(report_data))
+        .map_err(Failure::failed)?
+        .encode();
+    match output {
+        Some(path) => commands::write_file(path, &evidence),
+        None => {
+            output::line(String::from_utf8_lossy(&evidence));
             Ok(())
         }
     }

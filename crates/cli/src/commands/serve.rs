@@ -29,6 +29,7 @@ fn flags(arguments: ServeArguments) -> Settings {
         model: arguments.model,
         broker: arguments.broker,
         tee: arguments.tee,
+        tpm: arguments.tpm,
         listen: arguments.listen,
         threads: arguments.threads,
         sessions: arguments.sessions,

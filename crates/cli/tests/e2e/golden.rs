@@ -53,6 +53,7 @@ fn the_help_teaches() {
             "attest --help",
             "attest show --help",
             "attest verify --help",
+            "attest collect --help",
             "attest pin --help",
             "attest collateral --help",
             "attest collateral list --help",

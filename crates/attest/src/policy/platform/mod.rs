@@ -8,7 +8,9 @@ mod nitro;
 mod snp;
 #[cfg(test)]
 mod tests;
+mod tpm;
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use serde::{Deserialize, Serialize};
@@ -16,10 +18,11 @@ use serde::{Deserialize, Serialize};
 pub(super) use intel::{SgxPolicy, TdxPolicy};
 pub(super) use nitro::NitroPolicy;
 pub(super) use snp::SnpPolicy;
+pub(super) use tpm::TpmPolicy;
 
 use super::EvidencePolicy;
 use super::refusal::listed;
-use crate::{Claims, Platform, Refusal};
+use crate::{Claims, Platform, Refusal, Register};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -45,17 +48,21 @@ impl EvidencePolicy {
             Platform::Tdx(found) => self.tdx.judge(found),
             Platform::Sgx(found) => self.sgx.judge(found),
             Platform::Nitro(found) => self.nitro.judge(found),
+            Platform::Tpm(found) => self.tpm.judge(&tpm::TPM, found),
+            Platform::Txt(found) => self.txt.judge(&tpm::TXT, found),
         }
     }
 
-    /// Whether the code that a TEE started with is accepted: by its measurement or, of an
-    /// enclave, by who signed it.
+    /// Whether the code that a TEE started with is accepted: by its measurement; of an
+    /// enclave by who signed it, of a TPM by the registers that its section names.
     pub(super) fn accepts_measurement(&self, claims: &Claims) -> bool {
-        let signed = match claims.platform() {
+        let otherwise = match claims.platform() {
             Platform::Sgx(found) => self.sgx.accepts_signer(found),
+            Platform::Tpm(_) => self.tpm.names_registers(&tpm::TPM),
+            Platform::Txt(_) => self.txt.names_registers(&tpm::TXT),
             _ => false,
         };
-        signed || self.measurements.contains(claims.measurement())
+        otherwise || self.measurements.contains(claims.measurement())
     }
 
     /// Accepts this platform and later versions of its firmware.
@@ -66,6 +73,8 @@ impl EvidencePolicy {
             Platform::Tdx(seen) => self.tdx = TdxPolicy::pin(seen),
             Platform::Sgx(seen) => self.sgx = SgxPolicy::pin(seen),
             Platform::Nitro(seen) => self.nitro = NitroPolicy::pin(seen),
+            Platform::Tpm(seen) => self.tpm = TpmPolicy::pin(&tpm::TPM, seen),
+            Platform::Txt(seen) => self.txt = TpmPolicy::pin(&tpm::TXT, seen),
         }
     }
 }
@@ -88,6 +97,27 @@ fn at_least(field: &'static str, found: u32, minimum: u32) -> Result<(), Refusal
 
 fn check(holds: bool, refusal: impl FnOnce() -> Refusal) -> Result<(), Refusal> {
     if holds { Ok(()) } else { Err(refusal()) }
+}
+
+/// Each register that a policy names must hold what it lists for it.
+fn judge_registers<T: PartialEq + Display>(
+    field: &'static str,
+    found: &BTreeMap<Register, T>,
+    accepted: &BTreeMap<Register, Vec<T>>,
+) -> Result<(), Refusal> {
+    for (register, accepted) in accepted {
+        let value = found.get(register);
+        let listed_there = value.is_some_and(|value| accepted.contains(value));
+        check(listed_there, || Refusal::Platform {
+            field,
+            found: match value {
+                Some(value) => format!("{register} = {value}"),
+                None => format!("no {register}"),
+            },
+            accepted: listed(accepted),
+        })?;
+    }
+    Ok(())
 }
 
 fn one_of<T: PartialEq + Display>(

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::check;
-use super::listed;
-use crate::Refusal;
-use crate::nitro::{NitroDigest, NitroPlatform, Register};
+use super::judge_registers;
+use crate::nitro::{NitroDigest, NitroPlatform};
+use crate::{Refusal, Register};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -27,18 +26,6 @@ impl NitroPolicy {
     }
 
     pub(super) fn judge(&self, found: &NitroPlatform) -> Result<(), Refusal> {
-        for (register, accepted) in &self.pcrs {
-            let value = found.pcrs.get(register);
-            let listed_there = value.is_some_and(|value| accepted.contains(value));
-            check(listed_there, || Refusal::Platform {
-                field: "nitro.pcrs",
-                found: match value {
-                    Some(value) => format!("{register} = {value}"),
-                    None => format!("{register} = 0"),
-                },
-                accepted: listed(accepted),
-            })?;
-        }
-        Ok(())
+        judge_registers("nitro.pcrs", &found.pcrs, &self.pcrs)
     }
 }

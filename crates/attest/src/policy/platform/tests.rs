@@ -1,11 +1,13 @@
 //! Each refusal of a section of `[evidence]`, from a platform that differs in one thing.
 
+use crate::Register;
 use crate::intel::{IntelPlatform, TcbStatus};
-use crate::nitro::{NitroPlatform, Register};
+use crate::nitro::NitroPlatform;
 use crate::policy::judge_tests::{claims, platform, policy};
 use crate::sgx::{SgxMemory, SgxPlatform};
 use crate::snp::SnpPlatform;
 use crate::tdx::TdxPlatform;
+use crate::tpm::TpmPlatform;
 use crate::{Claims, Measurement, Platform, Refusal, TeeKind, UnixTime};
 
 #[test]
@@ -346,13 +348,14 @@ fn a_register_that_a_section_names_is_required_of_a_nitro_enclave() {
         policy(&format!("nitro.pcrs.{register} = [\"{digest}\"]"), "").judge_claims(&claims)
     };
     assert_eq!(judge("pcr8", &listed(0xa8)), Ok(()));
-    for (register, found) in [("pcr8", listed(0xa8)), ("pcr9", "0".to_owned())] {
+    for (register, found) in [
+        ("pcr8", format!("pcr8 = {}", listed(0xa8))),
+        ("pcr9", "no pcr9".to_owned()),
+    ] {
         let other = listed(0xa9);
         assert_eq!(
             judge(register, &other).unwrap_err().to_string(),
-            format!(
-                "the evidence has {register} = {found} for nitro.pcrs, the policy accepts {other}"
-            )
+            format!("the evidence has {found} for nitro.pcrs, the policy accepts {other}")
         );
     }
     for name in ["8", "pcr32", "pcr08", "pcr+8", "PCR8"] {
@@ -362,4 +365,95 @@ fn a_register_that_a_section_names_is_required_of_a_nitro_enclave() {
             format!("line 3: {name:?} is no register: expected pcr0 to pcr31")
         );
     }
+}
+
+fn tpm_claims(platform: fn(Box<TpmPlatform>) -> Platform, tee: TeeKind) -> Claims {
+    let found = TpmPlatform {
+        attestation_key: [0xab; 32].into(),
+        certified_by: Some([0x70; 32].into()),
+        pcrs: [4, 17, 18]
+            .map(|number| (Register::new(number).unwrap(), [number as u8; 32].into()))
+            .into(),
+        firmware_version: 1,
+        resets: 2,
+        restarts: 3,
+        event_log_entries: None,
+    };
+    Claims {
+        tee,
+        measurement: Measurement::from([0xee; 32]),
+        platform: platform(Box::new(found)),
+        ..claims()
+    }
+}
+
+#[test]
+fn a_key_of_a_tpm_is_accepted_if_it_or_its_root_is_listed() {
+    let (key, root, other) = ("ab".repeat(32), "70".repeat(32), "11".repeat(32));
+    for (claims, section) in [
+        (tpm_claims(Platform::Tpm, TeeKind::Tpm), "tpm"),
+        (tpm_claims(Platform::Txt, TeeKind::Txt), "txt"),
+    ] {
+        let registers = [17, 18]
+            .map(|number: u8| format!("pcr{number} = [\"{}\"]", hex::encode([number; 32])))
+            .join(", ");
+        let judge = |listed: &str| {
+            policy(
+                &format!(
+                    "tee = [\"{section}\"]\n{section} = {{ {listed}pcrs = {{ {registers} }} }}"
+                ),
+                "",
+            )
+            .judge_claims(&claims)
+        };
+        assert_eq!(judge(&format!("attestation-keys = [\"{key}\"], ")), Ok(()));
+        assert_eq!(judge(&format!("roots = [\"{root}\"], ")), Ok(()));
+        for none in [
+            String::new(),
+            format!("attestation-keys = [\"{root}\"], roots = [\"{key}\"], "),
+            format!("attestation-keys = [\"{other}\"], roots = [\"{other}\"], "),
+        ] {
+            let refused = judge(&none).unwrap_err().to_string();
+            let said = format!(
+                "the evidence has {key}, certified by {root}, for {section}.attestation-keys"
+            );
+            assert!(refused.starts_with(&said), "{refused}");
+        }
+    }
+}
+
+#[test]
+fn registers_stand_for_the_measurement_only_where_they_tell_what_was_started() {
+    let listed = |number: u8| format!("pcrs.pcr{number} = [\"{}\"]", hex::encode([number; 32]));
+    let judge = |claims: &Claims, section: &str, registers: &[u8]| {
+        let lines: Vec<String> = registers.iter().map(|number| listed(*number)).collect();
+        let fields = [
+            vec![format!("attestation-keys = [\"{}\"]", "ab".repeat(32))],
+            lines,
+        ]
+        .concat()
+        .join(", ");
+        let section = format!("tee = [\"{section}\"]\n{section} = {{ {fields} }}");
+        policy(&section, "").judge_claims(claims)
+    };
+    let refused = Err(Refusal::Measurement {
+        found: Measurement::from([0xee; 32]),
+    });
+    let tpm = tpm_claims(Platform::Tpm, TeeKind::Tpm);
+    assert_eq!(judge(&tpm, "tpm", &[4]), Ok(()));
+    assert_eq!(judge(&tpm, "tpm", &[]), refused);
+    let txt = tpm_claims(Platform::Txt, TeeKind::Txt);
+    assert_eq!(judge(&txt, "txt", &[17, 18]), Ok(()));
+    for registers in [&[][..], &[17], &[18], &[4]] {
+        assert_eq!(judge(&txt, "txt", registers), refused);
+    }
+    // A register that was not quoted holds nothing that could be listed.
+    let absent = judge(&tpm, "tpm", &[5]).unwrap_err().to_string();
+    assert_eq!(
+        absent,
+        format!(
+            "the evidence has no pcr5 for tpm.pcrs, the policy accepts {}",
+            hex::encode([5; 32])
+        )
+    );
 }

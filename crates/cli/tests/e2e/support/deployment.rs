@@ -122,7 +122,8 @@ impl Owner {
         .ends()
     }
 
-    /// The command of a server; it runs in this owner's folder.
+    /// The command of a server; it runs in this owner's folder, in the simulated TEE if
+    /// nothing else is said.
     pub(crate) fn serve_command(
         &self,
         binary: &Path,
@@ -137,11 +138,12 @@ impl Owner {
             container,
             "--broker",
             &self.broker.url(),
-            "--tee",
-            "simulated",
             "--listen",
             &address.to_string(),
         ]);
+        if !more.contains(&"--tee") {
+            command.args(["--tee", "simulated"]);
+        }
         command.args(more);
         command
     }

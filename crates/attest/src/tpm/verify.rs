@@ -1,0 +1,209 @@
+//! Verifying a quote of a TPM, whose key it is, and the log of the boot that came along.
+
+use rustls_pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use x509_cert::der::Encode;
+
+use super::{AttestationKey, Quote, RootFingerprint, Signature, TpmDigest, TpmPlatform};
+use crate::binding::BindingForm;
+use crate::certificate::{self, Chain};
+use crate::event_log::{Algorithm, EventLog};
+use crate::verifier::Genuine;
+use crate::{
+    Claims, Collateral, Measurement, Platform, Protection, Register, TeeKind, Trust, UnixTime,
+    VerifyError, canonical,
+};
+
+/// What errors call the signing key.
+const KEY: &str = "the attestation key";
+
+/// The most certificates that come along: the key's own, some intermediates, a root.
+const MAX_CERTIFICATES: usize = 16;
+
+/// The last register that nothing changes after the firmware handed over, so that the
+/// firmware's log has to lead to it.
+const LAST_OF_THE_BOOT: u32 = 9;
+
+/// Evidence's body: that of the KBS protocol, and two fields of our own.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Body {
+    pub(super) ak_public: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) ak_certificates: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) event_log: Option<String>,
+    pub(super) tpm_quote: QuoteBody,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QuoteBody {
+    pub(super) message: String,
+    pub(super) pcrs: Vec<TpmDigest>,
+    pub(super) signature: String,
+}
+
+/// A quote that holds, and whose word it is.
+pub(crate) struct Verified {
+    pub(crate) platform: TpmPlatform,
+    pub(crate) pcr_digest: TpmDigest,
+    pub(crate) qualifying_data: Vec<u8>,
+    pub(crate) collateral_until: Option<UnixTime>,
+}
+
+pub(crate) fn verify(
+    body: &Value,
+    collateral: &Collateral,
+    at: UnixTime,
+) -> Result<Genuine, VerifyError> {
+    let verified = verify_quote(body, collateral, at)?;
+    let measurement = Measurement::from(*verified.pcr_digest.as_bytes());
+    Ok(verified.into_genuine(TeeKind::Tpm, measurement, Platform::Tpm, at))
+}
+
+/// Verifies evidence of any kind that is a TPM's quote.
+pub(crate) fn verify_quote(
+    body: &Value,
+    collateral: &Collateral,
+    at: UnixTime,
+) -> Result<Verified, VerifyError> {
+    let body: Body = canonical::understood(body)?;
+    let public = canonical::from_base64("ak_public", &body.ak_public)?;
+    let message = canonical::from_base64("message", &body.tpm_quote.message)?;
+    let signature = canonical::from_base64("signature", &body.tpm_quote.signature)?;
+    let quote = Quote::verify(
+        &message,
+        &Signature::from_tpm(&signature)?,
+        &AttestationKey::from_public_key_info(&public)?,
+        &body.tpm_quote.pcrs,
+    )?;
+    let certified = certify(&public, &body.ak_certificates, collateral, at)?;
+    let log = body.event_log.as_deref();
+    let event_log_entries = log.map(|log| check_event_log(log, &quote)).transpose()?;
+    let (certified_by, collateral_until) = certified.unzip();
+    Ok(Verified {
+        platform: TpmPlatform {
+            attestation_key: fingerprint(&public).into(),
+            certified_by,
+            pcrs: quote.pcrs,
+            firmware_version: quote.firmware_version,
+            resets: quote.resets,
+            restarts: quote.restarts,
+            event_log_entries,
+        },
+        pcr_digest: quote.pcr_digest,
+        qualifying_data: quote.qualifying_data,
+        collateral_until: collateral_until.flatten(),
+    })
+}
+
+impl Verified {
+    pub(crate) fn into_genuine(
+        self,
+        tee: TeeKind,
+        measurement: Measurement,
+        platform: fn(Box<TpmPlatform>) -> Platform,
+        at: UnixTime,
+    ) -> Genuine {
+        Genuine {
+            carried: self.qualifying_data,
+            form: BindingForm::TpmQuote,
+            claims: Claims {
+                tee,
+                trust: Trust::ListedKey,
+                protection: Protection::MeasuredBootOnly,
+                measurement,
+                configuration: None,
+                debug: false,
+                platform: platform(Box::new(self.platform)),
+                verified_at: at,
+                collateral_until: self.collateral_until,
+            },
+        }
+    }
+}
+
+/// Which root certifies a key: by certificates that came along, else by the verifier's
+/// own. None if there is no certificate of that key; one that does not hold is refused.
+fn certify(
+    public: &[u8],
+    sent: &[String],
+    collateral: &Collateral,
+    at: UnixTime,
+) -> Result<Option<(RootFingerprint, Option<UnixTime>)>, VerifyError> {
+    if sent.len() > MAX_CERTIFICATES {
+        return Err(VerifyError::Malformed {
+            reason: format!("{} certificates of the attestation key", sent.len()),
+        });
+    }
+    let sent = sent.iter().map(|text| {
+        let der = canonical::from_base64("ak_certificates", text)?;
+        Ok(CertificateDer::from(der))
+    });
+    let sent: Vec<_> = sent.collect::<Result<_, VerifyError>>()?;
+    let all: Vec<_> = sent.iter().chain(collateral.certificates()).collect();
+    let mut leaf = None;
+    let mut roots = Vec::new();
+    for certificate in &all {
+        let parsed = certificate::parse(KEY, certificate)?;
+        let parsed = parsed.tbs_certificate();
+        let key = parsed.subject_public_key_info().to_der();
+        if leaf.is_none() && key.is_ok_and(|key| key == public) {
+            leaf = Some(*certificate);
+        }
+        // Which of them are believed is the policy's to say.
+        if parsed.subject() == parsed.issuer()
+            && let Some(root) = certificate::root(certificate)
+        {
+            roots.push((*certificate, root));
+        }
+    }
+    let Some(leaf) = leaf else {
+        if sent.is_empty() {
+            return Ok(None);
+        }
+        return Err(VerifyError::EndorsementMismatch {
+            what: "another key",
+        });
+    };
+    let (certificates, roots): (Vec<&CertificateDer<'_>>, Vec<_>) = roots.into_iter().unzip();
+    let intermediates: Vec<_> = all.iter().map(|one| (*one).clone()).collect();
+    let verified = Chain {
+        what: KEY,
+        leaf,
+        intermediates: &intermediates,
+        roots: &roots,
+        revocation_lists: collateral.revocation_lists(),
+    }
+    .verify(at)?;
+    let root = fingerprint(certificates[verified.root]);
+    Ok(Some((root.into(), verified.lists_until)))
+}
+
+/// Replays the log: each register up to 9 that it has entries of must be the quote's. The
+/// others go on being extended by whoever was started.
+fn check_event_log(log: &str, quote: &Quote) -> Result<usize, VerifyError> {
+    let log = EventLog::parse(&canonical::from_base64("event_log", log)?)?;
+    let replayed = log
+        .replay(Algorithm::Sha256)
+        .ok_or_else(|| VerifyError::Malformed {
+            reason: "the event log has entries without a SHA-256 digest".to_owned(),
+        })?;
+    for (number, value) in replayed.range(..=LAST_OF_THE_BOOT) {
+        let register = Register::new(u64::from(*number));
+        let quoted = register.and_then(|register| quote.pcrs.get(&register));
+        if quoted.is_none_or(|quoted| quoted.as_bytes()[..] != value[..]) {
+            return Err(VerifyError::EventLog {
+                register: format!("register {number}"),
+            });
+        }
+    }
+    Ok(log.events.len())
+}
+
+fn fingerprint(der: &[u8]) -> [u8; 32] {
+    Sha256::digest(der).into()
+}

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use crate::machine::Machine;
 use crate::{
-    Binding, ConfigurationDigest, Evidence, TeeChoice, TeeKind, VerifyError, nitro, presence, sgx,
-    snp, tdx, tpm, txt,
+    Binding, ConfigurationDigest, Evidence, TeeChoice, TeeKind, VerifyError, azure, nitro,
+    presence, sgx, snp, tdx, tpm, txt,
 };
 
 /// The TEE that this process runs in.
@@ -123,6 +123,8 @@ impl Attester {
             TeeKind::Tdx => (tdx::check_present, tdx::collect),
             TeeKind::Sgx => (sgx::check_present, sgx::collect),
             TeeKind::Nitro => (nitro::check_present, nitro::collect),
+            TeeKind::AzSnpVtpm => (azure::check_present_snp, azure::collect_snp),
+            TeeKind::AzTdxVtpm => (azure::check_present_tdx, azure::collect_tdx),
             TeeKind::Tpm => (tpm::check_present, tpm::collect),
             TeeKind::Txt => (txt::check_present, txt::collect),
             tee => return Err(CollectError::NotSupportedYet { tee }),

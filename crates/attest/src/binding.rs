@@ -73,7 +73,8 @@ impl Binding {
         match form {
             BindingForm::Whole => self.0.to_vec(),
             BindingForm::TpmQuote if from_broker => report_data[..32].to_vec(),
-            BindingForm::TpmQuote => Sha256::digest(self.0).to_vec(),
+            BindingForm::AzureQuote if from_broker => report_data.to_vec(),
+            BindingForm::TpmQuote | BindingForm::AzureQuote => Sha256::digest(self.0).to_vec(),
         }
     }
 }
@@ -90,6 +91,9 @@ pub(crate) enum BindingForm {
     /// A TPM's qualifying data, of which every TPM takes 32 bytes: SHA-256 of the
     /// binding; on the broker's leg the first 32 bytes of its SHA-384.
     TpmQuote,
+    /// The qualifying data of Azure's TPM: SHA-256 of the binding; on the broker's leg
+    /// its SHA-384 as it is.
+    AzureQuote,
 }
 
 /// Seconds since 1970-01-01 00:00 UTC, by the verifier's clock.
@@ -215,6 +219,11 @@ mod tests {
                 BindingForm::TpmQuote,
                 Sha256::digest([0x5a; 64]).to_vec(),
                 vec![0xa5; 32],
+            ),
+            (
+                BindingForm::AzureQuote,
+                Sha256::digest([0x5a; 64]).to_vec(),
+                vec![0xa5; 48],
             ),
         ] {
             assert_eq!(user.in_form(form), of_user);

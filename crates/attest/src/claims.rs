@@ -7,6 +7,7 @@ use std::fmt::{Debug, Display, Formatter};
 
 use occlude_keys::{hexadecimal, hexadecimal_bytes};
 
+use crate::azure::AzurePlatform;
 use crate::nitro::NitroPlatform;
 use crate::sgx::SgxPlatform;
 use crate::snp::SnpPlatform;
@@ -189,6 +190,8 @@ pub enum Platform {
     Sgx(Box<SgxPlatform>),
     /// AWS's hypervisor.
     Nitro(Box<NitroPlatform>),
+    /// A machine of Azure's: a processor, and a paravisor with a TPM.
+    Azure(Box<AzurePlatform>),
     /// A TPM, of a measured boot.
     Tpm(Box<TpmPlatform>),
     /// A TPM, of a launch with Intel TXT.

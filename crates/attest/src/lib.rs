@@ -25,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 mod attester;
+pub mod azure;
 mod binding;
 mod canonical;
 mod certificate;

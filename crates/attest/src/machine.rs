@@ -4,12 +4,16 @@ use std::path::{Path, PathBuf};
 
 use crate::tpm;
 
+/// Azure's metadata service: on every machine, and reachable from it alone.
+const METADATA_SERVICE: &str = "http://169.254.169.254";
+
 /// The machine that this process runs on. Every path below is looked up in its root, so
 /// that a test can show a made-up machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
     root: PathBuf,
     tpm: Option<PathBuf>,
+    metadata_service: Option<String>,
 }
 
 impl Default for Machine {
@@ -26,6 +30,7 @@ impl Machine {
         Self {
             root: root.into(),
             tpm: None,
+            metadata_service: None,
         }
     }
 
@@ -36,6 +41,20 @@ impl Machine {
             tpm: Some(tpm.into()),
             ..self
         }
+    }
+
+    /// The same machine with another metadata service, by its URL.
+    #[must_use]
+    pub fn with_metadata_service(self, url: impl Into<String>) -> Self {
+        Self {
+            metadata_service: Some(url.into()),
+            ..self
+        }
+    }
+
+    /// Where the cloud tells a machine of itself, by its URL.
+    pub(crate) fn metadata_service(&self) -> &str {
+        self.metadata_service.as_deref().unwrap_or(METADATA_SERVICE)
     }
 
     /// Where its TPM is.

@@ -6,7 +6,7 @@
 use std::fs::OpenOptions;
 
 use crate::machine::Machine;
-use crate::{TeeKind, tsm};
+use crate::{CollectError, TeeKind, azure, tsm};
 
 /// One technology on one machine.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -53,9 +53,16 @@ impl std::fmt::Display for Collection {
 }
 
 /// What `auto` chooses from, the most trustworthy first: machines that hide memory from
-/// the host and whose hardware vouches for itself before one whose vendor is also the
-/// host. Never a TEE that only measures, and never the simulated one.
-const AUTOMATIC: [TeeKind; 4] = [TeeKind::Tdx, TeeKind::Snp, TeeKind::Sgx, TeeKind::Nitro];
+/// the host and whose hardware vouches for itself before those with software of the
+/// cloud's beside the guest, and these before one whose vendor is also the host. Never a TEE that only measures, and never the simulated one.
+const AUTOMATIC: [TeeKind; 6] = [
+    TeeKind::Tdx,
+    TeeKind::Snp,
+    TeeKind::Sgx,
+    TeeKind::AzTdxVtpm,
+    TeeKind::AzSnpVtpm,
+    TeeKind::Nitro,
+];
 
 /// Every technology, in the order of [`TeeKind::ALL`].
 #[must_use]
@@ -131,10 +138,14 @@ fn presence(machine: &Machine, tee: TeeKind, provider: Option<&str>) -> Presence
             }
             (tpm, Collection::RunWithSimulatedLaunch)
         }
-        TeeKind::AzSnpVtpm | TeeKind::AzTdxVtpm => {
-            usable(machine, "/dev/tpmrm0", &mut because);
-            (false, Collection::NotInThisVersion)
-        }
+        TeeKind::AzSnpVtpm => (
+            found(&azure::check_present_snp(machine), &mut because),
+            Collection::RunWithTpmInSoftware,
+        ),
+        TeeKind::AzTdxVtpm => (
+            found(&azure::check_present_tdx(machine), &mut because),
+            Collection::RunWithTpmInSoftware,
+        ),
         TeeKind::Se => {
             usable(machine, "/dev/uv", &mut because);
             (false, Collection::NotInThisVersion)
@@ -158,6 +169,16 @@ fn told_by(provider: Option<&str>, expected: &str, because: &mut Vec<String>) ->
         None => format!("{} gives no reports", tsm::FOLDER),
     });
     found
+}
+
+/// Whether a machine's TPM is a paravisor's.
+fn found(present: &Result<(), CollectError>, because: &mut Vec<String>) -> bool {
+    because.push(match present {
+        Ok(()) => "the TPM has a paravisor's report".to_owned(),
+        Err(CollectError::NotPresent { missing, .. }) => missing.clone(),
+        Err(error) => error.to_string(),
+    });
+    present.is_ok()
 }
 
 /// Whether a device is there and may be opened.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::binding::BindingForm;
 use crate::{
-    Binding, Claims, Collateral, CollateralError, Evidence, TeeKind, UnixTime, VerifyError, nitro,
-    sgx, snp, tdx, tpm, txt,
+    Binding, Claims, Collateral, CollateralError, Evidence, TeeKind, UnixTime, VerifyError, azure,
+    nitro, sgx, snp, tdx, tpm, txt,
 };
 
 /// What a verifier brings besides its clock. It is offline: whatever a vendor has to
@@ -61,6 +61,8 @@ impl Verifier {
             TeeKind::Tdx => tdx::verify(evidence.body(), &self.collateral, at),
             TeeKind::Sgx => sgx::verify(evidence.body(), &self.collateral, at),
             TeeKind::Nitro => nitro::verify(evidence.body(), at),
+            TeeKind::AzSnpVtpm => azure::verify_snp(evidence.body(), &self.collateral, at),
+            TeeKind::AzTdxVtpm => azure::verify_tdx(evidence.body(), &self.collateral, at),
             TeeKind::Tpm => tpm::verify(evidence.body(), &self.collateral, at),
             TeeKind::Txt => txt::verify(evidence.body(), &self.collateral, at),
             tee => Err(VerifyError::NotSupportedYet { tee }),

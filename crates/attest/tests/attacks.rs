@@ -16,9 +16,7 @@ use sha2::{Digest, Sha256};
 const NOW: UnixTime = UnixTime(1_800_000_000);
 
 /// Kinds that a policy may name, and that this version neither collects nor verifies.
-const NOT_YET: [TeeKind; 6] = [
-    TeeKind::AzSnpVtpm,
-    TeeKind::AzTdxVtpm,
+const NOT_YET: [TeeKind; 4] = [
     TeeKind::Cca,
     TeeKind::TrustZone,
     TeeKind::Se,

@@ -5,7 +5,9 @@
 //! is taken for a model key; whether it opens the container is for the container's
 //! key commitment to say.
 
-use kbs_types::{Attestation, Challenge, CompositeEvidence, Request, RuntimeData};
+use std::sync::Arc;
+
+use kbs_types::{Attestation, Challenge, CompositeEvidence, Request, RuntimeData, TeePubKey};
 use occlude_attest::{Attester, CollectError};
 use occlude_keys::{HeaderDigest, ModelKey, OwnerFingerprint};
 use serde_json::json;
@@ -123,7 +125,7 @@ impl BrokerClient {
     /// broker.
     pub async fn fetch_model_key(
         &self,
-        attester: &Attester,
+        attester: &Arc<Attester>,
         owner: &OwnerFingerprint,
         digest: &HeaderDigest,
     ) -> Result<ModelKey, FetchError> {
@@ -146,7 +148,13 @@ impl BrokerClient {
         }
 
         let key = TeeKey::generate(Curve::P256);
-        let attestation = attestation(attester, &key, challenge)?;
+        // A TEE may take its time, and no other task may wait for that.
+        let (attester, public) = (Arc::clone(attester), key.public());
+        let collected =
+            tokio::task::spawn_blocking(move || attestation(&attester, public, challenge)).await;
+        // The runtime cancels blocking work only while it shuts down.
+        let attestation =
+            collected.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
         let answer = self
             .transport
             .post(
@@ -205,13 +213,13 @@ fn request(attester: &Attester) -> (&'static str, Vec<u8>) {
 
 fn attestation(
     attester: &Attester,
-    key: &TeeKey,
+    tee_pubkey: TeePubKey,
     challenge: Challenge,
 ) -> Result<Vec<u8>, FetchError> {
     let hash = ReportHash::selected(&challenge.extra_params)?;
     let runtime_data = RuntimeData {
         nonce: challenge.nonce,
-        tee_pubkey: key.public(),
+        tee_pubkey,
     };
     let additional_evidence = String::new();
     let binding = report_data::primary(hash, &runtime_data, &additional_evidence);

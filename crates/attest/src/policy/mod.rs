@@ -21,7 +21,9 @@ use std::path::Path;
 use occlude_keys::{HeaderDigest, ModelId, ModelVersion, OwnerPublic};
 use serde::{Deserialize, Serialize};
 
-use platform::{NitroPolicy, SgxPolicy, SimulatedPolicy, SnpPolicy, TdxPolicy, TpmPolicy};
+use platform::{
+    AzurePolicy, NitroPolicy, SgxPolicy, SimulatedPolicy, SnpPolicy, TdxPolicy, TpmPolicy,
+};
 pub use refusal::Refusal;
 pub use signed::{PolicyFile, PolicyFileError, SignPolicyError, sign_policy};
 
@@ -75,6 +77,10 @@ struct EvidencePolicy {
     #[serde(skip_serializing_if = "platform::is_default")]
     nitro: NitroPolicy,
     #[serde(skip_serializing_if = "platform::is_default")]
+    az_snp_vtpm: AzurePolicy,
+    #[serde(skip_serializing_if = "platform::is_default")]
+    az_tdx_vtpm: AzurePolicy,
+    #[serde(skip_serializing_if = "platform::is_default")]
     tpm: TpmPolicy,
     #[serde(skip_serializing_if = "platform::is_default")]
     txt: TpmPolicy,
@@ -94,6 +100,8 @@ impl Default for EvidencePolicy {
             tdx: TdxPolicy::default(),
             sgx: SgxPolicy::default(),
             nitro: NitroPolicy::default(),
+            az_snp_vtpm: AzurePolicy::default(),
+            az_tdx_vtpm: AzurePolicy::default(),
             tpm: TpmPolicy::default(),
             txt: TpmPolicy::default(),
         }

@@ -20,7 +20,7 @@ use occlude_keys::hexadecimal_bytes;
 
 pub(crate) use collect::{check_present, collect};
 pub use collect::{evidence_of_report, evidence_of_report_and_table};
-pub(crate) use verify::verify;
+pub(crate) use verify::{verify, verify_bytes};
 
 hexadecimal_bytes! {
     /// What a chip calls itself; of Turin's, the last 56 bytes are zero.

@@ -13,7 +13,7 @@ use p384::ecdsa::{Signature, VerifyingKey};
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 use serde_json::Value;
 use sev::certs::snp::builtin;
-use sev::firmware::host::{CertType, TcbVersion};
+use sev::firmware::host::{CertTableEntry, CertType, TcbVersion};
 use x509_cert::der::Decode;
 use x509_cert::der::asn1::{ObjectIdentifier, OctetString, UintRef};
 
@@ -75,7 +75,29 @@ pub(crate) fn verify(
 ) -> Result<Genuine, VerifyError> {
     let body: Body = canonical::understood(body)?;
     let report = Report::from_fields(&body.attestation_report)?;
-    let (platform, key, collateral_until) = endorse(&report, &body, collateral, at)?;
+    let table = body.cert_chain.as_deref().unwrap_or_default();
+    verify_report(&report, table, collateral, at)
+}
+
+/// Verifies a report's bytes, with the certificate of the chip's key if it came along.
+pub(crate) fn verify_bytes(
+    report: &[u8],
+    vcek: Option<Vec<u8>>,
+    collateral: &Collateral,
+    at: UnixTime,
+) -> Result<Genuine, VerifyError> {
+    let report = Report::parse(report)?;
+    let vcek = vcek.map(|der| CertTableEntry::new(CertType::VCEK, der));
+    verify_report(&report, vcek.as_slice(), collateral, at)
+}
+
+fn verify_report(
+    report: &Report,
+    table: &[CertTableEntry],
+    collateral: &Collateral,
+    at: UnixTime,
+) -> Result<Genuine, VerifyError> {
+    let (platform, key, collateral_until) = endorse(report, table, collateral, at)?;
     let signature = Signature::from_slice(&report.signature()).map_err(|_| BAD_SIGNATURE)?;
     key.verify(report.signed(), &signature)
         .map_err(|_| BAD_SIGNATURE)?;
@@ -107,7 +129,7 @@ const BAD_SIGNATURE: VerifyError = VerifyError::BadSignature {
 /// does; what the report says of its platform is told along.
 fn endorse(
     report: &Report,
-    body: &Body,
+    table: &[CertTableEntry],
     collateral: &Collateral,
     at: UnixTime,
 ) -> Result<(SnpPlatform, VerifyingKey, Option<UnixTime>), VerifyError> {
@@ -125,7 +147,6 @@ fn endorse(
             });
         }
     };
-    let table = body.cert_chain.as_deref().unwrap_or_default();
     let mut intermediates = PINNED.intermediates.clone();
     let mut candidates = Vec::new();
     for entry in table {

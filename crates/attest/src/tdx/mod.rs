@@ -13,7 +13,7 @@ use occlude_keys::hexadecimal_bytes;
 
 pub use collect::evidence_of_quote;
 pub(crate) use collect::{check_present, collect};
-pub(crate) use verify::verify;
+pub(crate) use verify::{verify, verify_quote};
 
 use crate::intel::IntelPlatform;
 

@@ -37,8 +37,22 @@ pub(crate) fn verify(
     at: UnixTime,
 ) -> Result<Genuine, VerifyError> {
     let body: Body = canonical::understood(body)?;
-    let bytes = canonical::from_base64("quote", &body.quote)?;
-    let quote = intel::verify(&bytes, body.collateral.as_ref(), collateral, at)?;
+    let quote = canonical::from_base64("quote", &body.quote)?;
+    let event_log = body.cc_eventlog.as_deref().filter(|log| !log.is_empty());
+    let travelled = body.collateral.as_ref();
+    verify_quote(&quote, event_log, travelled, collateral, at)
+}
+
+/// Verifies a quote's bytes, with the event log (base64) and Intel's collateral if they
+/// came along.
+pub(crate) fn verify_quote(
+    quote: &[u8],
+    event_log: Option<&str>,
+    travelled: Option<&QuoteCollateralV3>,
+    collateral: &Collateral,
+    at: UnixTime,
+) -> Result<Genuine, VerifyError> {
+    let quote = intel::verify(quote, travelled, collateral, at)?;
     let report = match &quote.claims.report {
         Report::TD10(report) => report,
         Report::TD15(report) => &report.base,
@@ -49,10 +63,7 @@ pub(crate) fn verify(
             });
         }
     };
-    let event_log_entries = body
-        .cc_eventlog
-        .as_deref()
-        .filter(|log| !log.is_empty())
+    let event_log_entries = event_log
         .map(|log| check_event_log(log, report))
         .transpose()?;
     Ok(Genuine {

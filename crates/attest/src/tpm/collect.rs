@@ -13,8 +13,8 @@ use tpm2_protocol::basic::{TpmBuffer, TpmHandle, TpmList};
 use tpm2_protocol::data::{
     Tpm2bPublic, Tpm2bSensitiveCreate, TpmAlgId, TpmEccCurve, TpmaObject, TpmlPcrSelection,
     TpmsEccParms, TpmsEccPoint, TpmsPcrSelect, TpmsPcrSelection, TpmsSchemeHash,
-    TpmsSensitiveCreate, TpmtEccScheme, TpmtKdfScheme, TpmtPublic, TpmtSigScheme, TpmtSymDefObject,
-    TpmuAsymScheme, TpmuPublicId, TpmuPublicParms,
+    TpmsSensitiveCreate, TpmtEccScheme, TpmtKdfScheme, TpmtPublic, TpmtSigScheme, TpmtSignature,
+    TpmtSymDefObject, TpmuAsymScheme, TpmuPublicId, TpmuPublicParms,
 };
 use tpm2_protocol::frame::{
     TpmCreatePrimaryCommand, TpmCreatePrimaryResponse, TpmFlushContextCommand,
@@ -84,11 +84,16 @@ pub(crate) fn collect_of_kind(
         &binding.in_form(BindingForm::TpmQuote),
     );
     key.forget(&mut device)?;
+    let quoted = quoted?;
     let body = Body {
         ak_public: STANDARD.encode(&key.public),
         ak_certificates: Vec::new(),
         event_log: event_log(machine).map(|log| STANDARD.encode(log)),
-        tpm_quote: quoted?.into_body(),
+        tpm_quote: QuoteBody {
+            message: STANDARD.encode(quoted.message),
+            pcrs: quoted.pcrs,
+            signature: STANDARD.encode(bytes_of(&device, &quoted.signature)?),
+        },
     };
     let body = serde_json::to_value(body).expect("a quote has a JSON form");
     Ok(Evidence::new(tee, body))
@@ -169,19 +174,8 @@ fn template() -> TpmtPublic {
 /// A quote, not verified.
 pub(crate) struct Quoted {
     pub(crate) message: Vec<u8>,
-    /// As the TPM gives it, `TPMT_SIGNATURE`.
-    pub(crate) signature: Vec<u8>,
+    pub(crate) signature: TpmtSignature,
     pub(crate) pcrs: Vec<TpmDigest>,
-}
-
-impl Quoted {
-    fn into_body(self) -> QuoteBody {
-        QuoteBody {
-            message: STANDARD.encode(self.message),
-            pcrs: self.pcrs,
-            signature: STANDARD.encode(self.signature),
-        }
-    }
 }
 
 /// Quotes all registers, under a key that is in the TPM. They are read before and after,
@@ -206,7 +200,7 @@ pub(crate) fn quote(
         if after == pcrs {
             return Ok(Quoted {
                 message: bytes_of(device, &*quoted.quoted)?,
-                signature: bytes_of(device, &quoted.signature)?,
+                signature: quoted.signature,
                 pcrs,
             });
         }

@@ -26,6 +26,14 @@ const HEAD_BYTES: usize = 10;
 /// How long a TPM in software may think; the kernel limits hardware itself.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Codes by which a TPM asks for the same command once more: `TPM_RC_YIELDED`,
+/// `TPM_RC_TESTING`, `TPM_RC_RETRY` ("TPM 2.0 Library", part 2, section 6.6.3).
+const LATER: [[u8; 4]; 3] = [[0, 0, 9, 0x08], [0, 0, 9, 0x0a], [0, 0, 9, 0x22]];
+
+/// How often that is done, and how long is waited before.
+const ATTEMPTS: usize = 100;
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// The authorization by a password, `TPM_RS_PW`.
 const PASSWORD: u32 = 0x4000_0009;
 
@@ -83,11 +91,14 @@ impl Device {
         let mut writer = TpmWriter::new(&mut buffer);
         tpm_marshal_command(command, tag, sessions, &mut writer)
             .map_err(|error| self.failed(protocol(&error)))?;
-        let response = match &mut self.stream {
-            Stream::Device(file) => transfer(file, writer.as_bytes()),
-            Stream::Socket(socket) => transfer(socket, writer.as_bytes()),
-        };
-        let response = response.map_err(|error| self.failed(error))?;
+        let mut response = self.transfer(writer.as_bytes())?;
+        for _ in 0..ATTEMPTS {
+            if !LATER.iter().any(|code| response[6..].starts_with(code)) {
+                break;
+            }
+            std::thread::sleep(PAUSE);
+            response = self.transfer(writer.as_bytes())?;
+        }
         let response =
             TpmResponse::cast(&response).map_err(|error| self.failed(protocol(&error)))?;
         match response.rc() {
@@ -103,6 +114,14 @@ impl Device {
         response
             .unmarshal()
             .map_err(|error| self.failed(protocol(&error)))
+    }
+
+    fn transfer(&mut self, command: &[u8]) -> Result<Vec<u8>, CollectError> {
+        let response = match &mut self.stream {
+            Stream::Device(file) => transfer(file, command),
+            Stream::Socket(socket) => transfer(socket, command),
+        };
+        response.map_err(|error| self.failed(error))
     }
 
     /// Why something of this TPM cannot be used.

@@ -13,13 +13,16 @@
 mod collect;
 pub(crate) mod device;
 mod quote;
+mod storage;
 mod verify;
 
 use std::collections::BTreeMap;
 
 use occlude_keys::hexadecimal_bytes;
 
-pub(crate) use collect::{check_present, check_present_of, collect, collect_of_kind};
+pub(crate) use collect::{
+    Quoted, check_present, check_present_of, collect, collect_of_kind, quote,
+};
 pub(crate) use quote::{AttestationKey, Quote, Signature};
 pub(crate) use verify::{verify, verify_quote};
 

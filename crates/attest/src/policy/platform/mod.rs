@@ -3,6 +3,7 @@
 //! A section that is left out says what its defaults say, which docs/policy.md lists;
 //! it does not accept that kind of TEE by itself.
 
+mod azure;
 mod intel;
 mod nitro;
 mod snp;
@@ -15,6 +16,7 @@ use std::fmt::Display;
 
 use serde::{Deserialize, Serialize};
 
+pub(super) use azure::AzurePolicy;
 pub(super) use intel::{SgxPolicy, TdxPolicy};
 pub(super) use nitro::NitroPolicy;
 pub(super) use snp::SnpPolicy;
@@ -22,6 +24,7 @@ pub(super) use tpm::TpmPolicy;
 
 use super::EvidencePolicy;
 use super::refusal::listed;
+use crate::azure::{AzurePlatform, AzureProcessor};
 use crate::{Claims, Platform, Refusal, Register};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,8 +51,22 @@ impl EvidencePolicy {
             Platform::Tdx(found) => self.tdx.judge(found),
             Platform::Sgx(found) => self.sgx.judge(found),
             Platform::Nitro(found) => self.nitro.judge(found),
+            Platform::Azure(found) => {
+                self.azure(found).judge(found)?;
+                match &found.processor {
+                    AzureProcessor::Snp(found) => self.snp.judge(found),
+                    AzureProcessor::Tdx(found) => self.tdx.judge(found),
+                }
+            }
             Platform::Tpm(found) => self.tpm.judge(&tpm::TPM, found),
             Platform::Txt(found) => self.txt.judge(&tpm::TXT, found),
+        }
+    }
+
+    fn azure(&self, found: &AzurePlatform) -> &AzurePolicy {
+        match found.processor {
+            AzureProcessor::Snp(_) => &self.az_snp_vtpm,
+            AzureProcessor::Tdx(_) => &self.az_tdx_vtpm,
         }
     }
 
@@ -58,6 +75,7 @@ impl EvidencePolicy {
     pub(super) fn accepts_measurement(&self, claims: &Claims) -> bool {
         let otherwise = match claims.platform() {
             Platform::Sgx(found) => self.sgx.accepts_signer(found),
+            Platform::Azure(found) => self.azure(found).names_registers(),
             Platform::Tpm(_) => self.tpm.names_registers(&tpm::TPM),
             Platform::Txt(_) => self.txt.names_registers(&tpm::TXT),
             _ => false,
@@ -73,6 +91,16 @@ impl EvidencePolicy {
             Platform::Tdx(seen) => self.tdx = TdxPolicy::pin(seen),
             Platform::Sgx(seen) => self.sgx = SgxPolicy::pin(seen),
             Platform::Nitro(seen) => self.nitro = NitroPolicy::pin(seen),
+            Platform::Azure(seen) => match &seen.processor {
+                AzureProcessor::Snp(processor) => {
+                    self.az_snp_vtpm = AzurePolicy::pin(seen);
+                    self.snp = SnpPolicy::pin(processor);
+                }
+                AzureProcessor::Tdx(processor) => {
+                    self.az_tdx_vtpm = AzurePolicy::pin(seen);
+                    self.tdx = TdxPolicy::pin(processor);
+                }
+            },
             Platform::Tpm(seen) => self.tpm = TpmPolicy::pin(&tpm::TPM, seen),
             Platform::Txt(seen) => self.txt = TpmPolicy::pin(&tpm::TXT, seen),
         }

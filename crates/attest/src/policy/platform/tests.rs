@@ -1,6 +1,7 @@
 //! Each refusal of a section of `[evidence]`, from a platform that differs in one thing.
 
 use crate::Register;
+use crate::azure::{AzurePlatform, AzureProcessor};
 use crate::intel::{IntelPlatform, TcbStatus};
 use crate::nitro::NitroPlatform;
 use crate::policy::judge_tests::{claims, platform, policy};
@@ -455,5 +456,79 @@ fn registers_stand_for_the_measurement_only_where_they_tell_what_was_started() {
             "the evidence has no pcr5 for tpm.pcrs, the policy accepts {}",
             hex::encode([5; 32])
         )
+    );
+}
+
+/// A policy that names the machine's kind, its paravisor and what it started, and more.
+fn judge_azure(tee: TeeKind, processor: AzureProcessor, lines: &str) -> Result<(), Refusal> {
+    let claims = Claims {
+        tee,
+        measurement: Measurement::from([0xee; 32]),
+        platform: Platform::Azure(Box::new(AzurePlatform {
+            paravisor: Measurement::from([0x9a; 48]),
+            pcrs: [(Register::new(4).unwrap(), [4; 32].into())].into(),
+            secure_boot: false,
+            console: true,
+            vm_id: "1".to_owned(),
+            resets: 0,
+            restarts: 0,
+            processor,
+        })),
+        ..claims()
+    };
+    let started = format!(
+        "{tee}.paravisors = [\"{}\"]\n{tee}.pcrs.pcr4 = [\"{}\"]",
+        hex::encode([0x9a; 48]),
+        hex::encode([4; 32])
+    );
+    policy(&format!("{started}\n{lines}"), "").judge_claims(&claims)
+}
+
+#[test]
+fn a_machine_of_azures_is_judged_by_its_own_section_and_by_its_processors() {
+    let refused = |field: &'static str, found: &str, accepted: &str| {
+        Err(Refusal::Platform {
+            field,
+            found: found.to_owned(),
+            accepted: accepted.to_owned(),
+        })
+    };
+    let snp = |lines: &str| {
+        let processor = AzureProcessor::Snp(Box::new(platform()));
+        judge_azure(TeeKind::AzSnpVtpm, processor, lines)
+    };
+    let tdx = |lines: &str| {
+        let processor = AzureProcessor::Tdx(Box::new(guest()));
+        judge_azure(TeeKind::AzTdxVtpm, processor, lines)
+    };
+    let without = "az-snp-vtpm.require-secure-boot = false\n";
+    assert_eq!(
+        snp(""),
+        refused("az-snp-vtpm.require-secure-boot", "false", "true")
+    );
+    assert_eq!(snp(without), Ok(()));
+    assert_eq!(
+        snp(&format!("{without}az-snp-vtpm.allow-console = false")),
+        refused("az-snp-vtpm.allow-console", "true", "false")
+    );
+    assert_eq!(
+        snp(&format!("{without}snp.products = [\"milan\"]")),
+        refused("snp.products", "genoa", "milan")
+    );
+    let without = "az-tdx-vtpm.require-secure-boot = false\n";
+    assert_eq!(
+        tdx(""),
+        refused("az-tdx-vtpm.require-secure-boot", "false", "true")
+    );
+    assert_eq!(tdx(without), Ok(()));
+    assert_eq!(
+        tdx(&format!("{without}tdx.minimum-evaluation-number = 18")),
+        refused("tdx.minimum-evaluation-number", "17", "18 or more")
+    );
+    // Each kind has a section of its own.
+    let other = "az-tdx-vtpm.require-secure-boot = false";
+    assert_eq!(
+        snp(other),
+        refused("az-snp-vtpm.require-secure-boot", "false", "true")
     );
 }

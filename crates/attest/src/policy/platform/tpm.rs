@@ -29,13 +29,16 @@ pub(super) struct Section {
     pinned: &'static [u64],
 }
 
+/// What is pinned of an ordinary boot: the firmware, what it started and whom it trusts, the
+/// boot loader's, systemd's.
+pub(super) const OF_A_BOOT: [u64; 8] = [0, 2, 4, 7, 8, 9, 11, 12];
+
 pub(super) const TPM: Section = Section {
     attestation_keys: "tpm.attestation-keys",
     pcrs: "tpm.pcrs",
     require_event_log: "tpm.require-event-log",
     launch: &[],
-    // The firmware, what it started and was told, the boot loader's, systemd's.
-    pinned: &[0, 2, 4, 7, 8, 9, 11, 12],
+    pinned: &OF_A_BOOT,
 };
 
 pub(super) const TXT: Section = Section {

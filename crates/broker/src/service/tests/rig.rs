@@ -1,5 +1,6 @@
 //! A broker on a loopback port with one owner, one model and its honest server.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kbs_types::{RuntimeData, TeePubKey};
@@ -30,7 +31,7 @@ pub(super) struct Rig {
     pub(super) owner: OwnerKey,
     pub(super) admin: AdminClient,
     client: BrokerClient,
-    attester: Attester,
+    attester: Arc<Attester>,
     http: reqwest::Client,
     _database: TestDatabase,
 }
@@ -81,7 +82,7 @@ impl Rig {
             owner: OwnerKey::generate(),
             admin: AdminClient::new(&url, &options).unwrap(),
             client: BrokerClient::new(&url, &options).unwrap(),
-            attester: attester(),
+            attester: Arc::new(attester()),
             http: reqwest::Client::builder().no_proxy().build().unwrap(),
             url,
             _database: database,

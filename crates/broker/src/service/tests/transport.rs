@@ -102,7 +102,7 @@ async fn fetch(url: &str) -> FetchError {
     BrokerClient::new(url, &options)
         .unwrap()
         .fetch_model_key(
-            &rig::attester(),
+            &Arc::new(rig::attester()),
             &OwnerFingerprint::from([1; 32]),
             &rig::digest(7),
         )

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use crate::machine::Machine;
 use crate::{
-    Binding, ConfigurationDigest, Evidence, TeeChoice, TeeKind, VerifyError, azure, nitro,
-    presence, sgx, snp, tdx, tpm, txt,
+    Binding, ConfigurationDigest, Evidence, TeeChoice, TeeKind, VerifyError, azure, cca, nitro,
+    presence, sgx, snp, tdx, tpm, trustzone, txt,
 };
 
 /// The TEE that this process runs in.
@@ -54,6 +54,9 @@ pub enum CollectError {
         /// What would show it.
         missing: String,
     },
+    /// A technology whose evidence a command of the operator's fetches, and there is none.
+    #[error("no command fetches this evidence: give one with --evidence-command")]
+    NoCommand,
     /// This machine shows no TEE that hides its memory.
     #[error(
         "no TEE that hides memory is present: `occlude tee list` says what is missing of each; the simulated one is never chosen, only named"
@@ -125,6 +128,8 @@ impl Attester {
             TeeKind::Nitro => (nitro::check_present, nitro::collect),
             TeeKind::AzSnpVtpm => (azure::check_present_snp, azure::collect_snp),
             TeeKind::AzTdxVtpm => (azure::check_present_tdx, azure::collect_tdx),
+            TeeKind::Cca => (cca::check_present, cca::collect),
+            TeeKind::TrustZone => (trustzone::check_present, trustzone::collect),
             TeeKind::Tpm => (tpm::check_present, tpm::collect),
             TeeKind::Txt => (txt::check_present, txt::collect),
             tee => return Err(CollectError::NotSupportedYet { tee }),

@@ -8,11 +8,13 @@ use std::fmt::{Debug, Display, Formatter};
 use occlude_keys::{hexadecimal, hexadecimal_bytes};
 
 use crate::azure::AzurePlatform;
+use crate::cca::CcaPlatform;
 use crate::nitro::NitroPlatform;
 use crate::sgx::SgxPlatform;
 use crate::snp::SnpPlatform;
 use crate::tdx::TdxPlatform;
 use crate::tpm::TpmPlatform;
+use crate::trustzone::TrustZonePlatform;
 use crate::{TeeKind, UnixTime};
 
 /// Whose word claims rest on.
@@ -81,6 +83,13 @@ impl Measurement {
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+}
+
+impl Measurement {
+    /// A digest, if it has the length of one.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        matches!(bytes.len(), 32 | 48 | 64).then(|| Self(bytes.to_vec()))
     }
 }
 
@@ -192,6 +201,11 @@ pub enum Platform {
     Nitro(Box<NitroPlatform>),
     /// A machine of Azure's: a processor, and a paravisor with a TPM.
     Azure(Box<AzurePlatform>),
+    /// An Arm processor, of a realm.
+    Cca(Box<CcaPlatform>),
+    /// An Arm platform with a secure world.
+    #[serde(rename = "trustzone")]
+    TrustZone(Box<TrustZonePlatform>),
     /// A TPM, of a measured boot.
     Tpm(Box<TpmPlatform>),
     /// A TPM, of a launch with Intel TXT.

@@ -12,6 +12,7 @@ use rustls_pki_types::CertificateRevocationListDer;
 use rustls_pki_types::pem::PemObject;
 use x509_cert::der::Decode;
 
+use crate::arm::{DeviceKey, device_keys};
 use crate::{UnixTime, certificate};
 
 /// What vendors publish about their hardware. The default has nothing.
@@ -20,6 +21,7 @@ pub struct Collateral {
     certificates: Vec<CertificateDer<'static>>,
     revocation_lists: Vec<Vec<u8>>,
     intel: Vec<QuoteCollateralV3>,
+    device_keys: Vec<DeviceKey>,
 }
 
 /// One thing of a folder of collateral, by its own word: it is verified where it is used.
@@ -30,8 +32,8 @@ pub struct CollateralItem {
     pub kind: CollateralKind,
     /// Whose it is: a subject, an issuer, or a kind of processor.
     pub of: String,
-    /// When it expires or is to be replaced.
-    pub until: UnixTime,
+    /// When it expires or is to be replaced; none if it holds for ever.
+    pub until: Option<UnixTime>,
 }
 
 /// Kinds of collateral.
@@ -45,6 +47,8 @@ pub enum CollateralKind {
     RevocationList,
     /// What Intel publishes for one kind of processor, of SGX or of TDX.
     Intel,
+    /// The key of one device of Arm's architecture, which a policy has to list.
+    DeviceKey,
 }
 
 impl std::fmt::Display for CollateralKind {
@@ -53,6 +57,7 @@ impl std::fmt::Display for CollateralKind {
             Self::Certificate => "certificate",
             Self::RevocationList => "revocation-list",
             Self::Intel => "intel",
+            Self::DeviceKey => "device-key",
         })
     }
 }
@@ -91,7 +96,7 @@ pub enum CollateralError {
     },
     /// A file that holds nothing that is known.
     #[error(
-        "{}: neither certificates nor a revocation list, as PEM or DER, nor Intel's collateral as JSON",
+        "{}: neither certificates nor a revocation list, as PEM or DER, nor Intel's collateral or keys of Arm's devices as JSON",
         path.display()
     )]
     Unknown {
@@ -132,7 +137,7 @@ impl Collateral {
     }
 
     /// Adds what a file holds: certificates or a revocation list, as PEM or DER, or
-    /// Intel's collateral for one kind of processor, as JSON. False if it holds nothing
+    /// Intel's collateral for one kind of processor or keys of Arm's devices, as JSON. False if it holds nothing
     /// that is known.
     #[must_use]
     pub fn add(&mut self, file: &[u8]) -> bool {
@@ -151,12 +156,17 @@ impl Collateral {
             self.revocation_lists.push(file.to_vec());
         } else if let Ok(intel) = serde_json::from_slice(file) {
             self.intel.push(intel);
+        } else if let Some(keys) = device_keys(file) {
+            self.device_keys.extend(keys);
         }
         self.len() > before
     }
 
     fn len(&self) -> usize {
-        self.certificates.len() + self.revocation_lists.len() + self.intel.len()
+        self.certificates.len()
+            + self.revocation_lists.len()
+            + self.intel.len()
+            + self.device_keys.len()
     }
 
     /// What is there and until when it holds, what ends first at the beginning.
@@ -169,14 +179,14 @@ impl Collateral {
             Some(CollateralItem {
                 kind: CollateralKind::Certificate,
                 of: tbs.subject().to_string(),
-                until: UnixTime(until),
+                until: Some(UnixTime(until)),
             })
         });
         let lists = self.revocation_lists.iter().filter_map(|list| {
             Some(CollateralItem {
                 kind: CollateralKind::RevocationList,
                 of: certificate::list_issuer(list)?,
-                until: certificate::list_until(list)?,
+                until: Some(certificate::list_until(list)?),
             })
         });
         let intel = self.intel.iter().filter_map(|intel| {
@@ -184,11 +194,20 @@ impl Collateral {
             Some(CollateralItem {
                 kind: CollateralKind::Intel,
                 of,
-                until,
+                until: Some(until),
             })
         });
-        let mut items: Vec<_> = certificates.chain(lists).chain(intel).collect();
-        items.sort_by(|one, other| (one.until, &one.of).cmp(&(other.until, &other.of)));
+        let keys = self.device_keys.iter().map(|key| CollateralItem {
+            kind: CollateralKind::DeviceKey,
+            of: format!("{} of device {}", key.fingerprint(), key.instance_id),
+            until: None,
+        });
+        let items = certificates.chain(lists).chain(intel).chain(keys);
+        let mut items: Vec<_> = items.collect();
+        items.sort_by(|one, other| {
+            let order = |item: &CollateralItem| (item.until.is_none(), item.until);
+            (order(one), &one.of).cmp(&(order(other), &other.of))
+        });
         items
     }
 
@@ -199,6 +218,11 @@ impl Collateral {
     /// Intel's, for quotes.
     pub(crate) fn intel(&self) -> &[QuoteCollateralV3] {
         &self.intel
+    }
+
+    /// Of Arm's devices.
+    pub(crate) fn device_keys(&self) -> &[DeviceKey] {
+        &self.device_keys
     }
 
     pub(crate) fn revocation_lists(&self) -> &[Vec<u8>] {

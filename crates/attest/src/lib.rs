@@ -24,13 +24,16 @@
 //! evidence**, and a build without the feature refuses it whatever a policy says.
 #![forbid(unsafe_code)]
 
+pub mod arm;
 mod attester;
 pub mod azure;
 mod binding;
 mod canonical;
+pub mod cca;
 mod certificate;
 mod claims;
 mod collateral;
+mod command;
 mod cose;
 mod event_log;
 mod evidence;
@@ -53,6 +56,7 @@ mod support;
 pub mod tdx;
 mod tee;
 pub mod tpm;
+pub mod trustzone;
 mod tsm;
 pub mod txt;
 mod verifier;

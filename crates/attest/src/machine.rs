@@ -14,6 +14,7 @@ pub struct Machine {
     root: PathBuf,
     tpm: Option<PathBuf>,
     metadata_service: Option<String>,
+    evidence_command: Vec<String>,
 }
 
 impl Default for Machine {
@@ -31,6 +32,7 @@ impl Machine {
             root: root.into(),
             tpm: None,
             metadata_service: None,
+            evidence_command: Vec::new(),
         }
     }
 
@@ -50,6 +52,20 @@ impl Machine {
             metadata_service: Some(url.into()),
             ..self
         }
+    }
+
+    /// The same machine with a command that fetches evidence, its arguments included.
+    #[must_use]
+    pub fn with_evidence_command(self, command: Vec<String>) -> Self {
+        Self {
+            evidence_command: command,
+            ..self
+        }
+    }
+
+    /// What fetches evidence where no interface of the kernel's gives it; empty if nothing.
+    pub(crate) fn evidence_command(&self) -> &[String] {
+        &self.evidence_command
     }
 
     /// Where the cloud tells a machine of itself, by its URL.

@@ -6,7 +6,7 @@
 use std::fs::OpenOptions;
 
 use crate::machine::Machine;
-use crate::{CollectError, TeeKind, azure, tsm};
+use crate::{CollectError, TeeKind, azure, cca, tsm};
 
 /// One technology on one machine.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -55,9 +55,10 @@ impl std::fmt::Display for Collection {
 /// What `auto` chooses from, the most trustworthy first: machines that hide memory from
 /// the host and whose hardware vouches for itself before those with software of the
 /// cloud's beside the guest, and these before one whose vendor is also the host. Never a TEE that only measures, and never the simulated one.
-const AUTOMATIC: [TeeKind; 6] = [
+const AUTOMATIC: [TeeKind; 7] = [
     TeeKind::Tdx,
     TeeKind::Snp,
+    TeeKind::Cca,
     TeeKind::Sgx,
     TeeKind::AzTdxVtpm,
     TeeKind::AzSnpVtpm,
@@ -124,8 +125,8 @@ fn presence(machine: &Machine, tee: TeeKind, provider: Option<&str>) -> Presence
             (inside, Collection::NeverRunOnHardware)
         }
         TeeKind::Cca => {
-            told_by(provider, "arm_cca_guest", &mut because);
-            (false, Collection::NotInThisVersion)
+            let by_kernel = told_by(provider, cca::PROVIDER, &mut because);
+            (by_kernel, Collection::NeverRunOnHardware)
         }
         TeeKind::Tpm => (
             usable(machine, "/dev/tpmrm0", &mut because),
@@ -150,7 +151,13 @@ fn presence(machine: &Machine, tee: TeeKind, provider: Option<&str>) -> Presence
             usable(machine, "/dev/uv", &mut because);
             (false, Collection::NotInThisVersion)
         }
-        TeeKind::TrustZone | TeeKind::Nvidia => (false, Collection::NotInThisVersion),
+        TeeKind::TrustZone => {
+            because.push(
+                "its token is fetched by a command: give one with --evidence-command".to_owned(),
+            );
+            (false, Collection::NeverRunOnHardware)
+        }
+        TeeKind::Nvidia => (false, Collection::NotInThisVersion),
     };
     Presence {
         tee,

@@ -5,7 +5,9 @@
 
 use serde_json::Value;
 
-use crate::{AttestationResponse, Evidence, TeeKind, VerifyError, nitro, sgx, snp, tdx};
+use crate::{
+    AttestationResponse, Evidence, TeeKind, VerifyError, cca, nitro, sgx, snp, tdx, trustzone,
+};
 
 /// Evidence from a file, not verified, with the statement that came with it, if one did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +64,8 @@ impl RecordedEvidence {
             (TeeKind::Snp, _) => snp::evidence_of_report(&from_hexadecimal(file))?,
             (TeeKind::Tdx, _) => tdx::evidence_of_quote(&from_hexadecimal(file), None),
             (TeeKind::Sgx, _) => sgx::evidence_of_quote(&from_hexadecimal(file)),
+            (TeeKind::Cca, _) => cca::evidence_of_token(&from_hexadecimal(file)),
+            (TeeKind::TrustZone, _) => trustzone::evidence_of_token(&from_hexadecimal(file)),
             (TeeKind::Nitro, _) => nitro::evidence_of_document(&from_hexadecimal(file)),
             (tee, _) => return Err(VerifyError::NotSupportedYet { tee }.into()),
         };

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::binding::BindingForm;
 use crate::{
     Binding, Claims, Collateral, CollateralError, Evidence, TeeKind, UnixTime, VerifyError, azure,
-    nitro, sgx, snp, tdx, tpm, txt,
+    cca, nitro, sgx, snp, tdx, tpm, trustzone, txt,
 };
 
 /// What a verifier brings besides its clock. It is offline: whatever a vendor has to
@@ -63,6 +63,8 @@ impl Verifier {
             TeeKind::Nitro => nitro::verify(evidence.body(), at),
             TeeKind::AzSnpVtpm => azure::verify_snp(evidence.body(), &self.collateral, at),
             TeeKind::AzTdxVtpm => azure::verify_tdx(evidence.body(), &self.collateral, at),
+            TeeKind::Cca => cca::verify(evidence.body(), &self.collateral, at),
+            TeeKind::TrustZone => trustzone::verify(evidence.body(), &self.collateral, at),
             TeeKind::Tpm => tpm::verify(evidence.body(), &self.collateral, at),
             TeeKind::Txt => txt::verify(evidence.body(), &self.collateral, at),
             tee => Err(VerifyError::NotSupportedYet { tee }),

@@ -345,6 +345,8 @@ pub(crate) struct ServeArguments {
     /// [default: /dev/tpmrm0].
     #[arg(long, value_name = "PATH", env = "OCCLUDE_TPM")]
     pub(crate) tpm: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) evidence: EvidenceCommand,
     /// Where to listen [default: 127.0.0.1:8000].
     #[arg(long, value_name = "ADDRESS", env = "OCCLUDE_LISTEN")]
     pub(crate) listen: Option<SocketAddr>,
@@ -451,6 +453,8 @@ pub(crate) enum AttestAction {
         /// [default: /dev/tpmrm0].
         #[arg(long, value_name = "PATH", env = "OCCLUDE_TPM")]
         tpm: Option<PathBuf>,
+        #[command(flatten)]
+        evidence: EvidenceCommand,
         /// The 64 bytes that it is to carry, as 128 hexadecimal digits.
         #[arg(long, value_name = "HEX")]
         report_data: Binding,
@@ -473,6 +477,22 @@ pub(crate) enum AttestAction {
         #[arg(long)]
         simulated: bool,
     },
+}
+
+/// What fetches evidence where no interface of the kernel's gives it.
+#[derive(Debug, Args)]
+pub(crate) struct EvidenceCommand {
+    /// What fetches evidence where no interface of the kernel's gives it (trustzone): a
+    /// program and its arguments, with spaces between. The 64 bytes that the evidence is to
+    /// carry are added as hexadecimal digits.
+    #[arg(
+        long = "evidence-command",
+        id = "evidence-command",
+        value_name = "COMMAND",
+        env = "OCCLUDE_EVIDENCE_COMMAND",
+        value_delimiter = ' '
+    )]
+    pub(crate) command: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -498,8 +518,8 @@ pub(crate) enum CollateralAction {
     after_help = "\
 Recorded evidence is verified offline. The file is a server's answer, evidence as Occlude
 writes it, or with --tee what that technology itself gives: for snp the 1,184 bytes of a
-report, for tdx and sgx a quote, as they are or as hexadecimal digits, or the KBS
-protocol's JSON. What it has to
+report, for tdx and sgx a quote, for cca and trustzone a token, as they are or as
+hexadecimal digits, or the KBS protocol's JSON. What it has to
 be bound to is given as --report-data, or as --nonce and the statement of the server that
 was asked. Evidence that nobody compares with a binding may have been recorded anywhere:
 then its claims are printed, and the exit code is 3.

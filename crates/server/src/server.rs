@@ -68,10 +68,11 @@ impl Server {
         let (listener, address) = listen(options.listen)?;
 
         let configuration = configuration(&options);
-        let machine = match &options.tpm {
-            Some(tpm) => Machine::default().with_tpm(tpm),
-            None => Machine::default(),
-        };
+        let command = options.evidence_command.clone();
+        let mut machine = Machine::default().with_evidence_command(command);
+        if let Some(tpm) = &options.tpm {
+            machine = machine.with_tpm(tpm);
+        }
         let attester = Attester::open_on(machine, options.tee, configuration.digest())?;
         let attester = Arc::new(attester);
         let tee = attester.kind();

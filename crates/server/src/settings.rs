@@ -77,6 +77,9 @@ pub struct Settings {
     pub tee: Option<TeeChoice>,
     /// The TPM of TEEs that have one: a device, or the socket of one in software.
     pub tpm: Option<PathBuf>,
+    /// What fetches evidence where no interface of the kernel's gives it: a program, its
+    /// arguments, and behind them the 64 bytes to carry, as hexadecimal digits.
+    pub evidence_command: Vec<String>,
     /// Where to listen.
     pub listen: Option<SocketAddr>,
     /// Threads that one inference uses; the processor's by default.
@@ -215,6 +218,11 @@ impl Settings {
             broker_authorities: self.broker_authorities.or(other.broker_authorities),
             tee: self.tee.or(other.tee),
             tpm: self.tpm.or(other.tpm),
+            evidence_command: if self.evidence_command.is_empty() {
+                other.evidence_command
+            } else {
+                self.evidence_command
+            },
             listen: self.listen.or(other.listen),
             threads: self.threads.or(other.threads),
             sessions: self.sessions.or(other.sessions),
@@ -288,6 +296,7 @@ impl Settings {
             broker_authorities: self.broker_authorities,
             tee: self.tee.ok_or(SettingsError::Missing { name: "tee" })?,
             tpm: self.tpm,
+            evidence_command: self.evidence_command,
             listen: self.listen.unwrap_or(DEFAULT_LISTEN),
             threads,
             sessions: self.sessions.unwrap_or(NonZeroUsize::MIN),
@@ -334,6 +343,8 @@ pub struct ServerOptions {
     pub tee: TeeChoice,
     /// The TPM of TEEs that have one, if it is not where Linux shows it.
     pub tpm: Option<PathBuf>,
+    /// What fetches evidence where no interface of the kernel's gives it; empty if nothing.
+    pub evidence_command: Vec<String>,
     /// Where to listen.
     pub listen: SocketAddr,
     /// Threads that one inference uses.
@@ -476,6 +487,7 @@ mod tests {
             broker-authorities = "ca.pem"
             tee = "snp"
             tpm = "/dev/tpm0"
+            evidence-command = ["psa-token", "--raw"]
             listen = "0.0.0.0:8000"
             threads = 4
             sessions = 2
@@ -501,6 +513,7 @@ mod tests {
                 broker_authorities: Some("ca.pem".into()),
                 tee: Some(TeeChoice::Named(occlude_attest::TeeKind::Snp)),
                 tpm: Some(PathBuf::from("/dev/tpm0")),
+                evidence_command: vec!["psa-token".to_owned(), "--raw".to_owned()],
                 listen: Some("0.0.0.0:8000".parse().unwrap()),
                 threads: NonZeroUsize::new(4),
                 sessions: NonZeroUsize::new(2),

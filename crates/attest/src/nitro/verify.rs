@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use coset::iana;
-use p384::ecdsa::signature::Verifier as _;
-use p384::ecdsa::{Signature, VerifyingKey};
+use p384::ecdsa::VerifyingKey;
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -16,10 +14,11 @@ use sha2::{Digest, Sha256};
 use super::{NitroDigest, NitroPlatform};
 use crate::binding::BindingForm;
 use crate::certificate::{self, Chain};
+use crate::cose::{Key, Signed};
 use crate::verifier::Genuine;
 use crate::{
     Claims, Measurement, Platform, Protection, Register, TeeKind, Trust, UnixTime, VerifyError,
-    canonical, cose,
+    canonical,
 };
 
 /// The longest document that is read; the device gives at most 16 KiB (`NSM_RESPONSE_MAX_SIZE`
@@ -81,18 +80,14 @@ fn verify_document(bytes: &[u8], root: &[u8; 32], at: UnixTime) -> Result<Genuin
             ),
         });
     }
-    let message = cose::parse("the document", bytes, iana::Algorithm::ES384)?;
-    let document = Document::read(message.payload.as_deref().unwrap_or_default())?;
+    let signed = Signed::parse("the document", bytes)?;
+    let document = Document::read(signed.payload())?;
     let key = document.endorse(root, at)?;
     let bad = VerifyError::BadSignature {
         of: "the document",
         by: "the key of its certificate",
     };
-    message
-        .verify_signature(&[], |signature, signed| {
-            key.verify(signed, &Signature::from_slice(signature)?)
-        })
-        .map_err(|_| bad)?;
+    signed.verify(&Key::P384(key), bad)?;
     document.into_genuine(at)
 }
 
@@ -199,7 +194,7 @@ impl Body {
 #[cfg(test)]
 mod tests {
     use coset::cbor::Value as Cbor;
-    use coset::{CborSerializable, CoseSign1Builder, HeaderBuilder};
+    use coset::{CborSerializable, CoseSign1Builder, HeaderBuilder, iana};
     use rcgen::{
         BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose,
         PKCS_ECDSA_P384_SHA384, SigningKey,
@@ -280,7 +275,9 @@ mod tests {
             let header = HeaderBuilder::new().algorithm(algorithm).build();
             let sign = |bytes: &[u8]| -> Vec<u8> {
                 let signature = self.key.sign(bytes).unwrap();
-                Signature::from_der(&signature).unwrap().to_vec()
+                p384::ecdsa::Signature::from_der(&signature)
+                    .unwrap()
+                    .to_vec()
             };
             let builder = CoseSign1Builder::new().protected(header).payload(payload);
             builder
@@ -423,7 +420,10 @@ mod tests {
         coset::cbor::into_writer(&Cbor::Map(map), &mut payload).unwrap();
         assert_eq!(
             hypervisor.verify(&hypervisor.seal(payload, iana::Algorithm::ES256)),
-            malformed("the document: its headers are not those of a message signed with ES384")
+            Err(VerifyError::BadSignature {
+                of: "the document",
+                by: "the key of its certificate"
+            })
         );
     }
 

@@ -22,7 +22,8 @@ use occlude_keys::{HeaderDigest, ModelId, ModelVersion, OwnerPublic};
 use serde::{Deserialize, Serialize};
 
 use platform::{
-    AzurePolicy, NitroPolicy, SgxPolicy, SimulatedPolicy, SnpPolicy, TdxPolicy, TpmPolicy,
+    AzurePolicy, CcaPolicy, NitroPolicy, SgxPolicy, SimulatedPolicy, SnpPolicy, TdxPolicy,
+    TpmPolicy, TrustZonePolicy,
 };
 pub use refusal::Refusal;
 pub use signed::{PolicyFile, PolicyFileError, SignPolicyError, sign_policy};
@@ -81,6 +82,10 @@ struct EvidencePolicy {
     #[serde(skip_serializing_if = "platform::is_default")]
     az_tdx_vtpm: AzurePolicy,
     #[serde(skip_serializing_if = "platform::is_default")]
+    cca: CcaPolicy,
+    #[serde(skip_serializing_if = "platform::is_default")]
+    trustzone: TrustZonePolicy,
+    #[serde(skip_serializing_if = "platform::is_default")]
     tpm: TpmPolicy,
     #[serde(skip_serializing_if = "platform::is_default")]
     txt: TpmPolicy,
@@ -102,6 +107,8 @@ impl Default for EvidencePolicy {
             nitro: NitroPolicy::default(),
             az_snp_vtpm: AzurePolicy::default(),
             az_tdx_vtpm: AzurePolicy::default(),
+            cca: CcaPolicy::default(),
+            trustzone: TrustZonePolicy::default(),
             tpm: TpmPolicy::default(),
             txt: TpmPolicy::default(),
         }

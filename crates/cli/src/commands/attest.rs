@@ -1,6 +1,6 @@
 //! `occlude attest`
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use occlude_attest::{
     AttestationResponse, Attester, Binding, Claims, Collateral, LastingVerifier, Machine, Policy,
@@ -33,9 +33,16 @@ pub(crate) async fn run(arguments: AttestArguments) -> Result<(), Failure> {
         AttestAction::Collect {
             tee,
             tpm,
+            evidence,
             report_data,
             output,
-        } => collect(tee, tpm, &report_data, output.as_deref()),
+        } => {
+            let mut machine = Machine::default().with_evidence_command(evidence.command);
+            if let Some(tpm) = tpm {
+                machine = machine.with_tpm(tpm);
+            }
+            collect(machine, tee, &report_data, output.as_deref())
+        }
         AttestAction::Collateral {
             action: CollateralAction::List { cache, at, json },
         } => list_collateral(&cache, at.unwrap_or_else(UnixTime::now), json),
@@ -60,15 +67,11 @@ pub(crate) async fn run(arguments: AttestArguments) -> Result<(), Failure> {
 }
 
 fn collect(
+    machine: Machine,
     tee: TeeChoice,
-    tpm: Option<PathBuf>,
     report_data: &Binding,
     output: Option<&Path>,
 ) -> Result<(), Failure> {
-    let machine = match tpm {
-        Some(tpm) => Machine::default().with_tpm(tpm),
-        None => Machine::default(),
-    };
     // Only a server has a configuration, and only the simulated TEE is told one.
     let evidence = Attester::open_on(machine, tee, [0; 32])
         .and_then(|attester| attester.collect(report_data))
@@ -160,13 +163,15 @@ fn list_collateral(folder: &Path, at: UnixTime, json: bool) -> Result<(), Failur
     if json {
         return output::json(&items);
     }
-    let over = items.iter().filter(|item| item.until < at).count();
+    let is_over = |until: Option<UnixTime>| until.is_some_and(|until| until < at);
+    let over = items.iter().filter(|item| is_over(item.until)).count();
     for item in &items {
-        let mark = if item.until < at { "over" } else { "" };
+        let mark = if is_over(item.until) { "over" } else { "" };
         output::line(
             format!(
                 "{:20}  {mark:4}  {:15}  {}",
-                item.until.to_string(),
+                item.until
+                    .map_or("for ever".to_owned(), |until| until.to_string()),
                 item.kind,
                 item.of
             )

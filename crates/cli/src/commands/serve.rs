@@ -30,6 +30,7 @@ fn flags(arguments: ServeArguments) -> Settings {
         broker: arguments.broker,
         tee: arguments.tee,
         tpm: arguments.tpm,
+        evidence_command: arguments.evidence.command,
         listen: arguments.listen,
         threads: arguments.threads,
         sessions: arguments.sessions,

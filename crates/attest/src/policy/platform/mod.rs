@@ -3,6 +3,7 @@
 //! A section that is left out says what its defaults say, which docs/policy.md lists;
 //! it does not accept that kind of TEE by itself.
 
+mod arm;
 mod azure;
 mod intel;
 mod nitro;
@@ -16,6 +17,7 @@ use std::fmt::Display;
 
 use serde::{Deserialize, Serialize};
 
+pub(super) use arm::{CcaPolicy, TrustZonePolicy};
 pub(super) use azure::AzurePolicy;
 pub(super) use intel::{SgxPolicy, TdxPolicy};
 pub(super) use nitro::NitroPolicy;
@@ -58,6 +60,8 @@ impl EvidencePolicy {
                     AzureProcessor::Tdx(found) => self.tdx.judge(found),
                 }
             }
+            Platform::Cca(found) => self.cca.judge(found),
+            Platform::TrustZone(found) => self.trustzone.judge(found),
             Platform::Tpm(found) => self.tpm.judge(&tpm::TPM, found),
             Platform::Txt(found) => self.txt.judge(&tpm::TXT, found),
         }
@@ -101,6 +105,8 @@ impl EvidencePolicy {
                     self.tdx = TdxPolicy::pin(processor);
                 }
             },
+            Platform::Cca(seen) => self.cca = CcaPolicy::pin(seen),
+            Platform::TrustZone(seen) => self.trustzone = TrustZonePolicy::pin(seen),
             Platform::Tpm(seen) => self.tpm = TpmPolicy::pin(&tpm::TPM, seen),
             Platform::Txt(seen) => self.txt = TpmPolicy::pin(&tpm::TXT, seen),
         }

@@ -1,0 +1,105 @@
+//! Verifying a token.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::TrustZonePlatform;
+use crate::arm::{ClaimSet, DeviceKey, Lifecycle, platform};
+use crate::binding::BindingForm;
+use crate::cose::Signed;
+use crate::verifier::Genuine;
+use crate::{
+    Claims, Collateral, Measurement, Platform, Protection, TeeKind, Trust, UnixTime, VerifyError,
+    canonical,
+};
+
+/// The longest token that is read: a device gives some hundred bytes.
+const MAX_TOKEN_BYTES: usize = 16 * 1024;
+
+/// Claims (RFC 9783, section 4; RFC 9711).
+const NONCE: i64 = 10;
+const PROFILE: i64 = 265;
+const CLIENT_ID: i64 = 2394;
+
+const PROFILES: [&str; 1] = ["tag:psacertified.org,2023:psa#tfm"];
+
+/// What errors call it.
+const THE_TOKEN: &str = "the token";
+
+/// Evidence's body.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Body {
+    token: String,
+}
+
+impl Body {
+    pub(super) fn of_token(token: &[u8]) -> Self {
+        Self {
+            token: STANDARD.encode(token),
+        }
+    }
+}
+
+pub(crate) fn verify(
+    body: &Value,
+    collateral: &Collateral,
+    at: UnixTime,
+) -> Result<Genuine, VerifyError> {
+    let body: Body = canonical::understood(body)?;
+    let token = canonical::from_base64("token", &body.token)?;
+    let malformed = |reason: String| VerifyError::Malformed {
+        reason: format!("{THE_TOKEN}: {reason}"),
+    };
+    if token.len() > MAX_TOKEN_BYTES {
+        return Err(malformed(format!(
+            "{} bytes, it has at most {MAX_TOKEN_BYTES}",
+            token.len()
+        )));
+    }
+    let signed = Signed::parse(THE_TOKEN, &token)?;
+    let claims = ClaimSet::parse(THE_TOKEN, signed.payload())?;
+    claims.check_profile(PROFILE, &PROFILES)?;
+    let key = DeviceKey::of(&claims, collateral.device_keys())?;
+    signed.verify(
+        &key.key,
+        VerifyError::BadSignature {
+            of: THE_TOKEN,
+            by: "the device's key",
+        },
+    )?;
+    let platform = platform(&claims, key)?;
+    let client_id = claims.integer(CLIENT_ID)?;
+    let mut firmware = Sha256::new();
+    for component in &platform.components {
+        firmware.update(component.measurement.as_bytes());
+    }
+    let firmware: [u8; 32] = firmware.finalize().into();
+    Ok(Genuine {
+        carried: claims.bytes(NONCE)?.to_vec(),
+        form: BindingForm::Whole,
+        claims: Claims {
+            tee: TeeKind::TrustZone,
+            trust: if key.is_published() {
+                Trust::VendorTestRoot
+            } else {
+                Trust::ListedKey
+            },
+            protection: Protection::MeasuredBootOnly,
+            measurement: Measurement::from(firmware),
+            configuration: None,
+            debug: platform.lifecycle != Lifecycle::Secured,
+            platform: Platform::TrustZone(Box::new(TrustZonePlatform {
+                platform,
+                client_id: client_id
+                    .try_into()
+                    .map_err(|_| malformed(format!("client {client_id}")))?,
+            })),
+            verified_at: at,
+            collateral_until: None,
+        },
+    })
+}

@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 
-use crate::{DecodeError, StatementError, TeeKind, UnixTime, canonical};
+use crate::{DecodeError, Register, StatementError, TeeKind, UnixTime, canonical};
 
 /// Evidence of one TEE, not verified.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -115,6 +115,12 @@ pub enum VerifyError {
     EventLog {
         /// Which register differs.
         register: String,
+    },
+    /// A TPM whose registers say that no dynamic launch took place.
+    #[error("no dynamic launch took place: {register} was not measured into, or not quoted")]
+    NoLaunch {
+        /// The register of the launch.
+        register: Register,
     },
     /// Something that the vendor publishes came neither with the evidence nor from the
     /// verifier.

@@ -102,14 +102,30 @@ impl Display for TeeKind {
 
 /// No TEE has this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{found:?} is not a kind of TEE: expected one of {}",
-    TeeKind::ALL.map(TeeKind::name).join(", ")
-)]
+#[error("{}", self.reason())]
 #[non_exhaustive]
 pub struct TeeKindError {
     /// What was given, cut to 80 characters.
     pub found: String,
+}
+
+/// A name that comparisons of TEEs have, and that nothing can be run on.
+const SILENT_LAKE: &str = "silent-lake";
+
+impl TeeKindError {
+    fn reason(&self) -> String {
+        if self.found == SILENT_LAKE {
+            return "Silent Lake, of Intel's Atom processors, cannot be had any more, and neither \
+                    its attestation nor anything to verify it was ever published: use sgx for an \
+                    enclave or tdx for a virtual machine, which are what Intel has instead"
+                .to_owned();
+        }
+        format!(
+            "{:?} is not a kind of TEE: expected one of {}",
+            self.found,
+            TeeKind::ALL.map(TeeKind::name).join(", ")
+        )
+    }
 }
 
 impl FromStr for TeeKind {

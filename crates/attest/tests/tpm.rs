@@ -9,10 +9,11 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use occlude_attest::tpm::registers_of_log;
 use occlude_attest::{
     Attester, Binding, CertificateProblem, Claims, Collateral, CollectError, Evidence, Machine,
-    Measurement, Platform, Policy, Protection, RecordedEvidence, Refusal, TeeKind, Trust, UnixTime,
-    Verifier, VerifyError,
+    Measurement, Platform, Policy, Protection, RecordedEvidence, Refusal, Register, TeeKind, Trust,
+    UnixTime, Verifier, VerifyError,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, IsCa, KeyPair,
@@ -264,15 +265,13 @@ fn a_launch_is_told_by_registers_that_nothing_else_resets() {
     };
     let binding = Binding::from([1; 64]);
     let without = collect(&tpm, TeeKind::Txt, &binding);
-    let none = |register: &str| {
-        Err(VerifyError::Unsupported {
-            what: format!(
-                "{register} says that there was no dynamic launch: it is not quoted or was not \
-                 measured into"
-            ),
+    let register_17 = Register::new(17).unwrap();
+    assert_eq!(
+        verify(&without, &binding),
+        Err(VerifyError::NoLaunch {
+            register: register_17
         })
-    };
-    assert_eq!(verify(&without, &binding), none("pcr17"));
+    );
     tpm.launch(b"authenticated code", &[0x18; 32]);
     let claims = verify(&collect(&tpm, TeeKind::Txt, &binding), &binding).unwrap();
     assert_eq!(
@@ -349,8 +348,22 @@ fn the_firmwares_log_comes_along_and_has_to_lead_to_the_registers() {
     };
     let claims = logged(log(&measured)).unwrap();
     assert_eq!(said(&claims, "event-log-entries"), "2");
+    // The log of a machine like it tells what to expect.
+    let key = said(&claims, "attestation-key").parse().unwrap();
+    let expected = registers_of_log(&log(&measured)).unwrap();
+    let expecting = Policy::of_boot(&expected, vec![key], Vec::new());
+    assert_eq!(expecting.judge_claims(&claims), Ok(()));
+    let other = registers_of_log(&log(&measured[..1])).unwrap();
+    let expecting = Policy::of_boot(&other, vec![key], Vec::new());
+    assert!(matches!(
+        expecting.judge_claims(&claims),
+        Err(Refusal::Platform {
+            field: "tpm.pcrs",
+            ..
+        })
+    ));
     let elsewhere = Err(VerifyError::EventLog {
-        register: "register 4".to_owned(),
+        register: "pcr4".to_owned(),
     });
     assert_eq!(logged(log(&[[5; 32], [4; 32]])), elsewhere);
     assert_eq!(logged(log(&measured[..1])), elsewhere);
@@ -568,7 +581,7 @@ fn recorded_evidence_of_a_key_of_rsa_holds_and_every_byte_of_it_counts() {
     let as_launch = Evidence::new(TeeKind::Txt, evidence.body().clone());
     assert!(matches!(
         genuine(&as_launch),
-        Err(VerifyError::Unsupported { .. })
+        Err(VerifyError::NoLaunch { .. })
     ));
 }
 

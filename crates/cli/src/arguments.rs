@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use bytesize::ByteSize;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use occlude_attest::tpm::KeyFingerprint;
 use occlude_attest::{Binding, Nonce, TeeChoice, TeeKind, UnixTime};
 use occlude_engine::{CipherKind, LargestShape, Spill};
 use occlude_evaluate::bench::Budget;
@@ -462,6 +463,12 @@ pub(crate) enum AttestAction {
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
+    /// Compute what a machine will measure, from its image or its log, and print a policy that
+    /// accepts it, to be reviewed.
+    Measure {
+        #[command(subcommand)]
+        action: MeasureAction,
+    },
     /// Look at a folder of what hardware vendors publish.
     Collateral {
         #[command(subcommand)]
@@ -477,6 +484,67 @@ pub(crate) enum AttestAction {
         #[arg(long)]
         simulated: bool,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MeasureAction {
+    /// The launch of a virtual machine with AMD SEV-SNP, as QEMU does it.
+    #[command(after_help = "\
+Example:
+  occlude attest measure snp --firmware OVMF.fd --kernel vmlinuz --initrd initrd.img \\
+    --append 'console=ttyS0' --processors 4 --processor-type EPYC-v4 > policy.toml")]
+    Snp(MeasureSnpArguments),
+    /// A measured boot, from the log that the machine's firmware kept of one.
+    #[command(after_help = "\
+The log is /sys/kernel/security/tpm0/binary_bios_measurements of a machine that booted the
+image. It leads to registers 0 to 9; what is measured after the firmware handed over is not in it.
+
+Example:
+  occlude attest measure tpm --event-log binary_bios_measurements \\
+    --attestation-key 3f…c2 > policy.toml")]
+    Tpm {
+        /// The log.
+        #[arg(long, value_name = "FILE")]
+        event_log: PathBuf,
+        /// A key that may sign quotes, by the fingerprint that `occlude attest verify` shows; may be repeated.
+        #[arg(long, value_name = "HEX")]
+        attestation_key: Vec<KeyFingerprint>,
+        /// An owner whose models may be served; may be repeated.
+        #[arg(long, value_name = "PUBLIC")]
+        owner: Vec<OwnerPublic>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MeasureSnpArguments {
+    /// The firmware: an OVMF built for SEV.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) firmware: PathBuf,
+    /// The kernel, where the firmware starts one directly.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// The kernel's initial file system.
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub(crate) initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    #[arg(long, value_name = "TEXT", requires = "kernel")]
+    pub(crate) append: Option<String>,
+    /// Virtual processors.
+    #[arg(long, value_name = "N")]
+    pub(crate) processors: u32,
+    /// Their type, as QEMU names it.
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) processor_type: String,
+    /// The guest's SEV features, as hexadecimal digits: 1 is SEV-SNP alone.
+    #[arg(long, value_name = "HEX", default_value = "1", value_parser = hexadecimal_number)]
+    pub(crate) features: u64,
+    /// An owner whose models may be served; may be repeated.
+    #[arg(long, value_name = "PUBLIC")]
+    pub(crate) owner: Vec<OwnerPublic>,
+}
+
+fn hexadecimal_number(text: &str) -> Result<u64, std::num::ParseIntError> {
+    u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16)
 }
 
 /// What fetches evidence where no interface of the kernel's gives it.

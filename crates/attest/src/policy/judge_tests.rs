@@ -552,7 +552,7 @@ fn a_pinned_policy_accepts_what_it_saw_and_says_that_nobody_reviewed_it() {
     assert_eq!(pinned.judge_service(&service()), Ok(()));
     let text = pinned.to_toml();
     assert!(
-        text.starts_with("# Written from what one server showed"),
+        text.starts_with("# Nobody has reviewed this policy."),
         "{text}"
     );
     assert!(text.contains("reviewed = false"), "{text}");

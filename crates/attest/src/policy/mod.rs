@@ -35,10 +35,11 @@ use crate::{ConfigurationDigest, Measurement, Protection, TeeKind, Trust};
 const FORMAT: u32 = 1;
 
 /// Written above a policy that nobody reviewed.
-const PINNED: &str = "\
-# Written from what one server showed: trust on first use. Nobody has compared it
-# with reference values from a reproducible build or from the owner. Do so, then
-# set `reviewed = true`.
+const NOT_REVIEWED: &str = "\
+# Nobody has reviewed this policy. If it was written from what one server showed,
+# compare it with reference values from a reproducible build or from the owner; if
+# from an image or a log, see that they are the ones you mean. Then set
+# `reviewed = true`.
 ";
 
 /// Which evidence and which service somebody accepts.
@@ -259,7 +260,7 @@ impl Policy {
     #[must_use]
     pub fn to_toml(&self) -> String {
         let body = toml::to_string(self).expect("a policy has a TOML form");
-        let warning = if self.reviewed { "" } else { PINNED };
+        let warning = if self.reviewed { "" } else { NOT_REVIEWED };
         format!("{warning}{body}")
     }
 

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use occlude_keys::ModelId;
+use occlude_keys::{ModelId, OwnerPublic};
 
 use super::{ConfigurationPolicy, EvidencePolicy, FORMAT, ModelPolicy, Policy, ServicePolicy};
-use crate::VerifiedService;
+use crate::tpm::{KeyFingerprint, TpmDigest};
+use crate::{Measurement, Protection, Register, TeeKind, Trust, VerifiedService};
 
 impl Policy {
     /// A policy that accepts this service, later versions of its models, and
@@ -38,6 +39,49 @@ impl Policy {
                     brokers: configuration.broker.clone().map(|broker| vec![broker]),
                 },
             },
+        }
+    }
+}
+
+impl Policy {
+    /// A policy that accepts machines of AMD SEV-SNP which were launched from an image that
+    /// was measured beforehand, and services of `owners`. It is marked as not reviewed.
+    #[must_use]
+    pub fn of_launch(measurement: &Measurement, owners: Vec<OwnerPublic>) -> Self {
+        let evidence = EvidencePolicy {
+            tee: vec![TeeKind::Snp],
+            measurements: vec![measurement.clone()],
+            ..EvidencePolicy::default()
+        };
+        Self::unreviewed(evidence, owners)
+    }
+
+    /// A policy that accepts machines with one of these TPM keys which booted as a log says,
+    /// and services of `owners`: their memory is open. It is marked as not reviewed.
+    #[must_use]
+    pub fn of_boot(
+        registers: &BTreeMap<Register, TpmDigest>,
+        attestation_keys: Vec<KeyFingerprint>,
+        owners: Vec<OwnerPublic>,
+    ) -> Self {
+        let mut evidence = EvidencePolicy {
+            tee: vec![TeeKind::Tpm],
+            trust: vec![Trust::ListedKey],
+            protection: vec![Protection::MeasuredBootOnly],
+            ..EvidencePolicy::default()
+        };
+        evidence.expect_boot(registers, attestation_keys);
+        Self::unreviewed(evidence, owners)
+    }
+
+    fn unreviewed(evidence: EvidencePolicy, owners: Vec<OwnerPublic>) -> Self {
+        Self {
+            evidence,
+            service: ServicePolicy {
+                owners,
+                ..ServicePolicy::default()
+            },
+            ..Self::default()
         }
     }
 }

@@ -11,6 +11,7 @@
 //! certificates that the host gave along, if it gave any.
 
 mod collect;
+mod measure;
 mod report;
 mod verify;
 
@@ -20,6 +21,7 @@ use occlude_keys::hexadecimal_bytes;
 
 pub(crate) use collect::{check_present, collect};
 pub use collect::{evidence_of_report, evidence_of_report_and_table};
+pub use measure::{LaunchImage, MeasureError, measure};
 pub(crate) use verify::{verify, verify_bytes};
 
 hexadecimal_bytes! {

@@ -24,6 +24,7 @@ pub(crate) use collect::{
     Quoted, check_present, check_present_of, collect, collect_of_kind, quote,
 };
 pub(crate) use quote::{AttestationKey, Quote, Signature};
+pub use verify::registers_of_log;
 pub(crate) use verify::{verify, verify_quote};
 
 use crate::Register;

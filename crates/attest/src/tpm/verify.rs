@@ -1,5 +1,7 @@
 //! Verifying a quote of a TPM, whose key it is, and the log of the boot that came along.
 
+use std::collections::BTreeMap;
+
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -186,22 +188,41 @@ fn certify(
 /// Replays the log: each register up to 9 that it has entries of must be the quote's. The
 /// others go on being extended by whoever was started.
 fn check_event_log(log: &str, quote: &Quote) -> Result<usize, VerifyError> {
-    let log = EventLog::parse(&canonical::from_base64("event_log", log)?)?;
-    let replayed = log
-        .replay(Algorithm::Sha256)
-        .ok_or_else(|| VerifyError::Malformed {
-            reason: "the event log has entries without a SHA-256 digest".to_owned(),
-        })?;
-    for (number, value) in replayed.range(..=LAST_OF_THE_BOOT) {
-        let register = Register::new(u64::from(*number));
-        let quoted = register.and_then(|register| quote.pcrs.get(&register));
-        if quoted.is_none_or(|quoted| quoted.as_bytes()[..] != value[..]) {
+    let log = canonical::from_base64("event_log", log)?;
+    for (register, value) in registers_of_log(&log)? {
+        if quote.pcrs.get(&register) != Some(&value) {
             return Err(VerifyError::EventLog {
-                register: format!("register {number}"),
+                register: register.to_string(),
             });
         }
     }
-    Ok(log.events.len())
+    Ok(EventLog::parse(&log)?.events.len())
+}
+
+/// The registers that a log of a boot leads to: those up to 9, which nothing changes after
+/// the firmware handed over.
+///
+/// # Errors
+/// [`VerifyError::Malformed`].
+pub fn registers_of_log(log: &[u8]) -> Result<BTreeMap<Register, TpmDigest>, VerifyError> {
+    let replayed = EventLog::parse(log)?
+        .replay(Algorithm::Sha256)
+        .ok_or_else(without_digest)?;
+    let boot = replayed.range(..=LAST_OF_THE_BOOT);
+    let registers = boot.map(|(number, value)| {
+        let register = Register::new(u64::from(*number));
+        let value: Option<[u8; 32]> = value.as_slice().try_into().ok();
+        register
+            .zip(value.map(TpmDigest::from))
+            .ok_or_else(without_digest)
+    });
+    registers.collect()
+}
+
+fn without_digest() -> VerifyError {
+    VerifyError::Malformed {
+        reason: "the event log has entries without a SHA-256 digest".to_owned(),
+    }
 }
 
 fn fingerprint(der: &[u8]) -> [u8; 32] {

@@ -17,18 +17,11 @@ pub(crate) fn verify(
 ) -> Result<Genuine, VerifyError> {
     let verified = tpm::verify_quote(body, collateral, at)?;
     let mut launch = Sha256::new();
-    for number in LAUNCH {
-        let quoted = Register::new(number).and_then(|found| verified.platform.pcrs.get(&found));
-        let value = quoted.map(TpmDigest::as_bytes);
-        match value {
+    for register in LAUNCH.into_iter().filter_map(Register::new) {
+        let quoted = verified.platform.pcrs.get(&register);
+        match quoted.map(TpmDigest::as_bytes) {
             Some(value) if *value != [0; 32] && *value != [0xff; 32] => launch.update(value),
-            _ => {
-                return Err(VerifyError::Unsupported {
-                    what: format!(
-                        "pcr{number} says that there was no dynamic launch: it is not quoted or was not measured into"
-                    ),
-                });
-            }
+            _ => return Err(VerifyError::NoLaunch { register }),
         }
     }
     let launch: [u8; 32] = launch.finalize().into();

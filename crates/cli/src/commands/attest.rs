@@ -4,7 +4,8 @@ use std::path::Path;
 
 use occlude_attest::{
     AttestationResponse, Attester, Binding, Claims, Collateral, LastingVerifier, Machine, Policy,
-    RecordedError, RecordedEvidence, TeeChoice, Trust, UnixTime, VerifiedService, Verifier,
+    RecordedError, RecordedEvidence, TeeChoice, Trust, UnixTime, VerifiedService, Verifier, snp,
+    tpm,
 };
 use occlude_client::observe;
 use serde_json::Value;
@@ -12,7 +13,7 @@ use url::Url;
 
 use crate::arguments::{
     AttestAction, AttestArguments, AttestVerifyArguments, CollateralAction, CollateralArguments,
-    RecordedArguments,
+    MeasureAction, RecordedArguments,
 };
 use crate::failure::Failure;
 use crate::{commands, output};
@@ -43,6 +44,7 @@ pub(crate) async fn run(arguments: AttestArguments) -> Result<(), Failure> {
             }
             collect(machine, tee, &report_data, output.as_deref())
         }
+        AttestAction::Measure { action } => measure(action),
         AttestAction::Collateral {
             action: CollateralAction::List { cache, at, json },
         } => list_collateral(&cache, at.unwrap_or_else(UnixTime::now), json),
@@ -84,6 +86,40 @@ fn collect(
             Ok(())
         }
     }
+}
+
+fn measure(action: MeasureAction) -> Result<(), Failure> {
+    let policy = match action {
+        MeasureAction::Snp(arguments) => {
+            let measurement = snp::measure(&snp::LaunchImage {
+                firmware: arguments.firmware,
+                kernel: arguments.kernel,
+                initrd: arguments.initrd,
+                command_line: arguments.append,
+                processors: arguments.processors,
+                processor_type: arguments.processor_type,
+                features: arguments.features,
+            })
+            .map_err(Failure::failed)?;
+            Policy::of_launch(&measurement, arguments.owner)
+        }
+        MeasureAction::Tpm {
+            event_log,
+            attestation_key,
+            owner,
+        } => {
+            let log = commands::read_file(&event_log, Collateral::MAX_FILE_BYTES)?;
+            let registers = tpm::registers_of_log(&log).map_err(|error| {
+                Failure::failed(error).while_doing(event_log.display().to_string())
+            })?;
+            Policy::of_boot(&registers, attestation_key, owner)
+        }
+    };
+    output::line(policy.to_toml().trim_end());
+    output::note(
+        "occlude: computed, not compared with any machine: review it, then set reviewed = true",
+    );
+    Ok(())
 }
 
 async fn observed(url: &Url, collateral: &CollateralArguments) -> Result<VerifiedService, Failure> {

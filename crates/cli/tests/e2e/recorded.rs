@@ -163,13 +163,14 @@ fn a_folder_of_collateral_is_listed_by_when_it_ends() {
         return;
     };
     let folder = tempfile::tempdir().expect("a temporary folder");
-    for name in ["all/amd", "all/intel", "empty"] {
+    for name in ["all/amd", "all/arm", "all/intel", "empty"] {
         std::fs::create_dir_all(folder.path().join(name)).expect("made");
     }
     for (from, to) in [
         ("snp/vcek_milan.der", "amd/vcek.der"),
         ("snp/trustee-test-vlek.der", "amd/vlek.der"),
         ("snp/milan_ask_ark_asvk.pem", "amd/chain.pem"),
+        ("cca/ta-tfa.json", "arm/keys.json"),
         ("sgx/sgx_quote_collateral.json", "intel/sgx.json"),
         ("tdx/tdx_quote_outdated_collateral.json", "intel/tdx.json"),
     ] {
@@ -190,4 +191,58 @@ fn a_folder_of_collateral_is_listed_by_when_it_ends() {
 
 fn read(path: &Path) -> Vec<u8> {
     std::fs::read(path).expect("read")
+}
+
+#[test]
+fn recorded_evidence_of_other_kinds_is_verified_word_for_word() {
+    let Some(recorded) = recorded_evidence::folder() else {
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    std::fs::create_dir(folder.path().join("arm")).expect("made");
+    for (from, to) in [
+        ("az-snp-vtpm/evidence-v2.json", "azure.json"),
+        ("cca/cca-token-draft-ffm-00.cbor", "token.cbor"),
+        ("cca/ta-tfa.json", "arm/keys.json"),
+        ("tpm/tpm_evidence.json", "tpm.json"),
+        ("tpm/ubuntu-2404-amd-sevsnp.bin", "log.bin"),
+    ] {
+        std::fs::copy(recorded.join(from), folder.path().join(to)).expect("copied");
+    }
+    let policy = |name: &str, evidence: &str| {
+        let text = format!("format = 1\nreviewed = true\n[evidence]\n{evidence}\n");
+        std::fs::write(folder.path().join(name), text).expect("written");
+    };
+    policy("default.toml", "");
+    policy(
+        "azure.toml",
+        "[evidence.az-snp-vtpm]\nparavisors = [\"5b0ce64ad1c1f6375dbda5f760b98526ca1bcf91b8195091afc28e7b024251d68fe32e05af34048d6607678cd23283ff\"]\n\
+         pcrs.pcr7 = [\"f014e5cbfa297ee787a976abc51bc1d67e23e1b9e4a60128a1106dd0adef0c5b\"]",
+    );
+    let asked = "982f5c6e45df0ed3f10b6f60b02f0c8390e281300f3805e2279c16168cd6ae9aa398f647caa2338748cd0fd9f5f819ef";
+    let zeros = "00".repeat(16);
+    let azure = format!(
+        "attest verify --tee az-snp-vtpm --at 2025-11-24T00:00:00Z --evidence azure.json \
+         --report-data {asked}{zeros}"
+    );
+    let cca = "attest verify --tee cca --at 2025-11-24T00:00:00Z --evidence token.cbor";
+    let said = transcript(
+        folder.path(),
+        &[
+            &format!("{azure} --policy default.toml"),
+            &format!("{azure} --policy azure.toml"),
+            &format!("{cca} --policy default.toml"),
+            &format!("{cca} --collateral arm --policy default.toml"),
+            "attest verify --tee tpm --at 2025-11-24T00:00:00Z --evidence tpm.json --policy default.toml",
+            "attest verify --tee txt --at 2025-11-24T00:00:00Z --evidence tpm.json --policy default.toml",
+            &format!(
+                "attest measure tpm --event-log log.bin --attestation-key {}",
+                "ab".repeat(32)
+            ),
+            "attest measure tpm --event-log token.cbor",
+            "attest measure snp --firmware absent --processors 1 --processor-type EPYC-v4",
+            "attest measure snp --firmware token.cbor --processors 1 --processor-type EPYC-v4",
+        ],
+    );
+    assert_data_eq!(said, file!["../golden/recorded-others.txt"]);
 }

@@ -27,6 +27,7 @@ pub(super) use tpm::TpmPolicy;
 use super::EvidencePolicy;
 use super::refusal::listed;
 use crate::azure::{AzurePlatform, AzureProcessor};
+use crate::tpm::{KeyFingerprint, TpmDigest};
 use crate::{Claims, Platform, Refusal, Register};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,6 +86,15 @@ impl EvidencePolicy {
             _ => false,
         };
         otherwise || self.measurements.contains(claims.measurement())
+    }
+
+    /// Accepts TPMs with these keys whose registers are these.
+    pub(super) fn expect_boot(
+        &mut self,
+        registers: &BTreeMap<Register, TpmDigest>,
+        attestation_keys: Vec<KeyFingerprint>,
+    ) {
+        self.tpm = TpmPolicy::expect(registers, attestation_keys);
     }
 
     /// Accepts this platform and later versions of its firmware.

@@ -62,6 +62,21 @@ impl TpmPolicy {
         }
     }
 
+    /// Exactly these registers, of any of these keys.
+    pub(super) fn expect(
+        registers: &BTreeMap<Register, TpmDigest>,
+        attestation_keys: Vec<KeyFingerprint>,
+    ) -> Self {
+        let registers = registers.iter();
+        Self {
+            attestation_keys,
+            pcrs: registers
+                .map(|(register, value)| (*register, vec![*value]))
+                .collect(),
+            ..Self::default()
+        }
+    }
+
     /// Whether what was started may be told by the registers alone.
     pub(super) fn names_registers(&self, section: &Section) -> bool {
         let mut launch = section.launch.iter().copied().filter_map(Register::new);

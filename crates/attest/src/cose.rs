@@ -12,7 +12,6 @@ use p384::pkcs8::EncodePublicKey;
 use serde::Deserialize;
 
 use crate::VerifyError;
-use crate::canonical::reason;
 
 /// A message of which nothing is left that its signature does not cover.
 #[derive(Debug)]
@@ -42,9 +41,7 @@ impl Signed {
     /// Reads a message, tagged or not, and refuses whatever is not signed: unprotected
     /// headers, another encoding, bytes after the end.
     pub(crate) fn parse(what: &str, bytes: &[u8]) -> Result<Self, VerifyError> {
-        let malformed = |why: &dyn std::fmt::Display| VerifyError::Malformed {
-            reason: format!("{what}: {}", reason(why)),
-        };
+        let malformed = |why: &dyn std::fmt::Display| VerifyError::malformed(what, why);
         let tagged = CoseSign1::from_tagged_slice(bytes);
         let (message, written) = match tagged {
             Ok(message) => (message.clone(), message.to_tagged_vec()),

@@ -137,6 +137,15 @@ pub enum VerifyError {
     Statement(#[from] StatementError),
 }
 
+impl VerifyError {
+    /// What a parser says of a part of evidence, cut to 200 characters.
+    pub(crate) fn malformed(what: &str, why: &dyn std::fmt::Display) -> Self {
+        Self::Malformed {
+            reason: format!("{what}: {}", canonical::reason(why)),
+        }
+    }
+}
+
 /// What is wrong with a certificate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::machine::Machine;
-use crate::{Binding, CollectError};
+use crate::{Binding, CollectError, TeeKind};
 
 /// Where reports are asked for.
 pub(crate) const FOLDER: &str = "/sys/kernel/config/tsm/report";
@@ -27,6 +27,18 @@ pub(crate) struct TsmReport {
     pub(crate) report: Vec<u8>,
     /// What the host sent along; empty if nothing.
     pub(crate) auxiliary: Vec<u8>,
+}
+
+/// Whether a machine has the interface, for evidence of `tee`. Whose reports it gives shows
+/// when one is asked for.
+pub(crate) fn check_present(machine: &Machine, tee: TeeKind) -> Result<(), CollectError> {
+    if machine.path(FOLDER).is_dir() {
+        return Ok(());
+    }
+    Err(CollectError::NotPresent {
+        tee,
+        missing: format!("{FOLDER} is not there"),
+    })
 }
 
 /// Asks for a report that carries `binding`, from the provider of that name.

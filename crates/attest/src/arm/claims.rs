@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 use coset::cbor::Value;
 
 use super::{ArmPlatform, Component, DeviceKey, ImplementationId, InstanceId, Lifecycle};
-use crate::{Measurement, VerifyError, canonical};
+use crate::cose::Signed;
+use crate::{Measurement, Trust, VerifyError, canonical};
 
 /// The most components of a firmware; real ones have some fifteen.
 const MAX_COMPONENTS: usize = 64;
 
 /// Numbers of claims (RFC 9783, section 4; RFC 9711).
+pub(crate) const NONCE: i64 = 10;
+pub(crate) const PROFILE: i64 = 265;
 const INSTANCE_ID: i64 = 256;
 const LIFECYCLE: i64 = 2395;
 const IMPLEMENTATION_ID: i64 = 2396;
@@ -34,17 +37,17 @@ impl ClaimSet {
     /// left: they are signed.
     pub(crate) fn parse(what: &'static str, payload: &[u8]) -> Result<Self, VerifyError> {
         let mut rest = payload;
-        let value: Value =
-            coset::cbor::from_reader(&mut rest).map_err(|error| malformed(what, &error))?;
+        let value: Value = coset::cbor::from_reader(&mut rest)
+            .map_err(|error| VerifyError::malformed(what, &error))?;
         if !rest.is_empty() {
-            return Err(malformed(what, &"bytes after its claims"));
+            return Err(VerifyError::malformed(what, &"bytes after its claims"));
         }
         Self::from_value(what, value)
     }
 
     fn from_value(what: &'static str, value: Value) -> Result<Self, VerifyError> {
         let Ok(entries) = value.into_map() else {
-            return Err(malformed(what, &"its claims are not a map"));
+            return Err(VerifyError::malformed(what, &"its claims are not a map"));
         };
         let mut claims = BTreeMap::new();
         for (name, value) in entries {
@@ -52,10 +55,16 @@ impl ClaimSet {
                 .as_integer()
                 .and_then(|name| i128::from(name).try_into().ok());
             let Some(number) = number else {
-                return Err(malformed(what, &"a claim that is not named by a number"));
+                return Err(VerifyError::malformed(
+                    what,
+                    &"a claim that is not named by a number",
+                ));
             };
             if claims.insert(number, value).is_some() {
-                return Err(malformed(what, &format_args!("claim {number} twice")));
+                return Err(VerifyError::malformed(
+                    what,
+                    &format_args!("claim {number} twice"),
+                ));
             }
         }
         Ok(Self { what, claims })
@@ -103,8 +112,8 @@ impl ClaimSet {
     }
 
     /// That it is one of the profiles that are known.
-    pub(crate) fn check_profile(&self, claim: i64, known: &[&str]) -> Result<(), VerifyError> {
-        match self.text(claim)? {
+    pub(crate) fn check_profile(&self, known: &[&str]) -> Result<(), VerifyError> {
+        match self.text(PROFILE)? {
             Some(found) if known.contains(&found) => Ok(()),
             found => Err(VerifyError::Unsupported {
                 what: format!(
@@ -117,18 +126,51 @@ impl ClaimSet {
     }
 
     fn absent(&self, claim: i64, expected: &str) -> VerifyError {
-        malformed(self.what, &format_args!("claim {claim} is not {expected}"))
+        VerifyError::malformed(self.what, &format_args!("claim {claim} is not {expected}"))
     }
 }
 
+/// Verifies a token that a device signs, and gives its claims with what they say of the
+/// device.
+///
+/// # Errors
+/// [`VerifyError`]: another profile, a device whose key the verifier has not, a signature
+/// that is not that key's.
+pub(crate) fn verify_device(
+    what: &'static str,
+    token: &[u8],
+    profiles: &[&str],
+    keys: &[DeviceKey],
+) -> Result<(ClaimSet, ArmPlatform, Trust), VerifyError> {
+    let signed = Signed::parse(what, token)?;
+    let claims = ClaimSet::parse(what, signed.payload())?;
+    claims.check_profile(profiles)?;
+    let key = DeviceKey::of(&claims, keys)?;
+    signed.verify(
+        &key.key,
+        VerifyError::BadSignature {
+            of: what,
+            by: "the device's key",
+        },
+    )?;
+    let trust = if key.is_published() {
+        Trust::VendorTestRoot
+    } else {
+        Trust::ListedKey
+    };
+    let platform = platform(&claims, key)?;
+    Ok((claims, platform, trust))
+}
+
 /// Reads what a token says of the device, whose key is known.
-pub(crate) fn platform(claims: &ClaimSet, key: &DeviceKey) -> Result<ArmPlatform, VerifyError> {
+fn platform(claims: &ClaimSet, key: &DeviceKey) -> Result<ArmPlatform, VerifyError> {
     let lifecycle = claims.integer(LIFECYCLE)?;
-    let lifecycle = Lifecycle::from_claim(lifecycle)
-        .ok_or_else(|| malformed(claims.what, &format_args!("lifecycle {lifecycle}")))?;
+    let lifecycle = Lifecycle::from_claim(lifecycle).ok_or_else(|| {
+        VerifyError::malformed(claims.what, &format_args!("lifecycle {lifecycle}"))
+    })?;
     let listed = claims.list(COMPONENTS)?;
     if listed.len() > MAX_COMPONENTS {
-        return Err(malformed(
+        return Err(VerifyError::malformed(
             claims.what,
             &format_args!("{} components", listed.len()),
         ));
@@ -164,11 +206,5 @@ impl DeviceKey {
             .ok_or_else(|| VerifyError::CollateralMissing {
                 what: format!("the key of device {instance} of implementation {implementation}"),
             })
-    }
-}
-
-fn malformed(what: &str, why: &dyn std::fmt::Display) -> VerifyError {
-    VerifyError::Malformed {
-        reason: format!("{what}: {}", canonical::reason(why)),
     }
 }

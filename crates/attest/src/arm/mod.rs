@@ -14,7 +14,7 @@ use std::fmt::{Display, Formatter};
 
 use occlude_keys::hexadecimal_bytes;
 
-pub(crate) use claims::{ClaimSet, platform};
+pub(crate) use claims::{ClaimSet, NONCE, PROFILE, verify_device};
 pub(crate) use keys::{DeviceKey, device_keys};
 
 use crate::Measurement;

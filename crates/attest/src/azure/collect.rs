@@ -16,11 +16,11 @@ use tpm2_protocol::basic::TpmHandle;
 use tpm2_protocol::data::TpmuSignature;
 
 use super::hcl::{HardwareKind, HclReport};
-use super::verify::{QuoteBody, SnpBody, TdxBody};
+use super::verify::{SnpBody, TdxBody};
 use crate::binding::BindingForm;
 use crate::machine::Machine;
 use crate::tpm::device::Device;
-use crate::tpm::{Quoted, quote};
+use crate::tpm::{QuoteBody, Quoted, quote};
 use crate::{Binding, CollectError, Evidence, TeeKind};
 
 /// Where the paravisor's report is in its TPM.

@@ -10,8 +10,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use sha2::{Digest, Sha256, Sha384, Sha512};
 
+use crate::VerifyError;
 use crate::tpm::AttestationKey;
-use crate::{VerifyError, canonical};
 
 /// Bytes before the hardware's report.
 const HEAD_BYTES: usize = 32;
@@ -174,9 +174,7 @@ fn numbers<const N: usize>(bytes: &[u8]) -> [u32; N] {
 }
 
 fn malformed(why: &dyn std::fmt::Display) -> VerifyError {
-    VerifyError::Malformed {
-        reason: format!("the paravisor's report: {}", canonical::reason(why)),
-    }
+    VerifyError::malformed("the paravisor's report", why)
 }
 
 #[cfg(test)]

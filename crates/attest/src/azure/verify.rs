@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::hcl::{HardwareKind, HclReport};
 use super::{AzurePlatform, AzureProcessor};
 use crate::binding::BindingForm;
-use crate::tpm::{Quote, Signature, TpmDigest};
+use crate::tpm::{Quote, QuoteBody, Signature};
 use crate::verifier::Genuine;
 use crate::{
     Claims, Collateral, Measurement, Platform, TeeKind, UnixTime, VerifyError, canonical, snp, tdx,
@@ -24,6 +24,7 @@ const VERSIONS: [u32; 2] = [1, 2];
 #[serde(deny_unknown_fields)]
 pub(super) struct SnpBody {
     pub(super) hcl_report: String,
+    /// In hexadecimal; its signature is RSA's alone.
     pub(super) tpm_quote: QuoteBody,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) vcek: Option<String>,
@@ -40,15 +41,6 @@ pub(super) struct TdxBody {
     pub(super) td_quote: String,
     pub(super) tpm_quote: QuoteBody,
     pub(super) version: u32,
-}
-
-/// A quote in hexadecimal; its signature is RSA's alone.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct QuoteBody {
-    pub(super) message: String,
-    pub(super) pcrs: Vec<TpmDigest>,
-    pub(super) signature: String,
 }
 
 pub(crate) fn verify_snp(
@@ -146,18 +138,12 @@ fn chain(
 fn from_url_safe(field: &str, text: &str) -> Result<Vec<u8>, VerifyError> {
     URL_SAFE
         .decode(text)
-        .map_err(|error| malformed(field, &error))
+        .map_err(|error| VerifyError::malformed(field, &error))
 }
 
 fn from_hexadecimal(field: &str, text: &str) -> Result<Vec<u8>, VerifyError> {
     if !occlude_keys::hexadecimal::is_lower_case(text) {
-        return Err(malformed(field, &"capital hexadecimal digits"));
+        return Err(VerifyError::malformed(field, &"capital hexadecimal digits"));
     }
-    hex::decode(text).map_err(|error| malformed(field, &error))
-}
-
-fn malformed(field: &str, why: &dyn std::fmt::Display) -> VerifyError {
-    VerifyError::Malformed {
-        reason: format!("{field}: {}", canonical::reason(why)),
-    }
+    hex::decode(text).map_err(|error| VerifyError::malformed(field, &error))
 }

@@ -9,13 +9,7 @@ pub(crate) const PROVIDER: &str = "arm_cca_guest";
 
 /// Whether this machine can be asked for a token.
 pub(crate) fn check_present(machine: &Machine) -> Result<(), CollectError> {
-    if machine.path(tsm::FOLDER).is_dir() {
-        return Ok(());
-    }
-    Err(CollectError::NotPresent {
-        tee: TeeKind::Cca,
-        missing: format!("{} is not there", tsm::FOLDER),
-    })
+    tsm::check_present(machine, TeeKind::Cca)
 }
 
 pub(crate) fn collect(machine: &Machine, binding: &Binding) -> Result<Evidence, CollectError> {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256, Sha384, Sha512};
 
 use super::CcaPlatform;
-use crate::arm::{ClaimSet, DeviceKey, Lifecycle, platform};
+use crate::arm::{ArmPlatform, ClaimSet, Lifecycle, NONCE, PROFILE, verify_device};
 use crate::binding::BindingForm;
 use crate::cose::{Key, Signed};
 use crate::verifier::Genuine;
@@ -24,10 +24,6 @@ const MAX_TOKEN_BYTES: usize = 16 * 1024;
 const TOKEN: u64 = 399;
 const PLATFORM_PART: i64 = 44234;
 const REALM_PART: i64 = 44241;
-
-/// Claims of both parts.
-const NONCE: i64 = 10;
-const PROFILE: i64 = 265;
 
 /// Claims of the realm's part.
 const PERSONALIZATION: i64 = 44235;
@@ -61,22 +57,14 @@ pub(crate) fn verify(
 ) -> Result<Genuine, VerifyError> {
     let body: Body = canonical::understood(body)?;
     let (platform_part, realm_part) = parts(&body.token)?;
-    let signed = Signed::parse(THE_PLATFORM, &platform_part)?;
-    let claims = ClaimSet::parse(THE_PLATFORM, signed.payload())?;
-    claims.check_profile(PROFILE, &PLATFORM_PROFILES)?;
-    let key = DeviceKey::of(&claims, collateral.device_keys())?;
-    signed.verify(
-        &key.key,
-        VerifyError::BadSignature {
-            of: THE_PLATFORM,
-            by: "the device's key",
-        },
-    )?;
+    let keys = collateral.device_keys();
+    let (claims, platform, trust) =
+        verify_device(THE_PLATFORM, &platform_part, &PLATFORM_PROFILES, keys)?;
 
     let signed = Signed::parse(THE_REALM, &realm_part)?;
     let realm = ClaimSet::parse(THE_REALM, signed.payload())?;
     if realm.text(PROFILE)?.is_some() {
-        realm.check_profile(PROFILE, &[REALM_PROFILE])?;
+        realm.check_profile(&[REALM_PROFILE])?;
     }
     let realm_key = realm_key(&realm, claims.bytes(NONCE)?)?;
     signed.verify(
@@ -86,15 +74,12 @@ pub(crate) fn verify(
             by: "the key that the platform vouches for",
         },
     )?;
-    let platform = platform(&claims, key)?;
-    genuine(&realm, platform, key.is_published(), at)
+    genuine(&realm, platform, trust, at)
 }
 
 /// The two parts of a token, in the one encoding that it has.
 fn parts(token: &[u8]) -> Result<(Vec<u8>, Vec<u8>), VerifyError> {
-    let malformed = |why: &dyn std::fmt::Display| VerifyError::Malformed {
-        reason: format!("the token: {}", canonical::reason(why)),
-    };
+    let malformed = |why: &dyn std::fmt::Display| VerifyError::malformed("the token", why);
     if token.len() > MAX_TOKEN_BYTES {
         return Err(malformed(&format_args!(
             "{} bytes, it has at most {MAX_TOKEN_BYTES}",
@@ -149,8 +134,8 @@ fn realm_key(realm: &ClaimSet, vouched: &[u8]) -> Result<Key, VerifyError> {
 
 fn genuine(
     realm: &ClaimSet,
-    platform: crate::arm::ArmPlatform,
-    published_key: bool,
+    platform: ArmPlatform,
+    trust: Trust,
     at: UnixTime,
 ) -> Result<Genuine, VerifyError> {
     let extended = realm.list(EXTENSIBLE_MEASUREMENTS)?.iter().map(|value| {
@@ -168,11 +153,7 @@ fn genuine(
         form: BindingForm::Whole,
         claims: Claims {
             tee: TeeKind::Cca,
-            trust: if published_key {
-                Trust::VendorTestRoot
-            } else {
-                Trust::ListedKey
-            },
+            trust,
             protection: Protection::ConfidentialMemory,
             measurement: realm.measurement(INITIAL_MEASUREMENT)?,
             configuration: configuration(&personalization),

@@ -93,9 +93,8 @@ fn verify_document(bytes: &[u8], root: &[u8; 32], at: UnixTime) -> Result<Genuin
 
 impl Document {
     fn read(payload: &[u8]) -> Result<Self, VerifyError> {
-        let malformed = |why: &dyn std::fmt::Display| VerifyError::Malformed {
-            reason: format!("the document's content: {}", canonical::reason(why)),
-        };
+        let malformed =
+            |why: &dyn std::fmt::Display| VerifyError::malformed("the document's content", why);
         let mut rest = payload;
         let document: Self =
             coset::cbor::from_reader(&mut rest).map_err(|error| malformed(&error))?;

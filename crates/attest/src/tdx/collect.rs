@@ -17,13 +17,7 @@ const MAX_LOG_BYTES: usize = 128 * 1024;
 
 /// Whether this machine can be asked for a quote.
 pub(crate) fn check_present(machine: &Machine) -> Result<(), CollectError> {
-    if machine.path(tsm::FOLDER).is_dir() {
-        return Ok(());
-    }
-    Err(CollectError::NotPresent {
-        tee: TeeKind::Tdx,
-        missing: format!("{} is not there", tsm::FOLDER),
-    })
+    tsm::check_present(machine, TeeKind::Tdx)
 }
 
 pub(crate) fn collect(machine: &Machine, binding: &Binding) -> Result<Evidence, CollectError> {

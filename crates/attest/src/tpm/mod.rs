@@ -25,7 +25,7 @@ pub(crate) use collect::{
 };
 pub(crate) use quote::{AttestationKey, Quote, Signature};
 pub use verify::registers_of_log;
-pub(crate) use verify::{verify, verify_quote};
+pub(crate) use verify::{QuoteBody, verify, verify_quote};
 
 use crate::Register;
 

@@ -10,7 +10,7 @@ use tpm2_protocol::TpmUnmarshal;
 use tpm2_protocol::data::{TpmAlgId, TpmsAttest, TpmtSignature, TpmuAttest, TpmuSignature};
 
 use super::TpmDigest;
-use crate::{Register, VerifyError, canonical};
+use crate::{Register, VerifyError};
 
 /// The shortest RSA key whose word counts.
 const MIN_RSA_BITS: u32 = 2048;
@@ -197,9 +197,7 @@ impl Signature {
 }
 
 fn malformed(why: &dyn std::fmt::Display) -> VerifyError {
-    VerifyError::Malformed {
-        reason: format!("the quote: {}", canonical::reason(why)),
-    }
+    VerifyError::malformed("the quote", why)
 }
 
 #[cfg(test)]

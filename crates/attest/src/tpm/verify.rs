@@ -40,12 +40,13 @@ pub(super) struct Body {
     pub(super) tpm_quote: QuoteBody,
 }
 
+/// A quote as it travels, in the encoding of its kind of evidence.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct QuoteBody {
-    pub(super) message: String,
-    pub(super) pcrs: Vec<TpmDigest>,
-    pub(super) signature: String,
+pub(crate) struct QuoteBody {
+    pub(crate) message: String,
+    pub(crate) pcrs: Vec<TpmDigest>,
+    pub(crate) signature: String,
 }
 
 /// A quote that holds, and whose word it is.

@@ -7,21 +7,18 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::TrustZonePlatform;
-use crate::arm::{ClaimSet, DeviceKey, Lifecycle, platform};
+use crate::arm::{Lifecycle, NONCE, verify_device};
 use crate::binding::BindingForm;
-use crate::cose::Signed;
 use crate::verifier::Genuine;
 use crate::{
-    Claims, Collateral, Measurement, Platform, Protection, TeeKind, Trust, UnixTime, VerifyError,
+    Claims, Collateral, Measurement, Platform, Protection, TeeKind, UnixTime, VerifyError,
     canonical,
 };
 
 /// The longest token that is read: a device gives some hundred bytes.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
 
-/// Claims (RFC 9783, section 4; RFC 9711).
-const NONCE: i64 = 10;
-const PROFILE: i64 = 265;
+/// The claim that says who asked (RFC 9783, section 4.1.2).
 const CLIENT_ID: i64 = 2394;
 
 const PROFILES: [&str; 1] = ["tag:psacertified.org,2023:psa#tfm"];
@@ -51,27 +48,15 @@ pub(crate) fn verify(
 ) -> Result<Genuine, VerifyError> {
     let body: Body = canonical::understood(body)?;
     let token = canonical::from_base64("token", &body.token)?;
-    let malformed = |reason: String| VerifyError::Malformed {
-        reason: format!("{THE_TOKEN}: {reason}"),
-    };
+    let malformed = |why: &dyn std::fmt::Display| VerifyError::malformed(THE_TOKEN, why);
     if token.len() > MAX_TOKEN_BYTES {
-        return Err(malformed(format!(
+        return Err(malformed(&format_args!(
             "{} bytes, it has at most {MAX_TOKEN_BYTES}",
             token.len()
         )));
     }
-    let signed = Signed::parse(THE_TOKEN, &token)?;
-    let claims = ClaimSet::parse(THE_TOKEN, signed.payload())?;
-    claims.check_profile(PROFILE, &PROFILES)?;
-    let key = DeviceKey::of(&claims, collateral.device_keys())?;
-    signed.verify(
-        &key.key,
-        VerifyError::BadSignature {
-            of: THE_TOKEN,
-            by: "the device's key",
-        },
-    )?;
-    let platform = platform(&claims, key)?;
+    let keys = collateral.device_keys();
+    let (claims, platform, trust) = verify_device(THE_TOKEN, &token, &PROFILES, keys)?;
     let client_id = claims.integer(CLIENT_ID)?;
     let mut firmware = Sha256::new();
     for component in &platform.components {
@@ -83,11 +68,7 @@ pub(crate) fn verify(
         form: BindingForm::Whole,
         claims: Claims {
             tee: TeeKind::TrustZone,
-            trust: if key.is_published() {
-                Trust::VendorTestRoot
-            } else {
-                Trust::ListedKey
-            },
+            trust,
             protection: Protection::MeasuredBootOnly,
             measurement: Measurement::from(firmware),
             configuration: None,
@@ -96,7 +77,7 @@ pub(crate) fn verify(
                 platform,
                 client_id: client_id
                     .try_into()
-                    .map_err(|_| malformed(format!("client {client_id}")))?,
+                    .map_err(|_| malformed(&format_args!("client {client_id}")))?,
             })),
             verified_at: at,
             collateral_until: None,

@@ -39,6 +39,25 @@ pub(in crate::policy) struct TrustZonePolicy {
     clients: Option<Vec<i32>>,
 }
 
+/// The names of fields, which the two sections have each for its own.
+struct Section {
+    attestation_keys: &'static str,
+    implementations: &'static str,
+    components: &'static str,
+}
+
+const CCA: Section = Section {
+    attestation_keys: "cca.attestation-keys",
+    implementations: "cca.implementations",
+    components: "cca.components",
+};
+
+const TRUSTZONE: Section = Section {
+    attestation_keys: "trustzone.attestation-keys",
+    implementations: "trustzone.implementations",
+    components: "trustzone.components",
+};
+
 impl CcaPolicy {
     pub(super) fn pin(seen: &CcaPlatform) -> Self {
         let [rem0, rem1, rem2, rem3] = seen.rem.clone().map(|register| Some(vec![register]));
@@ -54,16 +73,12 @@ impl CcaPolicy {
     }
 
     pub(super) fn judge(&self, found: &CcaPlatform) -> Result<(), Refusal> {
-        let platform = &found.platform;
-        one_of(
-            "cca.attestation-keys",
-            &platform.attestation_key,
+        CCA.judge(
+            &found.platform,
             &self.attestation_keys,
+            self.implementations.as_deref(),
+            self.components.as_deref(),
         )?;
-        if let Some(accepted) = &self.implementations {
-            one_of("cca.implementations", &platform.implementation_id, accepted)?;
-        }
-        judge_components("cca.components", platform, self.components.as_deref())?;
         let [rem0, rem1, rem2, rem3] = &found.rem;
         for (field, accepted, found) in [
             ("cca.rem0", &self.rem0, rem0),
@@ -90,20 +105,12 @@ impl TrustZonePolicy {
     }
 
     pub(super) fn judge(&self, found: &TrustZonePlatform) -> Result<(), Refusal> {
-        let platform = &found.platform;
-        one_of(
-            "trustzone.attestation-keys",
-            &platform.attestation_key,
+        TRUSTZONE.judge(
+            &found.platform,
             &self.attestation_keys,
+            self.implementations.as_deref(),
+            self.components.as_deref(),
         )?;
-        if let Some(accepted) = &self.implementations {
-            one_of(
-                "trustzone.implementations",
-                &platform.implementation_id,
-                accepted,
-            )?;
-        }
-        judge_components("trustzone.components", platform, self.components.as_deref())?;
         if let Some(accepted) = &self.clients {
             one_of("trustzone.clients", &found.client_id, accepted)?;
         }
@@ -116,25 +123,32 @@ fn measurements(platform: &ArmPlatform) -> Vec<Measurement> {
     components.map(|one| one.measurement.clone()).collect()
 }
 
-/// Each part of the firmware must be listed.
-fn judge_components(
-    field: &'static str,
-    found: &ArmPlatform,
-    accepted: Option<&[Measurement]>,
-) -> Result<(), Refusal> {
-    let Some(accepted) = accepted else {
-        return Ok(());
-    };
-    let foreign = found
-        .components
-        .iter()
-        .find(|component| !accepted.contains(&component.measurement));
-    check(foreign.is_none(), || Refusal::Platform {
-        field,
-        found: foreign.map_or_else(String::new, |component| {
-            let name = component.name.as_deref().unwrap_or("a part");
-            format!("{name} = {}", component.measurement)
-        }),
-        accepted: format!("{} that are not it", accepted.len()),
-    })
+impl Section {
+    /// Judges the device: its key, what made it, and each part of its firmware.
+    fn judge(
+        &self,
+        found: &ArmPlatform,
+        keys: &[KeyFingerprint],
+        implementations: Option<&[ImplementationId]>,
+        components: Option<&[Measurement]>,
+    ) -> Result<(), Refusal> {
+        one_of(self.attestation_keys, &found.attestation_key, keys)?;
+        if let Some(accepted) = implementations {
+            one_of(self.implementations, &found.implementation_id, accepted)?;
+        }
+        let Some(accepted) = components else {
+            return Ok(());
+        };
+        for component in &found.components {
+            check(accepted.contains(&component.measurement), || {
+                let name = component.name.as_deref().unwrap_or("a part");
+                Refusal::Platform {
+                    field: self.components,
+                    found: format!("{name} = {}", component.measurement),
+                    accepted: format!("{} that are not it", accepted.len()),
+                }
+            })?;
+        }
+        Ok(())
+    }
 }

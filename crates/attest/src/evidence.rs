@@ -17,8 +17,8 @@ pub struct Evidence {
 }
 
 impl Evidence {
-    /// The longest encoding that is read. The largest honest evidence is a GPU's
-    /// report with its certificate chain, some tens of kilobytes.
+    /// The longest encoding that is read. The largest honest evidence is a quote with the
+    /// log of a boot, some tens of kilobytes.
     pub const MAX_BYTES: usize = 256 * 1024;
 
     /// Evidence from its two parts, as the KBS protocol carries them apart. A body

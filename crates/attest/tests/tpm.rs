@@ -596,6 +596,17 @@ fn a_tpm_that_is_not_there_or_answers_nonsense_is_told() {
             root.path().join("dev/tpmrm0").display()
         )
     );
+    // A file that was named by mistake stays as it is.
+    let notes = root.path().join("notes.txt");
+    std::fs::write(&notes, "notes").unwrap();
+    let machine = Machine::at(root.path()).with_tpm(&notes);
+    let attester = Attester::open_on(machine, TeeKind::Tpm, [0; 32]).unwrap();
+    let error = attester.collect(&Binding::from([1; 64])).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("{}: neither a device nor a socket", notes.display())
+    );
+    assert_eq!(std::fs::read(&notes).unwrap(), b"notes");
     let answered = |answer: &'static [u8]| {
         let socket = root.path().join(format!("{}", answer.len()));
         let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();

@@ -143,8 +143,14 @@ pub(crate) fn protocol(error: &TpmError) -> Error {
     Error::other(error.to_string())
 }
 
+/// Opens a device or a socket. Anything else, such as a file that somebody named by
+/// mistake, is not written to.
 fn connect(path: &Path) -> std::io::Result<Stream> {
-    if std::fs::metadata(path)?.file_type().is_socket() {
+    let kind = std::fs::metadata(path)?.file_type();
+    if !kind.is_socket() && !kind.is_char_device() {
+        return Err(Error::other("neither a device nor a socket"));
+    }
+    if kind.is_socket() {
         let socket = UnixStream::connect(path)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;

@@ -47,9 +47,12 @@ impl SoftwareTpm {
         };
         let tpm = Self { folder, process };
         let patience = Instant::now() + Duration::from_secs(30);
-        while !(tpm.socket().exists() && tpm.control().exists()) {
-            assert!(Instant::now() < patience, "swtpm does not listen");
-            std::thread::sleep(Duration::from_millis(10));
+        // Sockets are there a moment before anybody listens.
+        for socket in [tpm.socket(), tpm.control()] {
+            while UnixStream::connect(&socket).is_err() {
+                assert!(Instant::now() < patience, "swtpm does not listen");
+                std::thread::sleep(Duration::from_millis(10));
+            }
         }
         Some(tpm)
     }

@@ -581,7 +581,7 @@ mod tests {
             .split(", ")
             .map(|name| name.trim_matches('`'))
             .collect();
-        assert_eq!(names.len(), 18, "{names:?}");
+        assert_eq!(names.len(), 20, "{names:?}");
         for name in names {
             assert!(explained.contains(&name), "{name}");
         }

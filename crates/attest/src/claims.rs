@@ -72,6 +72,16 @@ hexadecimal_bytes! {
     pub ConfigurationDigest, 32
 }
 
+impl ConfigurationDigest {
+    /// From what the host chose at launch: a digest that zeros follow, as the launch of one
+    /// of our servers sets it. Anything else is not a configuration of ours.
+    pub(crate) fn of_launch(chosen: &[u8]) -> Option<Self> {
+        let (digest, rest) = chosen.split_first_chunk::<32>()?;
+        let ours = *digest != [0; 32] && rest.iter().all(|byte| *byte == 0);
+        ours.then(|| Self::from(*digest))
+    }
+}
+
 /// The digest of the code a TEE started with: 32, 48 or 64 bytes, depending on
 /// its kind, written as lower-case hexadecimal.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]

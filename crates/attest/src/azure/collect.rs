@@ -68,15 +68,24 @@ fn check_present(machine: &Machine, kind: HardwareKind) -> Result<(), CollectErr
     let report = Device::open(machine)?.read_index(REPORT_INDEX);
     let report =
         report.map_err(|_| missing(format!("{} has no report of a paravisor", path.display())))?;
-    match HclReport::parse(&report) {
-        Ok(report) if report.kind == kind => Ok(()),
-        Ok(report) => Err(missing(format!("the paravisor runs on {:?}", report.kind))),
+    of_kind(&report, kind).map(|_| ())
+}
+
+/// A paravisor's report, if it is over that hardware.
+fn of_kind(report: &[u8], kind: HardwareKind) -> Result<HclReport<'_>, CollectError> {
+    match HclReport::parse(report) {
+        Ok(report) if report.kind == kind => Ok(report),
+        Ok(report) => Err(CollectError::NotPresent {
+            tee: kind.tee(),
+            missing: format!("the paravisor runs on {:?}", report.kind),
+        }),
         Err(source) => Err(CollectError::Unusable { source }),
     }
 }
 
 pub(crate) fn collect_snp(machine: &Machine, binding: &Binding) -> Result<Evidence, CollectError> {
-    let guest = collect(machine, binding, HardwareKind::Snp)?;
+    let guest = collect(machine, binding)?;
+    of_kind(&guest.report, HardwareKind::Snp)?;
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Certificates {
@@ -97,7 +106,7 @@ pub(crate) fn collect_snp(machine: &Machine, binding: &Binding) -> Result<Eviden
 }
 
 pub(crate) fn collect_tdx(machine: &Machine, binding: &Binding) -> Result<Evidence, CollectError> {
-    let guest = collect(machine, binding, HardwareKind::Tdx)?;
+    let guest = collect(machine, binding)?;
     #[derive(Serialize)]
     struct Question {
         report: String,
@@ -106,9 +115,8 @@ pub(crate) fn collect_tdx(machine: &Machine, binding: &Binding) -> Result<Eviden
     struct Answer {
         quote: String,
     }
-    let parsed =
-        HclReport::parse(&guest.report).map_err(|source| CollectError::Unusable { source })?;
-    let report = URL_SAFE_NO_PAD.encode(&parsed.hardware[..TD_REPORT_BYTES]);
+    let hardware = of_kind(&guest.report, HardwareKind::Tdx)?.hardware;
+    let report = URL_SAFE_NO_PAD.encode(&hardware[..TD_REPORT_BYTES]);
     let answer: Answer = ask(machine, QUOTE, Some(Question { report }))?;
     let quote = URL_SAFE_NO_PAD
         .decode(answer.quote.trim_end_matches('='))
@@ -131,12 +139,7 @@ struct Collected {
     quote: QuoteBody,
 }
 
-fn collect(
-    machine: &Machine,
-    binding: &Binding,
-    kind: HardwareKind,
-) -> Result<Collected, CollectError> {
-    check_present(machine, kind)?;
+fn collect(machine: &Machine, binding: &Binding) -> Result<Collected, CollectError> {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut device = Device::open(machine)?;
     let bound = binding.in_form(BindingForm::AzureQuote);

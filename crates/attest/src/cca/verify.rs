@@ -156,7 +156,7 @@ fn genuine(
             trust,
             protection: Protection::ConfidentialMemory,
             measurement: realm.measurement(INITIAL_MEASUREMENT)?,
-            configuration: configuration(&personalization),
+            configuration: ConfigurationDigest::of_launch(&personalization),
             debug: platform.lifecycle != Lifecycle::Secured,
             platform: Platform::Cca(Box::new(CcaPlatform {
                 platform,
@@ -167,12 +167,4 @@ fn genuine(
             collateral_until: None,
         },
     })
-}
-
-/// A digest of 32 bytes that 32 zeros follow, as the launch of one of our servers sets it;
-/// anything else is not a configuration of ours.
-fn configuration(chosen: &[u8; 64]) -> Option<ConfigurationDigest> {
-    let (digest, rest) = chosen.split_first_chunk::<32>()?;
-    let ours = *digest != [0; 32] && rest.iter().all(|byte| *byte == 0);
-    ours.then(|| ConfigurationDigest::from(*digest))
 }

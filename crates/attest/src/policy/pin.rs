@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use occlude_keys::{ModelId, OwnerPublic};
 
-use super::{ConfigurationPolicy, EvidencePolicy, FORMAT, ModelPolicy, Policy, ServicePolicy};
+use super::{
+    ConfigurationPolicy, EvidencePolicy, FORMAT, ModelPolicy, Policy, ServicePolicy, TpmPolicy,
+};
 use crate::tpm::{KeyFingerprint, TpmDigest};
 use crate::{Measurement, Protection, Register, TeeKind, Trust, VerifiedService};
 
@@ -64,13 +66,13 @@ impl Policy {
         attestation_keys: Vec<KeyFingerprint>,
         owners: Vec<OwnerPublic>,
     ) -> Self {
-        let mut evidence = EvidencePolicy {
+        let evidence = EvidencePolicy {
             tee: vec![TeeKind::Tpm],
             trust: vec![Trust::ListedKey],
             protection: vec![Protection::MeasuredBootOnly],
+            tpm: TpmPolicy::expect(registers, attestation_keys),
             ..EvidencePolicy::default()
         };
-        evidence.expect_boot(registers, attestation_keys);
         Self::unreviewed(evidence, owners)
     }
 

@@ -102,7 +102,6 @@ fn verify_report(
     key.verify(report.signed(), &signature)
         .map_err(|_| BAD_SIGNATURE)?;
     let fields = &report.fields;
-    let host_data = *platform.host_data.as_bytes();
     Ok(Genuine {
         carried: fields.report_data.to_vec(),
         form: BindingForm::Whole,
@@ -111,7 +110,7 @@ fn verify_report(
             trust: Trust::Hardware,
             protection: Protection::ConfidentialMemory,
             measurement: fields.measurement.into(),
-            configuration: (host_data != [0; 32]).then(|| ConfigurationDigest::from(host_data)),
+            configuration: ConfigurationDigest::of_launch(platform.host_data.as_bytes()),
             debug: fields.policy.debug_allowed(),
             platform: Platform::Snp(Box::new(platform)),
             verified_at: at,

@@ -74,7 +74,7 @@ pub(crate) fn verify_quote(
             trust: Trust::Hardware,
             protection: Protection::ConfidentialMemory,
             measurement: report.mr_td.into(),
-            configuration: configuration(&report.mr_config_id),
+            configuration: ConfigurationDigest::of_launch(&report.mr_config_id),
             debug: report.td_attributes[0] & DEBUG != 0,
             verified_at: at,
             collateral_until: Some(quote.collateral_until),
@@ -96,14 +96,6 @@ pub(crate) fn verify_quote(
 
 fn registers(report: &TDReport10) -> [[u8; 48]; 4] {
     [report.rt_mr0, report.rt_mr1, report.rt_mr2, report.rt_mr3]
-}
-
-/// A digest of 32 bytes that 16 zeros follow, as the launch of one of our servers sets
-/// it; anything else is not a configuration of ours.
-fn configuration(chosen: &[u8; 48]) -> Option<ConfigurationDigest> {
-    let (digest, rest) = chosen.split_first_chunk::<32>()?;
-    let ours = *digest != [0; 32] && rest.iter().all(|byte| *byte == 0);
-    ours.then(|| ConfigurationDigest::from(*digest))
 }
 
 /// Replays the log: each register that it has entries of must be the report's. Register

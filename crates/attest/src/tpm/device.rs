@@ -12,9 +12,7 @@ use std::time::Duration;
 use tpm2_protocol::basic::{TpmBuffer, TpmHandle};
 use tpm2_protocol::constant::TPM_MAX_COMMAND_SIZE;
 use tpm2_protocol::data::{TpmRc, TpmRcBase, TpmSt, TpmsAuthCommand};
-use tpm2_protocol::frame::{
-    TpmFrame, TpmHeader, TpmResponse, TpmUnmarshalBody, tpm_marshal_command,
-};
+use tpm2_protocol::frame::{TpmFrame, TpmResponse, TpmUnmarshalBody, tpm_marshal_command};
 use tpm2_protocol::{TpmError, TpmWriter};
 
 use crate::CollectError;
@@ -60,18 +58,18 @@ impl Device {
     }
 
     /// Runs a command that needs no authorization.
-    pub(crate) fn run<R>(&mut self, command: &impl Command) -> Result<R, CollectError>
-    where
-        R: TpmUnmarshalBody,
-    {
+    pub(crate) fn run<R: TpmUnmarshalBody>(
+        &mut self,
+        command: &impl TpmFrame,
+    ) -> Result<R, CollectError> {
         self.exchange(command, TpmSt::NoSessions, &[])
     }
 
     /// Runs a command on something that has no password, and says so.
-    pub(crate) fn run_authorized<R>(&mut self, command: &impl Command) -> Result<R, CollectError>
-    where
-        R: TpmUnmarshalBody,
-    {
+    pub(crate) fn run_authorized<R: TpmUnmarshalBody>(
+        &mut self,
+        command: &impl TpmFrame,
+    ) -> Result<R, CollectError> {
         let nobody = TpmsAuthCommand {
             session_handle: TpmHandle::new(PASSWORD),
             nonce: TpmBuffer::new(),
@@ -83,7 +81,7 @@ impl Device {
 
     fn exchange<R: TpmUnmarshalBody>(
         &mut self,
-        command: &impl Command,
+        command: &impl TpmFrame,
         tag: TpmSt,
         sessions: &[TpmsAuthCommand],
     ) -> Result<R, CollectError> {
@@ -132,11 +130,6 @@ impl Device {
         }
     }
 }
-
-/// A command that can be sent.
-pub(crate) trait Command: TpmFrame + TpmHeader {}
-
-impl<T: TpmFrame + TpmHeader> Command for T {}
 
 /// What the crate says of bytes that it cannot write or read.
 pub(crate) fn protocol(error: &TpmError) -> Error {

@@ -189,15 +189,15 @@ fn certify(
 /// Replays the log: each register up to 9 that it has entries of must be the quote's. The
 /// others go on being extended by whoever was started.
 fn check_event_log(log: &str, quote: &Quote) -> Result<usize, VerifyError> {
-    let log = canonical::from_base64("event_log", log)?;
-    for (register, value) in registers_of_log(&log)? {
+    let log = EventLog::parse(&canonical::from_base64("event_log", log)?)?;
+    for (register, value) in registers_of(&log)? {
         if quote.pcrs.get(&register) != Some(&value) {
             return Err(VerifyError::EventLog {
                 register: register.to_string(),
             });
         }
     }
-    Ok(EventLog::parse(&log)?.events.len())
+    Ok(log.events.len())
 }
 
 /// The registers that a log of a boot leads to: those up to 9, which nothing changes after
@@ -206,9 +206,11 @@ fn check_event_log(log: &str, quote: &Quote) -> Result<usize, VerifyError> {
 /// # Errors
 /// [`VerifyError::Malformed`].
 pub fn registers_of_log(log: &[u8]) -> Result<BTreeMap<Register, TpmDigest>, VerifyError> {
-    let replayed = EventLog::parse(log)?
-        .replay(Algorithm::Sha256)
-        .ok_or_else(without_digest)?;
+    registers_of(&EventLog::parse(log)?)
+}
+
+fn registers_of(log: &EventLog) -> Result<BTreeMap<Register, TpmDigest>, VerifyError> {
+    let replayed = log.replay(Algorithm::Sha256).ok_or_else(without_digest)?;
     let boot = replayed.range(..=LAST_OF_THE_BOOT);
     let registers = boot.map(|(number, value)| {
         let register = Register::new(u64::from(*number));

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{judge_registers, one_of, setting};
+use super::tpm::OF_A_BOOT;
+use super::{judge_registers, one_of, pinned_registers, setting};
 use crate::azure::{AzurePlatform, AzureProcessor};
 use crate::tpm::TpmDigest;
 use crate::{Measurement, Refusal, Register};
@@ -53,14 +54,11 @@ const TDX: Section = Section {
 
 impl AzurePolicy {
     pub(super) fn pin(seen: &AzurePlatform) -> Self {
-        let registers = super::tpm::OF_A_BOOT.into_iter().filter_map(Register::new);
-        let pinned =
-            registers.filter_map(|register| Some((register, vec![*seen.pcrs.get(&register)?])));
         Self {
             paravisors: vec![seen.paravisor.clone()],
             require_secure_boot: seen.secure_boot,
             allow_console: seen.console,
-            pcrs: pinned.collect(),
+            pcrs: pinned_registers(&OF_A_BOOT, &seen.pcrs),
         }
     }
 

@@ -27,7 +27,6 @@ pub(super) use tpm::TpmPolicy;
 use super::EvidencePolicy;
 use super::refusal::listed;
 use crate::azure::{AzurePlatform, AzureProcessor};
-use crate::tpm::{KeyFingerprint, TpmDigest};
 use crate::{Claims, Platform, Refusal, Register};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,15 +87,6 @@ impl EvidencePolicy {
         otherwise || self.measurements.contains(claims.measurement())
     }
 
-    /// Accepts TPMs with these keys whose registers are these.
-    pub(super) fn expect_boot(
-        &mut self,
-        registers: &BTreeMap<Register, TpmDigest>,
-        attestation_keys: Vec<KeyFingerprint>,
-    ) {
-        self.tpm = TpmPolicy::expect(registers, attestation_keys);
-    }
-
     /// Accepts this platform and later versions of its firmware.
     pub(super) fn pin_platform(&mut self, platform: &Platform) {
         match platform {
@@ -141,6 +131,17 @@ fn at_least(field: &'static str, found: u32, minimum: u32) -> Result<(), Refusal
 
 fn check(holds: bool, refusal: impl FnOnce() -> Refusal) -> Result<(), Refusal> {
     if holds { Ok(()) } else { Err(refusal()) }
+}
+
+/// Of these registers those that were seen, each with the value that it held.
+fn pinned_registers<T: Copy>(
+    numbers: &[u64],
+    seen: &BTreeMap<Register, T>,
+) -> BTreeMap<Register, Vec<T>> {
+    let registers = numbers.iter().copied().filter_map(Register::new);
+    registers
+        .filter_map(|register| Some((register, vec![*seen.get(&register)?])))
+        .collect()
 }
 
 /// Each register that a policy names must hold what it lists for it.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::judge_registers;
+use super::{judge_registers, pinned_registers};
 use crate::nitro::{NitroDigest, NitroPlatform};
 use crate::{Refusal, Register};
 
@@ -17,11 +17,8 @@ pub(in crate::policy) struct NitroPolicy {
 impl NitroPolicy {
     /// What the image is, not where it runs: registers 3 and 4 are the instance's.
     pub(super) fn pin(seen: &NitroPlatform) -> Self {
-        let image = [0, 1, 2, 8].into_iter().filter_map(Register::new);
-        let pinned =
-            image.filter_map(|register| Some((register, vec![*seen.pcrs.get(&register)?])));
         Self {
-            pcrs: pinned.collect(),
+            pcrs: pinned_registers(&[0, 1, 2, 8], &seen.pcrs),
         }
     }
 

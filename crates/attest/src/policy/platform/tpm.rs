@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{check, judge_registers, setting};
+use super::{check, judge_registers, pinned_registers, setting};
 use crate::tpm::{KeyFingerprint, RootFingerprint, TpmDigest, TpmPlatform};
 use crate::{Refusal, Register};
 
@@ -51,19 +51,16 @@ pub(super) const TXT: Section = Section {
 
 impl TpmPolicy {
     pub(super) fn pin(section: &Section, seen: &TpmPlatform) -> Self {
-        let registers = section.pinned.iter().copied().filter_map(Register::new);
-        let pinned =
-            registers.filter_map(|register| Some((register, vec![*seen.pcrs.get(&register)?])));
         Self {
             attestation_keys: vec![seen.attestation_key],
             roots: Vec::new(),
             require_event_log: seen.event_log_entries.is_some(),
-            pcrs: pinned.collect(),
+            pcrs: pinned_registers(section.pinned, &seen.pcrs),
         }
     }
 
     /// Exactly these registers, of any of these keys.
-    pub(super) fn expect(
+    pub(in crate::policy) fn expect(
         registers: &BTreeMap<Register, TpmDigest>,
         attestation_keys: Vec<KeyFingerprint>,
     ) -> Self {

@@ -361,6 +361,7 @@ fn each_malformation_of_a_token_is_told() {
         (2395, "secured".into(), "claim 2395 is not a number"),
         (2395, 0x7000.into(), "lifecycle 28672"),
         (2399, Cbor::Null, "claim 2399 is not a list"),
+        (2399, Cbor::Array(Vec::new()), "0 components"),
         (
             2399,
             Cbor::Array(vec![Cbor::Map(Vec::new()); 65]),

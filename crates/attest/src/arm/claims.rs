@@ -169,7 +169,8 @@ fn platform(claims: &ClaimSet, key: &DeviceKey) -> Result<ArmPlatform, VerifyErr
         VerifyError::malformed(claims.what, &format_args!("lifecycle {lifecycle}"))
     })?;
     let listed = claims.list(COMPONENTS)?;
-    if listed.len() > MAX_COMPONENTS {
+    // A policy that lists components would accept a firmware that lists none.
+    if listed.is_empty() || listed.len() > MAX_COMPONENTS {
         return Err(VerifyError::malformed(
             claims.what,
             &format_args!("{} components", listed.len()),

@@ -1,12 +1,15 @@
 //! Evidence of each technology in its own form, as a file or a device gives it, and
-//! collateral: certificates and revocation lists.
+//! collateral: certificates, revocation lists and reference manifests.
 //!
 //! The first byte says which. Nothing panics, and without a vendor's key nothing but
 //! simulated evidence is ever genuine.
 #![no_main]
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use libfuzzer_sys::fuzz_target;
-use occlude_attest::{Collateral, RecordedEvidence, TeeKind, UnixTime, Verifier, snp};
+use occlude_attest::{Collateral, Evidence, RecordedEvidence, TeeKind, UnixTime, Verifier, snp};
+use serde_json::json;
 
 /// When the recorded machines' certificates were valid.
 const AT: UnixTime = UnixTime(1_750_000_000);
@@ -30,6 +33,13 @@ fuzz_target!(|bytes: &[u8]| {
         0xf1 => {
             let (report, table) = bytes.split_at(bytes.len().min(1184));
             let _ = snp::evidence_of_report_and_table(report, table);
+        }
+        0xf2 => {
+            let evidence = STANDARD.encode(bytes);
+            let device = json!({"arch": "HOPPER", "evidence": evidence, "certificate": ""});
+            let body = json!({"device_evidence_list": [device]});
+            let evidence = Evidence::new(TeeKind::Nvidia, body);
+            assert!(Verifier::default().authenticate(&evidence, AT).is_err());
         }
         _ => {}
     }

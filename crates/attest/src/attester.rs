@@ -4,14 +4,16 @@ use std::path::PathBuf;
 
 use crate::machine::Machine;
 use crate::{
-    Binding, ConfigurationDigest, Evidence, TeeChoice, TeeKind, VerifyError, azure, cca, nitro,
-    presence, sgx, snp, tdx, tpm, trustzone, txt,
+    AdditionalEvidence, Binding, ConfigurationDigest, Evidence, TeeChoice, TeeKind, VerifyError,
+    azure, cca, nitro, nvidia, presence, sgx, snp, tdx, tpm, trustzone, txt,
 };
 
 /// The TEE that this process runs in.
 #[derive(Debug)]
 pub struct Attester {
     backend: Backend,
+    additional: Vec<(TeeKind, Collect)>,
+    machine: Machine,
 }
 
 #[derive(Debug)]
@@ -21,7 +23,6 @@ enum Backend {
     Machine {
         kind: TeeKind,
         collect: Collect,
-        machine: Machine,
     },
 }
 
@@ -57,6 +58,18 @@ pub enum CollectError {
     /// A technology whose evidence a command of the operator's fetches, and there is none.
     #[error("no command fetches this evidence: give one with --evidence-command")]
     NoCommand,
+    /// A GPU whose evidence a command of the operator's fetches, and there is none.
+    #[error("no command fetches a GPU's evidence: give one with --gpu-evidence-command")]
+    NoGpuCommand,
+    /// Something that does not come along beside a TEE.
+    #[error(
+        "evidence of {tee} does not come along beside another: expected {}",
+        TeeKind::ADDITIONAL.map(TeeKind::name).join(" or ")
+    )]
+    NotAdditional {
+        /// The kind.
+        tee: TeeKind,
+    },
     /// This machine shows no TEE that hides its memory.
     #[error(
         "no TEE that hides memory is present: `occlude tee list` says what is missing of each; the simulated one is never chosen, only named"
@@ -120,41 +133,33 @@ impl Attester {
                 presence::automatic(&machine).ok_or(CollectError::NonePresent)?
             }
         };
-        let (check_present, collect): (CheckPresent, Collect) = match kind {
-            TeeKind::Simulated => return Self::open_simulated(configuration.into()),
-            TeeKind::Snp => (snp::check_present, snp::collect),
-            TeeKind::Tdx => (tdx::check_present, tdx::collect),
-            TeeKind::Sgx => (sgx::check_present, sgx::collect),
-            TeeKind::Nitro => (nitro::check_present, nitro::collect),
-            TeeKind::AzSnpVtpm => (azure::check_present_snp, azure::collect_snp),
-            TeeKind::AzTdxVtpm => (azure::check_present_tdx, azure::collect_tdx),
-            TeeKind::Cca => (cca::check_present, cca::collect),
-            TeeKind::TrustZone => (trustzone::check_present, trustzone::collect),
-            TeeKind::Tpm => (tpm::check_present, tpm::collect),
-            TeeKind::Txt => (txt::check_present, txt::collect),
-            tee => return Err(CollectError::NotSupportedYet { tee }),
-        };
-        check_present(&machine)?;
-        Ok(Self {
-            backend: Backend::Machine {
+        let backend = match kind {
+            TeeKind::Simulated => open_simulated(configuration.into())?,
+            kind => Backend::Machine {
                 kind,
-                collect,
-                machine,
+                collect: collector(kind, &machine)?,
             },
-        })
-    }
-
-    #[cfg(feature = "simulated")]
-    fn open_simulated(configuration: ConfigurationDigest) -> Result<Self, CollectError> {
-        let tee = crate::simulated::SimulatedTee::open(configuration)?;
+        };
         Ok(Self {
-            backend: Backend::Simulated(tee),
+            backend,
+            additional: Vec::new(),
+            machine,
         })
     }
 
-    #[cfg(not(feature = "simulated"))]
-    fn open_simulated(_: ConfigurationDigest) -> Result<Self, CollectError> {
-        Err(CollectError::SimulatedDisabled)
+    /// The same TEE with evidence of what else the machine has.
+    ///
+    /// # Errors
+    /// [`CollectError`]: not there, or not of a kind that comes along.
+    pub fn with_additional(mut self, kinds: &[TeeKind]) -> Result<Self, CollectError> {
+        for tee in kinds {
+            if !TeeKind::ADDITIONAL.contains(tee) {
+                return Err(CollectError::NotAdditional { tee: *tee });
+            }
+            let collect = collector(*tee, &self.machine)?;
+            self.additional.push((*tee, collect));
+        }
+        Ok(self)
     }
 
     /// The kind of TEE.
@@ -167,17 +172,73 @@ impl Attester {
         }
     }
 
-    /// Collects evidence that carries `binding`.
+    /// Collects evidence that carries `binding`, with that of what else the machine has.
     ///
     /// # Errors
     /// [`CollectError`] if the TEE gives none.
     pub fn collect(&self, binding: &Binding) -> Result<Evidence, CollectError> {
+        let additional = self.collect_additional(binding)?;
+        let primary = self.collect_primary(&binding.covering(&additional))?;
+        Ok(primary.with_additional(additional))
+    }
+
+    /// Collects evidence of the TEE alone.
+    ///
+    /// # Errors
+    /// [`CollectError`] if the TEE gives none.
+    pub fn collect_primary(&self, binding: &Binding) -> Result<Evidence, CollectError> {
         match &self.backend {
             #[cfg(feature = "simulated")]
             Backend::Simulated(tee) => Ok(tee.collect(binding)),
-            Backend::Machine {
-                collect, machine, ..
-            } => collect(machine, binding),
+            Backend::Machine { collect, .. } => collect(&self.machine, binding),
         }
     }
+
+    /// Collects evidence of what else the machine has.
+    ///
+    /// # Errors
+    /// [`CollectError`] if a part gives none.
+    pub fn collect_additional(
+        &self,
+        binding: &Binding,
+    ) -> Result<AdditionalEvidence, CollectError> {
+        let parts = self.additional.iter().map(|(tee, collect)| {
+            let evidence = collect(&self.machine, binding)?;
+            Ok((*tee, evidence.body().clone()))
+        });
+        parts.collect()
+    }
+}
+
+/// What collects evidence of a kind on a machine that shows it.
+fn collector(kind: TeeKind, machine: &Machine) -> Result<Collect, CollectError> {
+    let (check_present, collect): (CheckPresent, Collect) = match kind {
+        TeeKind::Simulated | TeeKind::Se => {
+            return Err(CollectError::NotSupportedYet { tee: kind });
+        }
+        TeeKind::Nvidia => (nvidia::check_present, nvidia::collect),
+        TeeKind::Snp => (snp::check_present, snp::collect),
+        TeeKind::Tdx => (tdx::check_present, tdx::collect),
+        TeeKind::Sgx => (sgx::check_present, sgx::collect),
+        TeeKind::Nitro => (nitro::check_present, nitro::collect),
+        TeeKind::AzSnpVtpm => (azure::check_present_snp, azure::collect_snp),
+        TeeKind::AzTdxVtpm => (azure::check_present_tdx, azure::collect_tdx),
+        TeeKind::Cca => (cca::check_present, cca::collect),
+        TeeKind::TrustZone => (trustzone::check_present, trustzone::collect),
+        TeeKind::Tpm => (tpm::check_present, tpm::collect),
+        TeeKind::Txt => (txt::check_present, txt::collect),
+    };
+    check_present(machine)?;
+    Ok(collect)
+}
+
+#[cfg(feature = "simulated")]
+fn open_simulated(configuration: ConfigurationDigest) -> Result<Backend, CollectError> {
+    let tee = crate::simulated::SimulatedTee::open(configuration)?;
+    Ok(Backend::Simulated(tee))
+}
+
+#[cfg(not(feature = "simulated"))]
+fn open_simulated(_: ConfigurationDigest) -> Result<Backend, CollectError> {
+    Err(CollectError::SimulatedDisabled)
 }

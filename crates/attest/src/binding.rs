@@ -12,12 +12,17 @@ use occlude_keys::hexadecimal_bytes;
 use sha2::{Digest, Sha256, Sha512};
 use x509_cert::der::DateTime;
 
+use crate::{AdditionalEvidence, canonical};
+
 /// The version of the statement and of how it is bound.
 pub const PROTOCOL_VERSION: u32 = 1;
 
 /// Begins what the binding of a statement hashes. It contains no zero byte but
 /// the last, and everything after it has a fixed length.
 const STATEMENT_LABEL: &[u8] = b"occlude/v1/service-statement\0";
+
+/// The same for a TEE that vouches for evidence of what else its machine has.
+const COMPOSITE_LABEL: &[u8] = b"occlude/v1/composite-evidence\0";
 
 hexadecimal_bytes! {
     /// 32 random bytes of the verifier; evidence over them is fresh.
@@ -66,15 +71,33 @@ impl Binding {
         Self(bytes)
     }
 
+    /// What a TEE's own evidence carries where evidence of what else its machine has
+    /// comes along, which itself carries this binding:
+    /// `SHA-512("occlude/v1/composite-evidence" || 0x00 || binding || SHA-512(additional
+    /// evidence))`, over its canonical JSON. So the TEE vouches for what it collected, and
+    /// no part can be exchanged or left out. This binding if nothing comes along.
+    #[must_use]
+    pub fn covering(&self, additional: &AdditionalEvidence) -> Self {
+        if additional.is_empty() {
+            return *self;
+        }
+        let hash = Sha512::new()
+            .chain_update(COMPOSITE_LABEL)
+            .chain_update(self.0)
+            .chain_update(Sha512::digest(canonical::encode(additional)))
+            .finalize();
+        Self(hash.into())
+    }
+
     /// The bytes that evidence of a technology carries: one value for each binding.
     pub(crate) fn in_form(&self, form: BindingForm) -> Vec<u8> {
         let (report_data, rest) = self.0.split_at(48);
         let from_broker = rest.iter().all(|byte| *byte == 0);
         match form {
             BindingForm::Whole => self.0.to_vec(),
-            BindingForm::TpmQuote if from_broker => report_data[..32].to_vec(),
+            BindingForm::Digest if from_broker => report_data[..32].to_vec(),
             BindingForm::AzureQuote if from_broker => report_data.to_vec(),
-            BindingForm::TpmQuote | BindingForm::AzureQuote => Sha256::digest(self.0).to_vec(),
+            BindingForm::Digest | BindingForm::AzureQuote => Sha256::digest(self.0).to_vec(),
         }
     }
 }
@@ -88,9 +111,10 @@ impl Binding {
 pub(crate) enum BindingForm {
     /// All 64 bytes.
     Whole,
-    /// A TPM's qualifying data, of which every TPM takes 32 bytes: SHA-256 of the
-    /// binding; on the broker's leg the first 32 bytes of its SHA-384.
-    TpmQuote,
+    /// 32 bytes, which is what every TPM takes as qualifying data and NVIDIA's devices
+    /// take as nonce: SHA-256 of the binding; on the broker's leg the first 32 bytes of
+    /// its SHA-384.
+    Digest,
     /// The qualifying data of Azure's TPM: SHA-256 of the binding; on the broker's leg
     /// its SHA-384 as it is.
     AzureQuote,
@@ -169,6 +193,21 @@ mod tests {
     }
 
     #[test]
+    fn a_composite_binding_is_the_documented_hash() {
+        let binding = Binding::from([7; 64]);
+        assert_eq!(binding.covering(&AdditionalEvidence::new()), binding);
+        let body = serde_json::json!({"b": 1, "a": 2});
+        let additional = AdditionalEvidence::from([(crate::TeeKind::Tpm, body)]);
+        let mut message = b"occlude/v1/composite-evidence\0".to_vec();
+        message.extend([7; 64]);
+        message.extend(Sha512::digest(br#"{"tpm":{"a":2,"b":1}}"#));
+        assert_eq!(
+            binding.covering(&additional).as_bytes()[..],
+            Sha512::digest(&message)[..]
+        );
+    }
+
+    #[test]
     fn a_binding_differs_by_nonce_and_by_statement() {
         let base = Binding::for_statement(&Nonce::from([7; 32]), b"{}");
         assert_ne!(base, Binding::for_statement(&Nonce::from([8; 32]), b"{}"));
@@ -216,7 +255,7 @@ mod tests {
         for (form, of_user, of_broker) in [
             (BindingForm::Whole, vec![0x5a; 64], broker.0.to_vec()),
             (
-                BindingForm::TpmQuote,
+                BindingForm::Digest,
                 Sha256::digest([0x5a; 64]).to_vec(),
                 vec![0xa5; 32],
             ),

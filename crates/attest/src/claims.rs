@@ -10,6 +10,7 @@ use occlude_keys::{hexadecimal, hexadecimal_bytes};
 use crate::azure::AzurePlatform;
 use crate::cca::CcaPlatform;
 use crate::nitro::NitroPlatform;
+use crate::nvidia::NvidiaPlatform;
 use crate::sgx::SgxPlatform;
 use crate::snp::SnpPlatform;
 use crate::tdx::TdxPlatform;
@@ -56,6 +57,9 @@ pub enum Protection {
     ConfidentialMemory,
     /// What started is known; memory is as open as on any machine.
     MeasuredBootOnly,
+    /// The memory of a device is hidden; that of the machine which it is in is another
+    /// matter.
+    DeviceMemoryOnly,
 }
 
 impl Display for Protection {
@@ -63,6 +67,7 @@ impl Display for Protection {
         f.write_str(match self {
             Self::ConfidentialMemory => "confidential-memory",
             Self::MeasuredBootOnly => "measured-boot-only",
+            Self::DeviceMemoryOnly => "device-memory-only",
         })
     }
 }
@@ -189,6 +194,8 @@ pub struct Claims {
     pub(crate) platform: Platform,
     pub(crate) verified_at: UnixTime,
     pub(crate) collateral_until: Option<UnixTime>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) additional: Vec<Claims>,
 }
 
 /// What verified evidence says that only its kind of TEE has.
@@ -220,6 +227,8 @@ pub enum Platform {
     Tpm(Box<TpmPlatform>),
     /// A TPM, of a launch with Intel TXT.
     Txt(Box<TpmPlatform>),
+    /// GPUs of NVIDIA's.
+    Nvidia(Box<NvidiaPlatform>),
 }
 
 impl Claims {
@@ -271,6 +280,13 @@ impl Claims {
         self.verified_at
     }
 
+    /// What evidence of what else the machine has says: it was made for the same nonce
+    /// and statement, and the TEE vouches that it collected it.
+    #[must_use]
+    pub fn additional(&self) -> &[Claims] {
+        &self.additional
+    }
+
     /// When the first of what the vendor publishes about the hardware, revocation lists
     /// for example, was to be replaced; none if none was used. That may be past: a
     /// policy refuses it, unless it grants a grace.
@@ -316,7 +332,11 @@ mod tests {
         ] {
             assert_eq!(serde_json::json!(trust), trust.to_string());
         }
-        for protection in [Protection::ConfidentialMemory, Protection::MeasuredBootOnly] {
+        for protection in [
+            Protection::ConfidentialMemory,
+            Protection::MeasuredBootOnly,
+            Protection::DeviceMemoryOnly,
+        ] {
             assert_eq!(serde_json::json!(protection), protection.to_string());
         }
     }

@@ -13,6 +13,7 @@ use rustls_pki_types::pem::PemObject;
 use x509_cert::der::Decode;
 
 use crate::arm::{DeviceKey, device_keys};
+use crate::nvidia::Rim;
 use crate::{UnixTime, certificate};
 
 /// What vendors publish about their hardware. The default has nothing.
@@ -22,6 +23,7 @@ pub struct Collateral {
     revocation_lists: Vec<Vec<u8>>,
     intel: Vec<QuoteCollateralV3>,
     device_keys: Vec<DeviceKey>,
+    rims: Vec<Rim>,
 }
 
 /// One thing of a folder of collateral, by its own word: it is verified where it is used.
@@ -49,6 +51,8 @@ pub enum CollateralKind {
     Intel,
     /// The key of one device of Arm's architecture, which a policy has to list.
     DeviceKey,
+    /// What NVIDIA says that a version of a driver or of a VBIOS measures.
+    Rim,
 }
 
 impl std::fmt::Display for CollateralKind {
@@ -58,6 +62,7 @@ impl std::fmt::Display for CollateralKind {
             Self::RevocationList => "revocation-list",
             Self::Intel => "intel",
             Self::DeviceKey => "device-key",
+            Self::Rim => "rim",
         })
     }
 }
@@ -96,7 +101,7 @@ pub enum CollateralError {
     },
     /// A file that holds nothing that is known.
     #[error(
-        "{}: neither certificates nor a revocation list, as PEM or DER, nor Intel's collateral or keys of Arm's devices as JSON",
+        "{}: neither certificates nor a revocation list, as PEM or DER, nor Intel's collateral or keys of Arm's devices as JSON, nor a manifest of NVIDIA's as XML",
         path.display()
     )]
     Unknown {
@@ -137,8 +142,8 @@ impl Collateral {
     }
 
     /// Adds what a file holds: certificates or a revocation list, as PEM or DER, or
-    /// Intel's collateral for one kind of processor or keys of Arm's devices, as JSON. False if it holds nothing
-    /// that is known.
+    /// Intel's collateral for one kind of processor or keys of Arm's devices, as JSON, or a
+    /// manifest of NVIDIA's, as XML. False if it holds nothing that is known.
     #[must_use]
     pub fn add(&mut self, file: &[u8]) -> bool {
         let before = self.len();
@@ -158,6 +163,8 @@ impl Collateral {
             self.intel.push(intel);
         } else if let Some(keys) = device_keys(file) {
             self.device_keys.extend(keys);
+        } else if let Some(rim) = Rim::read(file) {
+            self.rims.push(rim);
         }
         self.len() > before
     }
@@ -167,6 +174,7 @@ impl Collateral {
             + self.revocation_lists.len()
             + self.intel.len()
             + self.device_keys.len()
+            + self.rims.len()
     }
 
     /// What is there and until when it holds, what ends first at the beginning.
@@ -202,7 +210,13 @@ impl Collateral {
             of: format!("{} of device {}", key.fingerprint(), key.instance_id),
             until: None,
         });
+        let rims = self.rims.iter().map(|rim| CollateralItem {
+            kind: CollateralKind::Rim,
+            of: rim.describe(),
+            until: None,
+        });
         let items = certificates.chain(lists).chain(intel).chain(keys);
+        let items = items.chain(rims);
         let mut items: Vec<_> = items.collect();
         items.sort_by(|one, other| {
             let order = |item: &CollateralItem| (item.until.is_none(), item.until);
@@ -223,6 +237,11 @@ impl Collateral {
     /// Of Arm's devices.
     pub(crate) fn device_keys(&self) -> &[DeviceKey] {
         &self.device_keys
+    }
+
+    /// Of NVIDIA's drivers and VBIOSes.
+    pub(crate) fn rims(&self) -> &[Rim] {
+        &self.rims
     }
 
     pub(crate) fn revocation_lists(&self) -> &[Vec<u8>] {

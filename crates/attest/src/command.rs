@@ -18,6 +18,11 @@ const MAX_BYTES: u64 = 256 * 1024;
 /// Runs a command with the binding as 128 hexadecimal digits behind its own arguments, and
 /// gives what it prints.
 pub(crate) fn run(command: &[String], binding: &Binding) -> Result<Vec<u8>, CollectError> {
+    run_with(command, &binding.to_string())
+}
+
+/// The same with another last argument than the binding as it is.
+pub(crate) fn run_with(command: &[String], argument: &str) -> Result<Vec<u8>, CollectError> {
     let Some((program, arguments)) = command.split_first() else {
         return Err(CollectError::NoCommand);
     };
@@ -27,7 +32,7 @@ pub(crate) fn run(command: &[String], binding: &Binding) -> Result<Vec<u8>, Coll
     };
     let mut child = Command::new(program)
         .args(arguments)
-        .arg(binding.to_string())
+        .arg(argument)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

@@ -4,17 +4,25 @@
 //! be recorded in another session, made for another statement, altered, or signed by
 //! a root that this build does not accept.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use crate::{DecodeError, Register, StatementError, TeeKind, UnixTime, canonical};
 
-/// Evidence of one TEE, not verified.
+/// Evidence of one TEE, and of what else the machine has, such as a GPU or a TPM; not
+/// verified.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Evidence {
     tee: TeeKind,
     body: Value,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    additional: AdditionalEvidence,
 }
+
+/// The bodies of evidence beside a TEE's own, by their kinds.
+pub type AdditionalEvidence = BTreeMap<TeeKind, Value>;
 
 impl Evidence {
     /// The longest encoding that is read. The largest honest evidence is a quote with the
@@ -25,7 +33,17 @@ impl Evidence {
     /// with a fraction in it has no canonical form: [`Evidence::decode`] refuses it.
     #[must_use]
     pub fn new(tee: TeeKind, body: Value) -> Self {
-        Self { tee, body }
+        Self {
+            tee,
+            body,
+            additional: AdditionalEvidence::new(),
+        }
+    }
+
+    /// The same with evidence of what else the machine has.
+    #[must_use]
+    pub fn with_additional(self, additional: AdditionalEvidence) -> Self {
+        Self { additional, ..self }
     }
 
     /// The kind of TEE that it says it comes from.
@@ -38,6 +56,12 @@ impl Evidence {
     #[must_use]
     pub fn body(&self) -> &Value {
         &self.body
+    }
+
+    /// Evidence of what else the machine has.
+    #[must_use]
+    pub fn additional(&self) -> &AdditionalEvidence {
+        &self.additional
     }
 
     /// The one encoding, canonical JSON.
@@ -132,12 +156,38 @@ pub enum VerifyError {
     /// Genuine, but made for another nonce, statement, key or session.
     #[error("binding mismatch: the evidence was made for another nonce or another statement")]
     BindingMismatch,
+    /// Evidence beside a TEE's own does not hold.
+    #[error("evidence of {tee} that came along: {source}")]
+    Additional {
+        /// Its kind.
+        tee: TeeKind,
+        /// Why.
+        source: Box<VerifyError>,
+    },
+    /// Measurements that are not those which the vendor says a version has.
+    #[error(
+        "the measurements are not those of {version}, as its vendor has published them: {registers} differ"
+    )]
+    ReferenceValues {
+        /// What was measured, by its version.
+        version: String,
+        /// Which differ.
+        registers: String,
+    },
     /// Genuine evidence over a statement that is none.
     #[error("the service statement is refused: {0}")]
     Statement(#[from] StatementError),
 }
 
 impl VerifyError {
+    /// The same of evidence beside a TEE's own.
+    pub(crate) fn of_additional(self, tee: TeeKind) -> Self {
+        Self::Additional {
+            tee,
+            source: Box::new(self),
+        }
+    }
+
     /// What a parser says of a part of evidence, cut to 200 characters.
     pub(crate) fn malformed(what: &str, why: &dyn std::fmt::Display) -> Self {
         Self::Malformed {

@@ -40,6 +40,7 @@ mod evidence;
 pub mod intel;
 mod machine;
 pub mod nitro;
+pub mod nvidia;
 mod policy;
 mod presence;
 mod recorded;
@@ -68,7 +69,7 @@ pub use claims::{
     Claims, ConfigurationDigest, Measurement, MeasurementError, Platform, Protection, Trust,
 };
 pub use collateral::{Collateral, CollateralError, CollateralItem, CollateralKind};
-pub use evidence::{CertificateProblem, Evidence, VerifyError};
+pub use evidence::{AdditionalEvidence, CertificateProblem, Evidence, VerifyError};
 pub use machine::Machine;
 pub use policy::{
     Policy, PolicyError, PolicyFile, PolicyFileError, Refusal, SignPolicyError, sign_policy,

@@ -15,6 +15,7 @@ pub struct Machine {
     tpm: Option<PathBuf>,
     metadata_service: Option<String>,
     evidence_command: Vec<String>,
+    gpu_evidence_command: Vec<String>,
 }
 
 impl Default for Machine {
@@ -33,14 +34,16 @@ impl Machine {
             tpm: None,
             metadata_service: None,
             evidence_command: Vec::new(),
+            gpu_evidence_command: Vec::new(),
         }
     }
 
-    /// The same machine with another TPM: a device, or the socket of one in software.
+    /// The same machine with another TPM: a device, or the socket of one in software. The
+    /// one that Linux shows if there is none.
     #[must_use]
-    pub fn with_tpm(self, tpm: impl Into<PathBuf>) -> Self {
+    pub fn with_tpm(self, tpm: impl Into<Option<PathBuf>>) -> Self {
         Self {
-            tpm: Some(tpm.into()),
+            tpm: tpm.into(),
             ..self
         }
     }
@@ -61,6 +64,21 @@ impl Machine {
             evidence_command: command,
             ..self
         }
+    }
+
+    /// The same machine with a command that fetches evidence of its GPUs, its arguments
+    /// included.
+    #[must_use]
+    pub fn with_gpu_evidence_command(self, command: Vec<String>) -> Self {
+        Self {
+            gpu_evidence_command: command,
+            ..self
+        }
+    }
+
+    /// What fetches evidence of GPUs; empty if nothing.
+    pub(crate) fn gpu_evidence_command(&self) -> &[String] {
+        &self.gpu_evidence_command
     }
 
     /// What fetches evidence where no interface of the kernel's gives it; empty if nothing.

@@ -157,7 +157,13 @@ fn presence(machine: &Machine, tee: TeeKind, provider: Option<&str>) -> Presence
             );
             (false, Collection::NeverRunOnHardware)
         }
-        TeeKind::Nvidia => (false, Collection::NotInThisVersion),
+        TeeKind::Nvidia => {
+            usable(machine, "/dev/nvidia0", &mut because);
+            because.push(
+                "evidence of a GPU comes along beside a TEE's and is fetched by a command: give one with --gpu-evidence-command".to_owned(),
+            );
+            (false, Collection::NeverRunOnHardware)
+        }
     };
     Presence {
         tee,

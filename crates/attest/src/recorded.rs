@@ -6,7 +6,8 @@
 use serde_json::Value;
 
 use crate::{
-    AttestationResponse, Evidence, TeeKind, VerifyError, cca, nitro, sgx, snp, tdx, trustzone,
+    AttestationResponse, Evidence, TeeKind, VerifyError, cca, nitro, nvidia, sgx, snp, tdx,
+    trustzone,
 };
 
 /// Evidence from a file, not verified, with the statement that came with it, if one did.
@@ -60,6 +61,7 @@ impl RecordedEvidence {
         }
         let kind = kind.ok_or(RecordedError::KindMissing)?;
         let evidence = match (kind, json) {
+            (TeeKind::Nvidia, _) => nvidia::evidence_of_devices(file)?,
             (kind, Some(body @ Value::Object(_))) => Evidence::new(kind, body),
             (TeeKind::Snp, _) => snp::evidence_of_report(&from_hexadecimal(file))?,
             (TeeKind::Tdx, _) => tdx::evidence_of_quote(&from_hexadecimal(file), None),

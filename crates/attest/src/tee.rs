@@ -73,6 +73,9 @@ impl TeeKind {
         Self::Se,
     ];
 
+    /// What can come along beside a TEE, bound to the same nonce and statement.
+    pub const ADDITIONAL: [Self; 2] = [Self::Tpm, Self::Nvidia];
+
     /// The name, as in policies.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -4,10 +4,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use crate::binding::BindingForm;
 use crate::{
-    Binding, Claims, Collateral, CollateralError, Evidence, TeeKind, UnixTime, VerifyError, azure,
-    cca, nitro, sgx, snp, tdx, tpm, trustzone, txt,
+    AdditionalEvidence, Binding, Claims, Collateral, CollateralError, Evidence, TeeKind, UnixTime,
+    VerifyError, azure, cca, nitro, nvidia, sgx, snp, tdx, tpm, trustzone, txt,
 };
 
 /// What a verifier brings besides its clock. It is offline: whatever a vendor has to
@@ -22,6 +24,15 @@ pub struct Verifier {
 /// [`Genuine::bound_to`] says.
 #[derive(Debug, Clone)]
 pub struct Genuine {
+    primary: Part,
+    additional: Vec<Part>,
+    /// What the primary part vouches for besides itself.
+    vouched: AdditionalEvidence,
+}
+
+/// Genuine evidence of one kind: a TEE's own, or of something beside it.
+#[derive(Debug, Clone)]
+pub(crate) struct Part {
     pub(crate) claims: Claims,
     /// What it is bound to: compared as it is, neither padded nor cut.
     pub(crate) carried: Vec<u8>,
@@ -55,19 +66,44 @@ impl Verifier {
     /// # Errors
     /// [`VerifyError`].
     pub fn authenticate(&self, evidence: &Evidence, at: UnixTime) -> Result<Genuine, VerifyError> {
-        match evidence.tee() {
-            TeeKind::Simulated => authenticate_simulated(evidence, at),
-            TeeKind::Snp => snp::verify(evidence.body(), &self.collateral, at),
-            TeeKind::Tdx => tdx::verify(evidence.body(), &self.collateral, at),
-            TeeKind::Sgx => sgx::verify(evidence.body(), &self.collateral, at),
-            TeeKind::Nitro => nitro::verify(evidence.body(), at),
-            TeeKind::AzSnpVtpm => azure::verify_snp(evidence.body(), &self.collateral, at),
-            TeeKind::AzTdxVtpm => azure::verify_tdx(evidence.body(), &self.collateral, at),
-            TeeKind::Cca => cca::verify(evidence.body(), &self.collateral, at),
-            TeeKind::TrustZone => trustzone::verify(evidence.body(), &self.collateral, at),
-            TeeKind::Tpm => tpm::verify(evidence.body(), &self.collateral, at),
-            TeeKind::Txt => txt::verify(evidence.body(), &self.collateral, at),
-            tee => Err(VerifyError::NotSupportedYet { tee }),
+        let additional = evidence.additional().iter().map(|(tee, body)| {
+            let part = if TeeKind::ADDITIONAL.contains(tee) {
+                self.authenticate_part(*tee, body, at)
+            } else {
+                Err(VerifyError::Unsupported {
+                    what: format!("{tee} beside another TEE"),
+                })
+            };
+            part.map_err(|error| error.of_additional(*tee))
+        });
+        Ok(Genuine {
+            primary: self.authenticate_part(evidence.tee(), evidence.body(), at)?,
+            additional: additional.collect::<Result<_, _>>()?,
+            vouched: evidence.additional().clone(),
+        })
+    }
+
+    fn authenticate_part(
+        &self,
+        tee: TeeKind,
+        body: &Value,
+        at: UnixTime,
+    ) -> Result<Part, VerifyError> {
+        let collateral = &self.collateral;
+        match tee {
+            TeeKind::Simulated => authenticate_simulated(body, at),
+            TeeKind::Snp => snp::verify(body, collateral, at),
+            TeeKind::Tdx => tdx::verify(body, collateral, at),
+            TeeKind::Sgx => sgx::verify(body, collateral, at),
+            TeeKind::Nitro => nitro::verify(body, at),
+            TeeKind::AzSnpVtpm => azure::verify_snp(body, collateral, at),
+            TeeKind::AzTdxVtpm => azure::verify_tdx(body, collateral, at),
+            TeeKind::Cca => cca::verify(body, collateral, at),
+            TeeKind::TrustZone => trustzone::verify(body, collateral, at),
+            TeeKind::Tpm => tpm::verify(body, collateral, at),
+            TeeKind::Txt => txt::verify(body, collateral, at),
+            TeeKind::Nvidia => nvidia::verify(body, collateral, at),
+            TeeKind::Se => Err(VerifyError::NotSupportedYet { tee }),
         }
     }
 }
@@ -118,26 +154,62 @@ impl Genuine {
     /// # Errors
     /// [`VerifyError::BindingMismatch`].
     pub fn bound_to(self, binding: &Binding) -> Result<Claims, VerifyError> {
-        if self.carried != binding.in_form(self.form) {
-            return Err(VerifyError::BindingMismatch);
+        let primary = binding.covering(&self.vouched);
+        self.bound_to_each(&primary, binding)
+    }
+
+    /// What the evidence says, if the TEE's own carries `primary` and everything beside it
+    /// carries `additional`: for a protocol that has its own way to have the one vouch for
+    /// the other.
+    ///
+    /// # Errors
+    /// [`VerifyError::BindingMismatch`], or the same of what came along.
+    pub fn bound_to_each(
+        self,
+        primary: &Binding,
+        additional: &Binding,
+    ) -> Result<Claims, VerifyError> {
+        let mut claims = self.primary.bound_to(primary)?;
+        for part in self.additional {
+            let tee = part.claims.tee;
+            let bound = part.bound_to(additional);
+            claims
+                .additional
+                .push(bound.map_err(|error| error.of_additional(tee))?);
         }
-        Ok(self.claims)
+        Ok(claims)
     }
 
     /// What evidence says that may have been recorded in another session: to be shown,
     /// never to be judged.
     #[must_use]
-    pub fn unbound_claims(&self) -> &Claims {
-        &self.claims
+    pub fn unbound_claims(&self) -> Claims {
+        Claims {
+            additional: self
+                .additional
+                .iter()
+                .map(|part| part.claims.clone())
+                .collect(),
+            ..self.primary.claims.clone()
+        }
+    }
+}
+
+impl Part {
+    pub(crate) fn bound_to(self, binding: &Binding) -> Result<Claims, VerifyError> {
+        if self.carried != binding.in_form(self.form) {
+            return Err(VerifyError::BindingMismatch);
+        }
+        Ok(self.claims)
     }
 }
 
 #[cfg(feature = "simulated")]
-fn authenticate_simulated(evidence: &Evidence, at: UnixTime) -> Result<Genuine, VerifyError> {
-    crate::simulated::verify(evidence.body(), at)
+fn authenticate_simulated(body: &Value, at: UnixTime) -> Result<Part, VerifyError> {
+    crate::simulated::verify(body, at)
 }
 
 #[cfg(not(feature = "simulated"))]
-fn authenticate_simulated(_: &Evidence, _: UnixTime) -> Result<Genuine, VerifyError> {
+fn authenticate_simulated(_: &Value, _: UnixTime) -> Result<Part, VerifyError> {
     Err(VerifyError::SimulatedDisabled)
 }

@@ -28,7 +28,7 @@ fn verifier(keys: &[u8]) -> Verifier {
 
 fn genuine(verifier: &Verifier, evidence: &Evidence) -> Result<Claims, VerifyError> {
     let genuine = verifier.authenticate(evidence, AT)?;
-    Ok(genuine.unbound_claims().clone())
+    Ok(genuine.unbound_claims())
 }
 
 /// Recorded tokens, the keys that they are signed with, and what they carry.

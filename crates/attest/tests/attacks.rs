@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 const NOW: UnixTime = UnixTime(1_800_000_000);
 
 /// Kinds that a policy may name, and that this version neither collects nor verifies.
-const NOT_YET: [TeeKind; 2] = [TeeKind::Se, TeeKind::Nvidia];
+const NOT_YET: [TeeKind; 1] = [TeeKind::Se];
 
 fn verify(evidence: &Evidence, binding: &Binding, at: UnixTime) -> Result<Claims, VerifyError> {
     Verifier::default().verify(evidence, binding, at)
@@ -555,6 +555,7 @@ fn kinds_that_are_not_supported_yet_cannot_be_opened() {
                 Err(CollectError::NotSupportedYet { tee: named }) if named == tee
             )),
             TeeKind::TrustZone => assert!(matches!(opened, Err(CollectError::NoCommand))),
+            TeeKind::Nvidia => assert!(matches!(opened, Err(CollectError::NoGpuCommand))),
             // On a machine that has it, it opens.
             _ => assert!(matches!(
                 opened,

@@ -35,7 +35,7 @@ fn recorded() -> Evidence {
 
 fn genuine(evidence: &Evidence) -> Result<Claims, VerifyError> {
     let genuine = Verifier::default().authenticate(evidence, AT)?;
-    Ok(genuine.unbound_claims().clone())
+    Ok(genuine.unbound_claims())
 }
 
 fn changed(evidence: &Evidence, change: impl FnOnce(&mut Value)) -> Evidence {

@@ -22,7 +22,7 @@ const AT: [(&str, UnixTime); 2] = [
 
 fn claims(document: &[u8], at: UnixTime) -> Result<Claims, VerifyError> {
     let genuine = Verifier::default().authenticate(&evidence_of_document(document), at)?;
-    Ok(genuine.unbound_claims().clone())
+    Ok(genuine.unbound_claims())
 }
 
 #[test]

@@ -43,7 +43,7 @@ fn verify(evidence: &Evidence, binding: &Binding) -> Result<Claims, VerifyError>
 
 fn genuine(evidence: &Evidence) -> Result<Claims, VerifyError> {
     let genuine = Verifier::default().authenticate(evidence, AT)?;
-    Ok(genuine.unbound_claims().clone())
+    Ok(genuine.unbound_claims())
 }
 
 /// One field of what a TPM's claims say, as JSON has it.
@@ -477,7 +477,7 @@ fn a_key_may_be_accepted_by_the_root_that_certifies_it() {
         .authenticate(&evidence, AT)
         .unwrap();
     assert_eq!(
-        said(found.unbound_claims(), "certified-by"),
+        said(&found.unbound_claims(), "certified-by"),
         maker.fingerprint()
     );
 
@@ -599,7 +599,7 @@ fn a_tpm_that_is_not_there_or_answers_nonsense_is_told() {
     // A file that was named by mistake stays as it is.
     let notes = root.path().join("notes.txt");
     std::fs::write(&notes, "notes").unwrap();
-    let machine = Machine::at(root.path()).with_tpm(&notes);
+    let machine = Machine::at(root.path()).with_tpm(notes.clone());
     let attester = Attester::open_on(machine, TeeKind::Tpm, [0; 32]).unwrap();
     let error = attester.collect(&Binding::from([1; 64])).unwrap_err();
     assert_eq!(
@@ -616,7 +616,7 @@ fn a_tpm_that_is_not_there_or_answers_nonsense_is_told() {
             let _ = stream.read(&mut [0; 4096]).unwrap();
             stream.write_all(answer).unwrap();
         });
-        let machine = Machine::at(root.path()).with_tpm(&socket);
+        let machine = Machine::at(root.path()).with_tpm(socket.clone());
         let attester = Attester::open_on(machine, TeeKind::Tpm, [0; 32]).unwrap();
         let error = attester.collect(&Binding::from([1; 64])).unwrap_err();
         serving.join().unwrap();

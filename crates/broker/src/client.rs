@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use kbs_types::{Attestation, Challenge, CompositeEvidence, Request, RuntimeData, TeePubKey};
-use occlude_attest::{Attester, CollectError};
+use occlude_attest::{AdditionalEvidence, Attester, CollectError};
 use occlude_keys::{HeaderDigest, ModelKey, OwnerFingerprint};
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -221,9 +221,11 @@ fn attestation(
         nonce: challenge.nonce,
         tee_pubkey,
     };
-    let additional_evidence = String::new();
-    let binding = report_data::primary(hash, &runtime_data, &additional_evidence);
-    let evidence = attester.collect(&binding)?;
+    let device = report_data::device(hash, &runtime_data);
+    let additional = attester.collect_additional(&device)?;
+    let additional_evidence = additional_evidence(&additional);
+    let primary = report_data::primary(hash, &runtime_data, &additional_evidence);
+    let evidence = attester.collect_primary(&primary)?;
     Ok(to_json(&Attestation {
         init_data: None,
         runtime_data,
@@ -232,6 +234,15 @@ fn attestation(
             additional_evidence,
         },
     }))
+}
+
+/// Evidence of what else the machine has, as KBS carries it: JSON in a string, so that what
+/// is hashed is what travels; an empty one if there is nothing.
+fn additional_evidence(additional: &AdditionalEvidence) -> String {
+    if additional.is_empty() {
+        return String::new();
+    }
+    serde_json::to_string(additional).expect("a map of JSON always makes JSON")
 }
 
 fn to_json(message: &impl serde::Serialize) -> Vec<u8> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum_server::Handle;
-use occlude_attest::{Attester, Machine, SecurityConfiguration, ServiceStatement};
+use occlude_attest::{Attester, SecurityConfiguration, ServiceStatement};
 use occlude_broker::{BrokerClient, ConnectOptions};
 use occlude_channel::{Gateway, Limits, PADDING};
 use occlude_engine::{LoadOptions, Runtime, RuntimeOptions, memory};
@@ -68,12 +68,9 @@ impl Server {
         let (listener, address) = listen(options.listen)?;
 
         let configuration = configuration(&options);
-        let command = options.evidence_command.clone();
-        let mut machine = Machine::default().with_evidence_command(command);
-        if let Some(tpm) = &options.tpm {
-            machine = machine.with_tpm(tpm);
-        }
-        let attester = Attester::open_on(machine, options.tee, configuration.digest())?;
+        let attester =
+            Attester::open_on(options.machine.clone(), options.tee, configuration.digest())?
+                .with_additional(&options.additional_evidence)?;
         let attester = Arc::new(attester);
         let tee = attester.kind();
         if tee == occlude_attest::TeeKind::Simulated {

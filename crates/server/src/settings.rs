@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use occlude_attest::TeeChoice;
+use occlude_attest::{Machine, TeeChoice, TeeKind};
 use occlude_channel::Kem;
 use occlude_engine::{
     CipherKind, LargestShape, LibrarySearch, ProcessMemory, ProtectedMemory, Spill, memory,
@@ -80,6 +80,11 @@ pub struct Settings {
     /// What fetches evidence where no interface of the kernel's gives it: a program, its
     /// arguments, and behind them the 64 bytes to carry, as hexadecimal digits.
     pub evidence_command: Vec<String>,
+    /// What fetches evidence of GPUs: a program, its arguments, and behind them the nonce of
+    /// 32 bytes, as hexadecimal digits.
+    pub gpu_evidence_command: Vec<String>,
+    /// What else evidence is collected of, beside the TEE.
+    pub additional_evidence: Vec<TeeKind>,
     /// Where to listen.
     pub listen: Option<SocketAddr>,
     /// Threads that one inference uses; the processor's by default.
@@ -172,6 +177,11 @@ pub enum SettingsError {
     },
 }
 
+/// A list that has something in it; the second if the first has not.
+fn first_filled<T>(first: Vec<T>, second: Vec<T>) -> Vec<T> {
+    if first.is_empty() { second } else { first }
+}
+
 impl Settings {
     /// Reads the `[serve]` table of a configuration file.
     ///
@@ -209,29 +219,22 @@ impl Settings {
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         Self {
-            model: if self.model.is_empty() {
-                other.model
-            } else {
-                self.model
-            },
+            model: first_filled(self.model, other.model),
             broker: self.broker.or(other.broker),
             broker_authorities: self.broker_authorities.or(other.broker_authorities),
             tee: self.tee.or(other.tee),
             tpm: self.tpm.or(other.tpm),
-            evidence_command: if self.evidence_command.is_empty() {
-                other.evidence_command
-            } else {
-                self.evidence_command
-            },
+            evidence_command: first_filled(self.evidence_command, other.evidence_command),
+            gpu_evidence_command: first_filled(
+                self.gpu_evidence_command,
+                other.gpu_evidence_command,
+            ),
+            additional_evidence: first_filled(self.additional_evidence, other.additional_evidence),
             listen: self.listen.or(other.listen),
             threads: self.threads.or(other.threads),
             sessions: self.sessions.or(other.sessions),
             protected_memory: self.protected_memory.or(other.protected_memory),
-            max_shape: if self.max_shape.is_empty() {
-                other.max_shape
-            } else {
-                self.max_shape
-            },
+            max_shape: first_filled(self.max_shape, other.max_shape),
             spill: self.spill.or(other.spill),
             spill_cipher: self.spill_cipher.or(other.spill_cipher),
             kem: self.kem.or(other.kem),
@@ -295,8 +298,11 @@ impl Settings {
             broker,
             broker_authorities: self.broker_authorities,
             tee: self.tee.ok_or(SettingsError::Missing { name: "tee" })?,
-            tpm: self.tpm,
-            evidence_command: self.evidence_command,
+            machine: Machine::default()
+                .with_evidence_command(self.evidence_command)
+                .with_gpu_evidence_command(self.gpu_evidence_command)
+                .with_tpm(self.tpm),
+            additional_evidence: self.additional_evidence,
             listen: self.listen.unwrap_or(DEFAULT_LISTEN),
             threads,
             sessions: self.sessions.unwrap_or(NonZeroUsize::MIN),
@@ -341,10 +347,10 @@ pub struct ServerOptions {
     pub broker_authorities: Option<PathBuf>,
     /// The TEE that this process runs in.
     pub tee: TeeChoice,
-    /// The TPM of TEEs that have one, if it is not where Linux shows it.
-    pub tpm: Option<PathBuf>,
-    /// What fetches evidence where no interface of the kernel's gives it; empty if nothing.
-    pub evidence_command: Vec<String>,
+    /// Where its devices are, and what fetches evidence that no device gives.
+    pub machine: Machine,
+    /// What else evidence is collected of, beside the TEE.
+    pub additional_evidence: Vec<TeeKind>,
     /// Where to listen.
     pub listen: SocketAddr,
     /// Threads that one inference uses.
@@ -488,6 +494,8 @@ mod tests {
             tee = "snp"
             tpm = "/dev/tpm0"
             evidence-command = ["psa-token", "--raw"]
+            gpu-evidence-command = ["nvattest", "collect-evidence", "--nonce"]
+            additional-evidence = ["tpm", "nvidia"]
             listen = "0.0.0.0:8000"
             threads = 4
             sessions = 2
@@ -511,9 +519,13 @@ mod tests {
                 model: vec!["a.occ".into(), "b.occ".into()],
                 broker: Some("https://broker.example/".parse().unwrap()),
                 broker_authorities: Some("ca.pem".into()),
-                tee: Some(TeeChoice::Named(occlude_attest::TeeKind::Snp)),
+                tee: Some(TeeChoice::Named(TeeKind::Snp)),
                 tpm: Some(PathBuf::from("/dev/tpm0")),
                 evidence_command: vec!["psa-token".to_owned(), "--raw".to_owned()],
+                gpu_evidence_command: ["nvattest", "collect-evidence", "--nonce"]
+                    .map(str::to_owned)
+                    .to_vec(),
+                additional_evidence: vec![TeeKind::Tpm, TeeKind::Nvidia],
                 listen: Some("0.0.0.0:8000".parse().unwrap()),
                 threads: NonZeroUsize::new(4),
                 sessions: NonZeroUsize::new(2),
@@ -581,7 +593,7 @@ mod tests {
             .split(", ")
             .map(|name| name.trim_matches('`'))
             .collect();
-        assert_eq!(names.len(), 20, "{names:?}");
+        assert_eq!(names.len(), 22, "{names:?}");
         for name in names {
             assert!(explained.contains(&name), "{name}");
         }

@@ -10,7 +10,7 @@ use super::hcl::{HardwareKind, HclReport};
 use super::{AzurePlatform, AzureProcessor};
 use crate::binding::BindingForm;
 use crate::tpm::{Quote, QuoteBody, Signature};
-use crate::verifier::Genuine;
+use crate::verifier::Part;
 use crate::{
     Claims, Collateral, Measurement, Platform, TeeKind, UnixTime, VerifyError, canonical, snp, tdx,
 };
@@ -47,7 +47,7 @@ pub(crate) fn verify_snp(
     body: &Value,
     collateral: &Collateral,
     at: UnixTime,
-) -> Result<Genuine, VerifyError> {
+) -> Result<Part, VerifyError> {
     let body: SnpBody = canonical::understood(body)?;
     let report = from_url_safe("hcl_report", &body.hcl_report)?;
     let report = HclReport::parse(&report)?;
@@ -62,7 +62,7 @@ pub(crate) fn verify_tdx(
     body: &Value,
     collateral: &Collateral,
     at: UnixTime,
-) -> Result<Genuine, VerifyError> {
+) -> Result<Part, VerifyError> {
     let body: TdxBody = canonical::understood(body)?;
     let report = from_url_safe("hcl_report", &body.hcl_report)?;
     // The hardware's report in it can be checked on that machine alone: nothing is taken
@@ -90,10 +90,10 @@ fn expect(report: &HclReport<'_>, kind: HardwareKind) -> Result<(), VerifyError>
 /// From genuine evidence of the hardware to the quote.
 fn chain(
     report: &HclReport<'_>,
-    hardware: Genuine,
+    hardware: Part,
     quote: &QuoteBody,
     version: u32,
-) -> Result<Genuine, VerifyError> {
+) -> Result<Part, VerifyError> {
     if !VERSIONS.contains(&version) {
         return Err(VerifyError::Unsupported {
             what: format!("evidence of Azure in version {version}: 1 and 2 are known"),
@@ -112,7 +112,7 @@ fn chain(
         Platform::Tdx(tdx) => (TeeKind::AzTdxVtpm, AzureProcessor::Tdx(tdx)),
         _ => unreachable!("the hardware is one of the two"),
     };
-    Ok(Genuine {
+    Ok(Part {
         carried: quote.qualifying_data,
         form: BindingForm::AzureQuote,
         claims: Claims {

@@ -10,7 +10,7 @@ use super::CcaPlatform;
 use crate::arm::{ArmPlatform, ClaimSet, Lifecycle, NONCE, PROFILE, verify_device};
 use crate::binding::BindingForm;
 use crate::cose::{Key, Signed};
-use crate::verifier::Genuine;
+use crate::verifier::Part;
 use crate::{
     Claims, Collateral, ConfigurationDigest, Measurement, Platform, Protection, TeeKind, Trust,
     UnixTime, VerifyError, canonical,
@@ -54,7 +54,7 @@ pub(crate) fn verify(
     body: &Value,
     collateral: &Collateral,
     at: UnixTime,
-) -> Result<Genuine, VerifyError> {
+) -> Result<Part, VerifyError> {
     let body: Body = canonical::understood(body)?;
     let (platform_part, realm_part) = parts(&body.token)?;
     let keys = collateral.device_keys();
@@ -137,7 +137,7 @@ fn genuine(
     platform: ArmPlatform,
     trust: Trust,
     at: UnixTime,
-) -> Result<Genuine, VerifyError> {
+) -> Result<Part, VerifyError> {
     let extended = realm.list(EXTENSIBLE_MEASUREMENTS)?.iter().map(|value| {
         let bytes = value.as_bytes().map(Vec::as_slice);
         bytes.and_then(Measurement::from_bytes)
@@ -148,7 +148,7 @@ fn genuine(
         reason: format!("{THE_REALM}: its extensible measurements are not four digests"),
     })?;
     let personalization: [u8; 64] = realm.exactly(PERSONALIZATION)?;
-    Ok(Genuine {
+    Ok(Part {
         carried: realm.exactly::<64>(NONCE)?.to_vec(),
         form: BindingForm::Whole,
         claims: Claims {
@@ -165,6 +165,7 @@ fn genuine(
             })),
             verified_at: at,
             collateral_until: None,
+            additional: Vec::new(),
         },
     })
 }

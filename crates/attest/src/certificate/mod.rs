@@ -13,6 +13,7 @@ mod tests;
 use std::time::Duration;
 
 use rustls_pki_types::{CertificateDer, TrustAnchor};
+use sha2::{Digest, Sha256};
 use webpki::{
     CertRevocationList, EndEntityCert, ExpirationPolicy, ExtendedKeyUsageValidator,
     KeyPurposeIdIter, RevocationOptionsBuilder, UnknownStatusPolicy,
@@ -134,6 +135,49 @@ impl Chain<'_> {
             problem,
         }
     }
+}
+
+/// The key of the first certificate of a chain, on P-384, with that certificate, if the
+/// chain leads to the certificate whose SHA-256 is `root`, which has to be in it.
+///
+/// # Errors
+/// [`VerifyError::Certificate`]; [`VerifyError::Unsupported`] for a key on another curve.
+pub(crate) fn p384_key(
+    what: &'static str,
+    chain: &[CertificateDer<'_>],
+    root: &[u8; 32],
+    revocation_lists: &[Vec<u8>],
+    at: UnixTime,
+) -> Result<(p384::ecdsa::VerifyingKey, x509_cert::Certificate), VerifyError> {
+    let [leaf, intermediates @ ..] = chain else {
+        return Err(VerifyError::CollateralMissing {
+            what: format!("the certificate of {what}"),
+        });
+    };
+    let roots: Vec<_> = intermediates
+        .iter()
+        .filter(|certificate| Sha256::digest(certificate)[..] == *root)
+        .map(pinned_root)
+        .collect();
+    Chain {
+        what,
+        leaf,
+        intermediates,
+        roots: &roots,
+        revocation_lists,
+    }
+    .verify(at)?;
+    let leaf = parse(what, leaf)?;
+    let key = &leaf
+        .tbs_certificate()
+        .subject_public_key_info()
+        .subject_public_key;
+    let key = p384::ecdsa::VerifyingKey::from_sec1_bytes(key.raw_bytes()).map_err(|_| {
+        VerifyError::Unsupported {
+            what: format!("{what} that is not on P-384"),
+        }
+    })?;
+    Ok((key, leaf))
 }
 
 type RevocationList = x509_cert::crl::CertificateList<x509_cert::certificate::Rfc5280>;

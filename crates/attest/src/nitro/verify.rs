@@ -9,13 +9,12 @@ use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::{NitroDigest, NitroPlatform};
 use crate::binding::BindingForm;
-use crate::certificate::{self, Chain};
+use crate::certificate;
 use crate::cose::{Key, Signed};
-use crate::verifier::Genuine;
+use crate::verifier::Part;
 use crate::{
     Claims, Measurement, Platform, Protection, Register, TeeKind, Trust, UnixTime, VerifyError,
     canonical,
@@ -65,13 +64,13 @@ struct Document {
     _nonce: Option<ByteBuf>,
 }
 
-pub(crate) fn verify(body: &Value, at: UnixTime) -> Result<Genuine, VerifyError> {
+pub(crate) fn verify(body: &Value, at: UnixTime) -> Result<Part, VerifyError> {
     let body: Body = canonical::understood(body)?;
     let document = canonical::from_base64("document", &body.document)?;
     verify_document(&document, &ROOT, at)
 }
 
-fn verify_document(bytes: &[u8], root: &[u8; 32], at: UnixTime) -> Result<Genuine, VerifyError> {
+fn verify_document(bytes: &[u8], root: &[u8; 32], at: UnixTime) -> Result<Part, VerifyError> {
     if bytes.len() > MAX_DOCUMENT_BYTES {
         return Err(VerifyError::Malformed {
             reason: format!(
@@ -88,7 +87,7 @@ fn verify_document(bytes: &[u8], root: &[u8; 32], at: UnixTime) -> Result<Genuin
         by: "the key of its certificate",
     };
     signed.verify(&Key::P384(key), bad)?;
-    document.into_genuine(at)
+    document.into_part(at)
 }
 
 impl Document {
@@ -115,33 +114,15 @@ impl Document {
 
     /// The key that has to have signed, certified up to the root.
     fn endorse(&self, root: &[u8; 32], at: UnixTime) -> Result<VerifyingKey, VerifyError> {
-        let der = |bytes: &ByteBuf| CertificateDer::from(bytes.to_vec());
-        let chain: Vec<_> = self.cabundle.iter().map(der).collect();
-        let roots: Vec<_> = chain
-            .iter()
-            .filter(|certificate| Sha256::digest(certificate)[..] == *root)
-            .map(certificate::pinned_root)
+        let certificates = std::iter::once(&self.certificate).chain(&self.cabundle);
+        let chain: Vec<_> = certificates
+            .map(|bytes| CertificateDer::from(bytes.to_vec()))
             .collect();
-        let leaf = der(&self.certificate);
-        Chain {
-            what: KEY,
-            leaf: &leaf,
-            intermediates: &chain,
-            roots: &roots,
-            revocation_lists: &[],
-        }
-        .verify(at)?;
-        let parsed = certificate::parse(KEY, &leaf)?;
-        let key = &parsed
-            .tbs_certificate()
-            .subject_public_key_info()
-            .subject_public_key;
-        VerifyingKey::from_sec1_bytes(key.raw_bytes()).map_err(|_| VerifyError::Unsupported {
-            what: "a document signed with a key that is not on P-384".to_owned(),
-        })
+        let (key, _) = certificate::p384_key(KEY, &chain, root, &[], at)?;
+        Ok(key)
     }
 
-    fn into_genuine(self, at: UnixTime) -> Result<Genuine, VerifyError> {
+    fn into_part(self, at: UnixTime) -> Result<Part, VerifyError> {
         let mut pcrs = BTreeMap::new();
         for (number, value) in &self.pcrs {
             let register = Register::new(*number);
@@ -160,7 +141,7 @@ impl Document {
         // An enclave in debug mode measures nothing: its registers are zero.
         let debug = *image.as_bytes() == [0; 48];
         pcrs.retain(|_, value| *value.as_bytes() != [0; 48]);
-        Ok(Genuine {
+        Ok(Part {
             carried: self.user_data.map(ByteBuf::into_vec).unwrap_or_default(),
             form: BindingForm::Whole,
             claims: Claims {
@@ -172,6 +153,7 @@ impl Document {
                 debug,
                 verified_at: at,
                 collateral_until: None,
+                additional: Vec::new(),
                 platform: Platform::Nitro(Box::new(NitroPlatform {
                     module_id: self.module_id,
                     pcrs,
@@ -198,6 +180,8 @@ mod tests {
         BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose,
         PKCS_ECDSA_P384_SHA384, SigningKey,
     };
+
+    use sha2::{Digest, Sha256};
 
     use super::*;
     use crate::Binding;

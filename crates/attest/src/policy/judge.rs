@@ -3,10 +3,10 @@
 
 use occlude_keys::ModelId;
 
-use super::{ConfigurationPolicy, ModelPolicy, Policy};
+use super::{ConfigurationPolicy, EvidencePolicy, ModelPolicy, Policy};
 use crate::{
     Claims, ConfigurationDigest, Refusal, SecurityConfiguration, ServedModel, ServiceStatement,
-    VerifiedService,
+    TeeKind, VerifiedService,
 };
 
 impl Policy {
@@ -101,17 +101,29 @@ impl Policy {
                 accepted: accepted.protection.clone(),
             });
         }
-        let grace_hours = accepted.collateral_grace_hours;
-        if let Some(until) = claims.collateral_until()
-            && claims.verified_at().0 > until.0.saturating_add(u64::from(grace_hours) * 3600)
-        {
-            return Err(Refusal::StaleCollateral { until, grace_hours });
+        accepted.judge_part(claims)?;
+        self.judge_additional(claims.additional())
+    }
+
+    /// What came along beside the TEE must be what the policy names: no less, so that
+    /// nothing can be left out, and no more, since nobody would have judged it.
+    fn judge_additional(&self, found: &[Claims]) -> Result<(), Refusal> {
+        let wanted = &self.evidence.additional;
+        let kinds: Vec<TeeKind> = found.iter().map(Claims::tee).collect();
+        if let Some(missing) = wanted.iter().find(|kind| !kinds.contains(kind)) {
+            return Err(Refusal::AdditionalMissing { missing: *missing });
         }
-        accepted.judge_platform(claims.platform())?;
-        if !accepted.accepts_measurement(claims) {
-            return Err(Refusal::Measurement {
-                found: claims.measurement().clone(),
-            });
+        for part in found {
+            if !wanted.contains(&part.tee()) {
+                return Err(Refusal::Additional {
+                    found: part.tee(),
+                    accepted: wanted.clone(),
+                });
+            }
+            if part.debug() {
+                return Err(Refusal::Debug);
+            }
+            self.evidence.judge_part(part)?;
         }
         Ok(())
     }
@@ -152,6 +164,26 @@ impl Policy {
             .iter()
             .flatten()
             .filter(move |wanted| wanted.id == id)
+    }
+}
+
+impl EvidencePolicy {
+    /// Judges what a TEE and what comes along beside one have in common: how current the
+    /// vendor's word is, the platform, and what was started on it.
+    fn judge_part(&self, claims: &Claims) -> Result<(), Refusal> {
+        let grace_hours = self.collateral_grace_hours;
+        if let Some(until) = claims.collateral_until()
+            && claims.verified_at().0 > until.0.saturating_add(u64::from(grace_hours) * 3600)
+        {
+            return Err(Refusal::StaleCollateral { until, grace_hours });
+        }
+        self.judge_platform(claims.platform())?;
+        if !self.accepts_measurement(claims) {
+            return Err(Refusal::Measurement {
+                found: claims.measurement().clone(),
+            });
+        }
+        Ok(())
     }
 }
 

@@ -53,6 +53,7 @@ pub(super) fn claims() -> Claims {
         platform: Platform::Snp(Box::new(platform())),
         verified_at: UnixTime(1_800_000_000),
         collateral_until: None,
+        additional: Vec::new(),
     }
 }
 
@@ -216,6 +217,7 @@ fn stale_collateral_is_refused_unless_a_grace_is_granted() {
         let until = UnixTime(claims.verified_at.0 - seconds);
         Claims {
             collateral_until: Some(until),
+            additional: Vec::new(),
             ..claims
         }
     };

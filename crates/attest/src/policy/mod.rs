@@ -22,8 +22,8 @@ use occlude_keys::{HeaderDigest, ModelId, ModelVersion, OwnerPublic};
 use serde::{Deserialize, Serialize};
 
 use platform::{
-    AzurePolicy, CcaPolicy, NitroPolicy, SgxPolicy, SimulatedPolicy, SnpPolicy, TdxPolicy,
-    TpmPolicy, TrustZonePolicy,
+    AzurePolicy, CcaPolicy, NitroPolicy, NvidiaPolicy, SgxPolicy, SimulatedPolicy, SnpPolicy,
+    TdxPolicy, TpmPolicy, TrustZonePolicy,
 };
 pub use refusal::Refusal;
 pub use signed::{PolicyFile, PolicyFileError, SignPolicyError, sign_policy};
@@ -64,6 +64,8 @@ struct EvidencePolicy {
     trust: Vec<Trust>,
     protection: Vec<Protection>,
     measurements: Vec<Measurement>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    additional: Vec<TeeKind>,
     #[serde(skip_serializing_if = "Option::is_none")]
     configurations: Option<Vec<ConfigurationDigest>>,
     #[serde(skip_serializing_if = "platform::is_default")]
@@ -90,6 +92,8 @@ struct EvidencePolicy {
     tpm: TpmPolicy,
     #[serde(skip_serializing_if = "platform::is_default")]
     txt: TpmPolicy,
+    #[serde(skip_serializing_if = "platform::is_default")]
+    nvidia: NvidiaPolicy,
 }
 
 impl Default for EvidencePolicy {
@@ -99,6 +103,7 @@ impl Default for EvidencePolicy {
             trust: vec![Trust::Hardware],
             protection: vec![Protection::ConfidentialMemory],
             measurements: Vec::new(),
+            additional: Vec::new(),
             configurations: None,
             collateral_grace_hours: 0,
             simulated: SimulatedPolicy::default(),
@@ -112,6 +117,7 @@ impl Default for EvidencePolicy {
             trustzone: TrustZonePolicy::default(),
             tpm: TpmPolicy::default(),
             txt: TpmPolicy::default(),
+            nvidia: NvidiaPolicy::default(),
         }
     }
 }

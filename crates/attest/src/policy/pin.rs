@@ -26,6 +26,10 @@ impl Policy {
             ..EvidencePolicy::default()
         };
         evidence.pin_platform(claims.platform());
+        for part in claims.additional() {
+            evidence.additional.push(part.tee());
+            evidence.pin_platform(part.platform());
+        }
         Self {
             format: FORMAT,
             reviewed: false,

@@ -28,6 +28,23 @@ pub enum Refusal {
         /// The kinds that the policy names.
         accepted: Vec<TeeKind>,
     },
+    /// The policy wants evidence of something beside the TEE, and none came.
+    #[error("evidence of {missing} is missing, which the policy wants beside the TEE's")]
+    AdditionalMissing {
+        /// What is missing.
+        missing: TeeKind,
+    },
+    /// Evidence of something beside the TEE that the policy does not name.
+    #[error(
+        "evidence of {found} came along, the policy accepts {} beside the TEE's",
+        listed(accepted)
+    )]
+    Additional {
+        /// What came along.
+        found: TeeKind,
+        /// What the policy names.
+        accepted: Vec<TeeKind>,
+    },
     /// Evidence that rests on somebody's word that the policy does not take.
     #[error(
         "the evidence rests on trust {found}, the policy accepts {}",

@@ -265,6 +265,13 @@ fn the_guides_example_is_a_policy_that_names_every_field() {
         "pcr17",
         "pcr18",
         "pcr8",
+        "additional",
+        "require-reference",
+        "minimum-devices",
+        "driver-versions",
+        "vbios-versions",
+        "modes",
+        "2",
     ] {
         full.push_str(&format!("{field} = []\n"));
     }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{SgxMemory, SgxPlatform};
 use crate::binding::BindingForm;
 use crate::intel;
-use crate::verifier::Genuine;
+use crate::verifier::Part;
 use crate::{
     Claims, Collateral, Platform, Protection, TeeKind, Trust, UnixTime, VerifyError, canonical,
 };
@@ -31,7 +31,7 @@ pub(crate) fn verify(
     body: &Value,
     collateral: &Collateral,
     at: UnixTime,
-) -> Result<Genuine, VerifyError> {
+) -> Result<Part, VerifyError> {
     let body: Body = canonical::understood(body)?;
     let bytes = canonical::from_base64("quote", &body.quote)?;
     let quote = intel::verify(&bytes, body.collateral.as_ref(), collateral, at)?;
@@ -50,7 +50,7 @@ pub(crate) fn verify(
             });
         }
     };
-    Ok(Genuine {
+    Ok(Part {
         carried: report.report_data.to_vec(),
         form: BindingForm::Whole,
         claims: Claims {
@@ -62,6 +62,7 @@ pub(crate) fn verify(
             debug: report.attributes[0] & DEBUG != 0,
             verified_at: at,
             collateral_until: Some(quote.collateral_until),
+            additional: Vec::new(),
             platform: Platform::Sgx(Box::new(SgxPlatform {
                 signer: report.mr_signer.into(),
                 product_id: report.isv_prod_id,

@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use super::{Body, SimulatedReport, TEST_ROOT_SEED};
 use crate::binding::BindingForm;
-use crate::verifier::Genuine;
+use crate::verifier::Part;
 use crate::{Claims, Platform, Protection, TeeKind, Trust, UnixTime, VerifyError, canonical};
 
-pub(crate) fn verify(body: &Value, at: UnixTime) -> Result<Genuine, VerifyError> {
+pub(crate) fn verify(body: &Value, at: UnixTime) -> Result<Part, VerifyError> {
     let body = Body::deserialize(body).map_err(|error| VerifyError::Malformed {
         reason: canonical::reason(&error),
     })?;
@@ -30,7 +30,7 @@ pub(crate) fn verify(body: &Value, at: UnixTime) -> Result<Genuine, VerifyError>
             of: "the report",
             by: "the published test root",
         })?;
-    Ok(Genuine {
+    Ok(Part {
         carried: report.report_data.as_bytes().to_vec(),
         form: BindingForm::Whole,
         claims: Claims {
@@ -43,6 +43,7 @@ pub(crate) fn verify(body: &Value, at: UnixTime) -> Result<Genuine, VerifyError>
             platform: Platform::Simulated { tcb: report.tcb },
             verified_at: at,
             collateral_until: None,
+            additional: Vec::new(),
         },
     })
 }

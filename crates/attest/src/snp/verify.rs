@@ -21,7 +21,7 @@ use super::report::{Body, Report};
 use super::{SnpEndorsement, SnpPlatform, SnpProduct, SnpTcb};
 use crate::binding::BindingForm;
 use crate::certificate::{self, Chain};
-use crate::verifier::Genuine;
+use crate::verifier::Part;
 use crate::{
     Claims, Collateral, ConfigurationDigest, Platform, Protection, TeeKind, Trust, UnixTime,
     VerifyError, canonical,
@@ -72,7 +72,7 @@ pub(crate) fn verify(
     body: &Value,
     collateral: &Collateral,
     at: UnixTime,
-) -> Result<Genuine, VerifyError> {
+) -> Result<Part, VerifyError> {
     let body: Body = canonical::understood(body)?;
     let report = Report::from_fields(&body.attestation_report)?;
     let table = body.cert_chain.as_deref().unwrap_or_default();
@@ -85,7 +85,7 @@ pub(crate) fn verify_bytes(
     vcek: Option<Vec<u8>>,
     collateral: &Collateral,
     at: UnixTime,
-) -> Result<Genuine, VerifyError> {
+) -> Result<Part, VerifyError> {
     let report = Report::parse(report)?;
     let vcek = vcek.map(|der| CertTableEntry::new(CertType::VCEK, der));
     verify_report(&report, vcek.as_slice(), collateral, at)
@@ -96,13 +96,13 @@ fn verify_report(
     table: &[CertTableEntry],
     collateral: &Collateral,
     at: UnixTime,
-) -> Result<Genuine, VerifyError> {
+) -> Result<Part, VerifyError> {
     let (platform, key, collateral_until) = endorse(report, table, collateral, at)?;
     let signature = Signature::from_slice(&report.signature()).map_err(|_| BAD_SIGNATURE)?;
     key.verify(report.signed(), &signature)
         .map_err(|_| BAD_SIGNATURE)?;
     let fields = &report.fields;
-    Ok(Genuine {
+    Ok(Part {
         carried: fields.report_data.to_vec(),
         form: BindingForm::Whole,
         claims: Claims {
@@ -115,6 +115,7 @@ fn verify_report(
             platform: Platform::Snp(Box::new(platform)),
             verified_at: at,
             collateral_until,
+            additional: Vec::new(),
         },
     })
 }

@@ -11,7 +11,7 @@ use super::{TdxDigest, TdxPlatform};
 use crate::binding::BindingForm;
 use crate::event_log::{Algorithm, EventLog};
 use crate::intel;
-use crate::verifier::Genuine;
+use crate::verifier::Part;
 use crate::{
     Claims, Collateral, ConfigurationDigest, Platform, Protection, TeeKind, Trust, UnixTime,
     VerifyError, canonical,
@@ -35,7 +35,7 @@ pub(crate) fn verify(
     body: &Value,
     collateral: &Collateral,
     at: UnixTime,
-) -> Result<Genuine, VerifyError> {
+) -> Result<Part, VerifyError> {
     let body: Body = canonical::understood(body)?;
     let quote = canonical::from_base64("quote", &body.quote)?;
     let event_log = body.cc_eventlog.as_deref().filter(|log| !log.is_empty());
@@ -51,7 +51,7 @@ pub(crate) fn verify_quote(
     travelled: Option<&QuoteCollateralV3>,
     collateral: &Collateral,
     at: UnixTime,
-) -> Result<Genuine, VerifyError> {
+) -> Result<Part, VerifyError> {
     let quote = intel::verify(quote, travelled, collateral, at)?;
     let report = match &quote.claims.report {
         Report::TD10(report) => report,
@@ -66,7 +66,7 @@ pub(crate) fn verify_quote(
     let event_log_entries = event_log
         .map(|log| check_event_log(log, report))
         .transpose()?;
-    Ok(Genuine {
+    Ok(Part {
         carried: report.report_data.to_vec(),
         form: BindingForm::Whole,
         claims: Claims {
@@ -78,6 +78,7 @@ pub(crate) fn verify_quote(
             debug: report.td_attributes[0] & DEBUG != 0,
             verified_at: at,
             collateral_until: Some(quote.collateral_until),
+            additional: Vec::new(),
             platform: Platform::Tdx(Box::new(TdxPlatform {
                 rtmr: registers(report).map(TdxDigest::from),
                 mr_seam: report.mr_seam.into(),

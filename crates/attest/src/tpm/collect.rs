@@ -81,7 +81,7 @@ pub(crate) fn collect_of_kind(
     let quoted = quote(
         &mut device,
         key.handle,
-        &binding.in_form(BindingForm::TpmQuote),
+        &binding.in_form(BindingForm::Digest),
     );
     key.forget(&mut device)?;
     let quoted = quoted?;

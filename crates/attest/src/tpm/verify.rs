@@ -12,7 +12,7 @@ use super::{AttestationKey, Quote, RootFingerprint, Signature, TpmDigest, TpmPla
 use crate::binding::BindingForm;
 use crate::certificate::{self, Chain};
 use crate::event_log::{Algorithm, EventLog};
-use crate::verifier::Genuine;
+use crate::verifier::Part;
 use crate::{
     Claims, Collateral, Measurement, Platform, Protection, Register, TeeKind, Trust, UnixTime,
     VerifyError, canonical,
@@ -61,10 +61,10 @@ pub(crate) fn verify(
     body: &Value,
     collateral: &Collateral,
     at: UnixTime,
-) -> Result<Genuine, VerifyError> {
+) -> Result<Part, VerifyError> {
     let verified = verify_quote(body, collateral, at)?;
     let measurement = Measurement::from(*verified.pcr_digest.as_bytes());
-    Ok(verified.into_genuine(TeeKind::Tpm, measurement, Platform::Tpm, at))
+    Ok(verified.into_part(TeeKind::Tpm, measurement, Platform::Tpm, at))
 }
 
 /// Verifies evidence of any kind that is a TPM's quote.
@@ -104,16 +104,16 @@ pub(crate) fn verify_quote(
 }
 
 impl Verified {
-    pub(crate) fn into_genuine(
+    pub(crate) fn into_part(
         self,
         tee: TeeKind,
         measurement: Measurement,
         platform: fn(Box<TpmPlatform>) -> Platform,
         at: UnixTime,
-    ) -> Genuine {
-        Genuine {
+    ) -> Part {
+        Part {
             carried: self.qualifying_data,
-            form: BindingForm::TpmQuote,
+            form: BindingForm::Digest,
             claims: Claims {
                 tee,
                 trust: Trust::ListedKey,
@@ -124,6 +124,7 @@ impl Verified {
                 platform: platform(Box::new(self.platform)),
                 verified_at: at,
                 collateral_until: self.collateral_until,
+                additional: Vec::new(),
             },
         }
     }

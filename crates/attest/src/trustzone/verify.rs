@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::TrustZonePlatform;
 use crate::arm::{Lifecycle, NONCE, verify_device};
 use crate::binding::BindingForm;
-use crate::verifier::Genuine;
+use crate::verifier::Part;
 use crate::{
     Claims, Collateral, Measurement, Platform, Protection, TeeKind, UnixTime, VerifyError,
     canonical,
@@ -45,7 +45,7 @@ pub(crate) fn verify(
     body: &Value,
     collateral: &Collateral,
     at: UnixTime,
-) -> Result<Genuine, VerifyError> {
+) -> Result<Part, VerifyError> {
     let body: Body = canonical::understood(body)?;
     let token = canonical::from_base64("token", &body.token)?;
     let malformed = |why: &dyn std::fmt::Display| VerifyError::malformed(THE_TOKEN, why);
@@ -63,7 +63,7 @@ pub(crate) fn verify(
         firmware.update(component.measurement.as_bytes());
     }
     let firmware: [u8; 32] = firmware.finalize().into();
-    Ok(Genuine {
+    Ok(Part {
         carried: claims.bytes(NONCE)?.to_vec(),
         form: BindingForm::Whole,
         claims: Claims {
@@ -81,6 +81,7 @@ pub(crate) fn verify(
             })),
             verified_at: at,
             collateral_until: None,
+            additional: Vec::new(),
         },
     })
 }

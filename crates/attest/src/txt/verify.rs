@@ -4,7 +4,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::tpm::{self, TpmDigest};
-use crate::verifier::Genuine;
+use crate::verifier::Part;
 use crate::{Collateral, Measurement, Platform, Register, TeeKind, UnixTime, VerifyError};
 
 /// The registers of the launch: its code and policy, and what it launched.
@@ -14,7 +14,7 @@ pub(crate) fn verify(
     body: &Value,
     collateral: &Collateral,
     at: UnixTime,
-) -> Result<Genuine, VerifyError> {
+) -> Result<Part, VerifyError> {
     let verified = tpm::verify_quote(body, collateral, at)?;
     let mut launch = Sha256::new();
     for register in LAUNCH.into_iter().filter_map(Register::new) {
@@ -25,5 +25,5 @@ pub(crate) fn verify(
         }
     }
     let launch: [u8; 32] = launch.finalize().into();
-    Ok(verified.into_genuine(TeeKind::Txt, Measurement::from(launch), Platform::Txt, at))
+    Ok(verified.into_part(TeeKind::Txt, Measurement::from(launch), Platform::Txt, at))
 }

@@ -16,7 +16,9 @@ use axum::http::{HeaderMap, HeaderName};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use kbs_types::{Attestation, Challenge, Request};
-use occlude_attest::{Claims, Evidence, LastingVerifier, PolicyFile, TeeKind, UnixTime};
+use occlude_attest::{
+    AdditionalEvidence, Claims, Evidence, LastingVerifier, PolicyFile, TeeKind, UnixTime,
+};
 use occlude_keys::{HeaderDigest, ModelKey, OwnerFingerprint};
 use serde::de::DeserializeOwned;
 
@@ -145,25 +147,33 @@ fn judge_evidence(
         ));
     }
     let composite = attestation.tee_evidence;
-    if !composite.additional_evidence.is_empty() {
-        return Err(Problem::unauthorized(
-            "evidence of additional devices cannot be verified by this version",
-        ));
-    }
+    let additional = additional_evidence(&composite.additional_evidence)?;
     let recipient = RecipientKey::try_from(&runtime_data.tee_pubkey)
         .map_err(|error| Problem::malformed(error.to_string()))?;
-    let binding = report_data::primary(
+    let primary = report_data::primary(
         challenged.hash,
         runtime_data,
         &composite.additional_evidence,
     );
-    let evidence = Evidence::new(challenged.tee, composite.primary_evidence);
+    let device = report_data::device(challenged.hash, runtime_data);
+    let evidence =
+        Evidence::new(challenged.tee, composite.primary_evidence).with_additional(additional);
     let claims = verifier
         .current()
         .map_err(|error| Problem::unavailable(error.to_string()))?
-        .verify(&evidence, &binding, UnixTime::now())
+        .authenticate(&evidence, UnixTime::now())
+        .and_then(|genuine| genuine.bound_to_each(&primary, &device))
         .map_err(|error| Problem::unauthorized(error.to_string()))?;
     Ok(Attested { claims, recipient })
+}
+
+/// Evidence of what else the machine has, as KBS carries it: JSON in a string.
+fn additional_evidence(text: &str) -> Answered<AdditionalEvidence> {
+    if text.is_empty() {
+        return Ok(AdditionalEvidence::new());
+    }
+    serde_json::from_str(text)
+        .map_err(|error| Problem::malformed(format!("additional_evidence: {error}")))
 }
 
 pub(super) async fn resource(

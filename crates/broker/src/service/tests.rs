@@ -202,8 +202,48 @@ async fn report_data_with_anything_in_its_padding_is_refused() {
     }
 }
 
+/// What the broker says of evidence with this beside it, which the TEE vouches for.
+async fn with_additional(rig: &Rig, additional: &str) -> (u16, String) {
+    let session = rig.challenge().await;
+    let key = TeeKey::generate(Curve::P256).public();
+    let binding = session.binding_with(&key, additional);
+    let mut attestation = rig::attestation(&session, &key, &rig.report(binding).sign());
+    attestation["tee-evidence"]["additional_evidence"] = json!(additional);
+    let (status, answer) = rig.post_attestation(&session, &attestation).await;
+    let said = answer["detail"].as_str().unwrap_or_default().to_owned();
+    (status, said)
+}
+
 #[tokio::test]
-async fn additional_evidence_that_nobody_verified_is_refused() {
+async fn additional_evidence_that_does_not_hold_is_refused() {
+    let rig = Rig::start().await;
+    for (additional, status, said) in [
+        (
+            "{\"snp\":{}}",
+            401,
+            "evidence of snp that came along: the evidence cannot be verified by this version: \
+             snp beside another TEE",
+        ),
+        (
+            "{\"tpm\":{}}",
+            401,
+            "evidence of tpm that came along: the evidence is malformed: missing field \
+             `ak_public`",
+        ),
+        (
+            "[]",
+            400,
+            "additional_evidence: invalid type: sequence, expected a map at line 1 column 0",
+        ),
+    ] {
+        let found = with_additional(&rig, additional).await;
+        assert_eq!(found, (status, said.to_owned()));
+    }
+    assert_eq!(with_additional(&rig, "{}").await, (200, String::new()));
+}
+
+#[tokio::test]
+async fn additional_evidence_that_the_tee_does_not_vouch_for_is_refused() {
     let rig = Rig::start().await;
     let session = rig.challenge().await;
     let key = TeeKey::generate(Curve::P256).public();
@@ -211,11 +251,7 @@ async fn additional_evidence_that_nobody_verified_is_refused() {
     let mut attestation = rig::attestation(&session, &key, &evidence);
     attestation["tee-evidence"]["additional_evidence"] = json!("{}");
     let (status, answer) = rig.post_attestation(&session, &attestation).await;
-    assert_eq!(status, 401);
-    assert_eq!(
-        refusal(&answer),
-        "evidence of additional devices cannot be verified by this version"
-    );
+    assert_eq!((status, refusal(&answer)), (401, OTHER_BINDING));
 }
 
 #[tokio::test]

@@ -37,12 +37,8 @@ pub(crate) enum AttestAction {
         /// The trusted execution environment, or `auto`.
         #[arg(long, value_name = "KIND", env = "OCCLUDE_TEE")]
         tee: TeeChoice,
-        /// The TPM, where the TEE has one: a device, or the socket of a TPM in software
-        /// [default: /dev/tpmrm0].
-        #[arg(long, value_name = "PATH", env = "OCCLUDE_TPM")]
-        tpm: Option<PathBuf>,
         #[command(flatten)]
-        evidence: EvidenceCommand,
+        evidence: EvidenceOptions,
         /// The 64 bytes that it is to carry, as 128 hexadecimal digits.
         #[arg(long, value_name = "HEX")]
         report_data: Binding,
@@ -134,9 +130,34 @@ fn hexadecimal_number(text: &str) -> Result<u64, std::num::ParseIntError> {
     u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16)
 }
 
-/// What fetches evidence where no interface of the kernel's gives it.
+/// Where evidence is collected.
 #[derive(Debug, Args)]
-pub(crate) struct EvidenceCommand {
+pub(crate) struct EvidenceOptions {
+    /// The TPM, where the TEE has one: a device, or the socket of a TPM in software
+    /// [default: /dev/tpmrm0].
+    #[arg(long, value_name = "PATH", env = "OCCLUDE_TPM")]
+    pub(crate) tpm: Option<PathBuf>,
+    /// What else evidence is collected of, beside the TEE: tpm, nvidia, or both with a comma
+    /// between. A policy names it in `additional`.
+    #[arg(
+        long = "additional-evidence",
+        id = "additional-evidence",
+        value_name = "KINDS",
+        env = "OCCLUDE_ADDITIONAL_EVIDENCE",
+        value_delimiter = ','
+    )]
+    pub(crate) additional: Vec<TeeKind>,
+    /// What fetches evidence of GPUs (nvidia): a program and its arguments, with spaces
+    /// between, such as `nvattest collect-evidence --nonce`. The nonce of 32 bytes is added
+    /// as hexadecimal digits.
+    #[arg(
+        long = "gpu-evidence-command",
+        id = "gpu-evidence-command",
+        value_name = "COMMAND",
+        env = "OCCLUDE_GPU_EVIDENCE_COMMAND",
+        value_delimiter = ' '
+    )]
+    pub(crate) gpu_command: Vec<String>,
     /// What fetches evidence where no interface of the kernel's gives it (trustzone): a
     /// program and its arguments, with spaces between. The 64 bytes that the evidence is to
     /// carry are added as hexadecimal digits.

@@ -10,7 +10,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 pub(crate) use attest::{
-    AttestAction, AttestArguments, AttestVerifyArguments, CollateralAction, EvidenceCommand,
+    AttestAction, AttestArguments, AttestVerifyArguments, CollateralAction, EvidenceOptions,
     MeasureAction, RecordedArguments,
 };
 use bytesize::ByteSize;
@@ -347,12 +347,8 @@ pub(crate) struct ServeArguments {
     /// most trustworthy that `occlude tee list` shows, never the simulated one.
     #[arg(long, value_name = "KIND", env = "OCCLUDE_TEE")]
     pub(crate) tee: Option<TeeChoice>,
-    /// The TPM, where the TEE has one: a device, or the socket of a TPM in software
-    /// [default: /dev/tpmrm0].
-    #[arg(long, value_name = "PATH", env = "OCCLUDE_TPM")]
-    pub(crate) tpm: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) evidence: EvidenceCommand,
+    pub(crate) evidence: EvidenceOptions,
     /// Where to listen [default: 127.0.0.1:8000].
     #[arg(long, value_name = "ADDRESS", env = "OCCLUDE_LISTEN")]
     pub(crate) listen: Option<SocketAddr>,

@@ -13,7 +13,7 @@ use url::Url;
 
 use crate::arguments::{
     AttestAction, AttestArguments, AttestVerifyArguments, CollateralAction, CollateralArguments,
-    MeasureAction, RecordedArguments,
+    EvidenceOptions, MeasureAction, RecordedArguments,
 };
 use crate::failure::Failure;
 use crate::{commands, output};
@@ -33,17 +33,10 @@ pub(crate) async fn run(arguments: AttestArguments) -> Result<(), Failure> {
         AttestAction::Verify(arguments) => verify(arguments).await,
         AttestAction::Collect {
             tee,
-            tpm,
             evidence,
             report_data,
             output,
-        } => {
-            let mut machine = Machine::default().with_evidence_command(evidence.command);
-            if let Some(tpm) = tpm {
-                machine = machine.with_tpm(tpm);
-            }
-            collect(machine, tee, &report_data, output.as_deref())
-        }
+        } => collect(evidence, tee, &report_data, output.as_deref()),
         AttestAction::Measure { action } => measure(action),
         AttestAction::Collateral {
             action: CollateralAction::List { cache, at, json },
@@ -69,13 +62,18 @@ pub(crate) async fn run(arguments: AttestArguments) -> Result<(), Failure> {
 }
 
 fn collect(
-    machine: Machine,
+    evidence: EvidenceOptions,
     tee: TeeChoice,
     report_data: &Binding,
     output: Option<&Path>,
 ) -> Result<(), Failure> {
+    let machine = Machine::default()
+        .with_evidence_command(evidence.command)
+        .with_gpu_evidence_command(evidence.gpu_command)
+        .with_tpm(evidence.tpm);
     // Only a server has a configuration, and only the simulated TEE is told one.
     let evidence = Attester::open_on(machine, tee, [0; 32])
+        .and_then(|attester| attester.with_additional(&evidence.additional))
         .and_then(|attester| attester.collect(report_data))
         .map_err(Failure::failed)?
         .encode();
@@ -184,7 +182,7 @@ fn verify_recorded(
         .authenticate(&recorded.evidence, at)
         .map_err(Failure::refused)?;
     let Some(binding) = &arguments.report_data else {
-        print_claims(genuine.unbound_claims(), json)?;
+        print_claims(&genuine.unbound_claims(), json)?;
         return Err(Failure::refused(anyhow::anyhow!(
             "binding not checked: the evidence is genuine and may have been recorded anywhere; give --report-data, or --nonce and --statement"
         )));

@@ -119,6 +119,59 @@ fn a_measured_boot_serves_who_accepts_it_until_its_registers_change() {
     serves_until("tpm", &["pcr4"], &tpm, || tpm.extend(4, &[5; 32]));
 }
 
+/// The simulated TEE with a TPM beside it: the broker and the user want both, and a server
+/// without the TPM gets neither a key nor an input.
+#[test]
+fn a_tee_serves_with_the_tpm_that_its_policy_wants_beside_it() {
+    let Some(tpm) = SoftwareTpm::start() else {
+        return;
+    };
+    let owner = Owner::new(94, &binary());
+    let seen = seen(&owner, &tpm, "tpm");
+    let (socket, tee) = (tpm.socket(), ["--tee", "simulated"]);
+    let both = [
+        &tee[..],
+        &["--tpm", text(&socket), "--additional-evidence", "tpm"],
+    ]
+    .concat();
+
+    // The owner of `Owner::new` accepts the simulated TEE alone.
+    owner
+        .serve_refused(&binary(), "model.occ", &both)
+        .fails_with(3, "evidence of tpm came along, the policy accepts none");
+    let plain = std::fs::read_to_string(owner.at("policy.toml")).expect("a policy");
+    let wanted = plain.replace("[evidence]\n", "[evidence]\nadditional = [\"tpm\"]\n")
+        + &format!(
+            "\n[evidence.tpm]\nattestation-keys = [{}]\npcrs.pcr7 = [{}]\n",
+            seen["attestation-key"], seen["pcrs"]["pcr7"]
+        );
+    std::fs::write(owner.at("with-tpm.toml"), wanted).expect("written");
+    owner.set_policy("with-tpm.toml").success();
+    owner
+        .serve_refused(&binary(), "model.occ", &tee)
+        .fails_with(3, "evidence of tpm is missing, which the policy wants");
+
+    let address = free_address();
+    let log = owner.at("with-tpm.log");
+    let mut command = owner.serve_command(&binary(), "model.occ", address, &both);
+    let server = Service::start(&mut command, log, address);
+    let input = model::secret_input(95);
+    owner
+        .infer(&server.url(), "with-tpm.toml", &input)
+        .success();
+    owner
+        .infer(&server.url(), "policy.toml", &input)
+        .fails_with(3, "evidence of tpm came along");
+    let pinned = run(["attest", "pin", "--simulated", &server.url()]).success();
+    assert!(pinned.contains("additional = [\"tpm\"]"), "{pinned}");
+    std::fs::write(owner.at("pinned.toml"), pinned).expect("written");
+    owner.infer(&server.url(), "pinned.toml", &input).success();
+    tpm.extend(7, &[7; 32]);
+    owner
+        .infer(&server.url(), "with-tpm.toml", &input)
+        .fails_with(3, "for tpm.pcrs, the policy accepts");
+}
+
 #[test]
 fn a_simulated_launch_serves_who_accepts_it_until_another_is_launched() {
     let Some(tpm) = SoftwareTpm::start() else {

@@ -7,6 +7,7 @@ mod arm;
 mod azure;
 mod intel;
 mod nitro;
+mod nvidia;
 mod snp;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ pub(super) use arm::{CcaPolicy, TrustZonePolicy};
 pub(super) use azure::AzurePolicy;
 pub(super) use intel::{SgxPolicy, TdxPolicy};
 pub(super) use nitro::NitroPolicy;
+pub(super) use nvidia::NvidiaPolicy;
 pub(super) use snp::SnpPolicy;
 pub(super) use tpm::TpmPolicy;
 
@@ -64,6 +66,7 @@ impl EvidencePolicy {
             Platform::TrustZone(found) => self.trustzone.judge(found),
             Platform::Tpm(found) => self.tpm.judge(&tpm::TPM, found),
             Platform::Txt(found) => self.txt.judge(&tpm::TXT, found),
+            Platform::Nvidia(found) => self.nvidia.judge(found),
         }
     }
 
@@ -75,13 +78,15 @@ impl EvidencePolicy {
     }
 
     /// Whether the code that a TEE started with is accepted: by its measurement; of an
-    /// enclave by who signed it, of a TPM by the registers that its section names.
+    /// enclave by who signed it, of a TPM by the registers that its section names, of a GPU
+    /// by what its vendor signed or its section names.
     pub(super) fn accepts_measurement(&self, claims: &Claims) -> bool {
         let otherwise = match claims.platform() {
             Platform::Sgx(found) => self.sgx.accepts_signer(found),
             Platform::Azure(found) => self.azure(found).names_registers(),
             Platform::Tpm(_) => self.tpm.names_registers(&tpm::TPM),
             Platform::Txt(_) => self.txt.names_registers(&tpm::TXT),
+            Platform::Nvidia(_) => self.nvidia.names_measurements(),
             _ => false,
         };
         otherwise || self.measurements.contains(claims.measurement())
@@ -109,6 +114,7 @@ impl EvidencePolicy {
             Platform::TrustZone(seen) => self.trustzone = TrustZonePolicy::pin(seen),
             Platform::Tpm(seen) => self.tpm = TpmPolicy::pin(&tpm::TPM, seen),
             Platform::Txt(seen) => self.txt = TpmPolicy::pin(&tpm::TXT, seen),
+            Platform::Nvidia(seen) => self.nvidia = NvidiaPolicy::pin(seen),
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::Register;
 use crate::azure::{AzurePlatform, AzureProcessor};
 use crate::intel::{IntelPlatform, TcbStatus};
 use crate::nitro::NitroPlatform;
+use crate::nvidia::{NvidiaDevice, NvidiaMode, NvidiaPlatform, Reference};
 use crate::policy::judge_tests::{claims, platform, policy};
 use crate::sgx::{SgxMemory, SgxPlatform};
 use crate::snp::SnpPlatform;
@@ -531,4 +532,116 @@ fn a_machine_of_azures_is_judged_by_its_own_section_and_by_its_processors() {
         snp(other),
         refused("az-snp-vtpm.require-secure-boot", "false", "true")
     );
+}
+
+/// GPUs that measured `0x02` as measurement 2, compared with manifests or not.
+fn gpu_claims(keys: &[u8], compared: Reference) -> Claims {
+    let device = |key: &u8| NvidiaDevice {
+        key: [*key; 48].into(),
+        chip: "GH100".to_owned(),
+        driver_version: "590.12".to_owned(),
+        vbios_version: "96.00.a5.00.01".to_owned(),
+        firmware: [0xf1; 48].into(),
+        mode: NvidiaMode::SinglePassThrough,
+        measurements: [("2".to_owned().try_into().unwrap(), [2; 48].into())].into(),
+        driver_reference: compared,
+        vbios_reference: Reference::Matched,
+    };
+    Claims {
+        tee: TeeKind::Nvidia,
+        measurement: Measurement::from([0xee; 48]),
+        platform: Platform::Nvidia(Box::new(NvidiaPlatform {
+            devices: keys.iter().map(device).collect(),
+        })),
+        ..claims()
+    }
+}
+
+/// A policy of GPUs beside the processor that the other tests have.
+fn judge_gpus(section: &str, gpus: Claims) -> Result<(), String> {
+    let together = Claims {
+        additional: vec![gpus],
+        ..claims()
+    };
+    let text = format!("additional = [\"nvidia\"]\nnvidia = {{ {section} }}");
+    let judged = policy(&text, "").judge_claims(&together);
+    judged.map_err(|refusal| refusal.to_string())
+}
+
+#[test]
+fn a_gpu_is_accepted_if_what_it_measured_is_nvidias_or_listed() {
+    let compared = || gpu_claims(&[1], Reference::Matched);
+    let unknown = || gpu_claims(&[1], Reference::None);
+    let two = "02".repeat(48);
+    let three = "03".repeat(48);
+    assert_eq!(judge_gpus("", compared()), Ok(()));
+    assert_eq!(
+        judge_gpus("", unknown()).unwrap_err(),
+        "the evidence has no manifest of its driver in the collateral for \
+         nvidia.require-reference, the policy accepts measurements that were compared with \
+         NVIDIA's"
+    );
+    let listed = |value: &str| format!("require-reference = false, measurements.2 = [\"{value}\"]");
+    assert_eq!(judge_gpus(&listed(&two), unknown()), Ok(()));
+    assert_eq!(
+        judge_gpus(&listed(&three), unknown()).unwrap_err(),
+        format!("the evidence has 2 = {two} for nvidia.measurements, the policy accepts {three}")
+    );
+    let absent = format!("measurements.3 = [\"{two}\"]");
+    assert_eq!(
+        judge_gpus(&absent, compared()).unwrap_err(),
+        format!(
+            "the evidence has no measurement 3 for nvidia.measurements, the policy accepts {two}"
+        )
+    );
+    let refused = judge_gpus("require-reference = false", unknown()).unwrap_err();
+    assert!(refused.ends_with("is not in the policy"), "{refused}");
+}
+
+#[test]
+fn each_field_of_a_gpu_is_judged() {
+    for (section, said) in [
+        (
+            "minimum-devices = 3",
+            "2 for nvidia.minimum-devices, the policy accepts 3 or more",
+        ),
+        (
+            "driver-versions = [\"590.13\"]",
+            "590.12 for nvidia.driver-versions, the policy accepts 590.13",
+        ),
+        (
+            "vbios-versions = []",
+            "96.00.a5.00.01 for nvidia.vbios-versions, the policy accepts none",
+        ),
+        (
+            "modes = [\"multiple-pass-through\"]",
+            "single-pass-through for nvidia.modes, the policy accepts multiple-pass-through",
+        ),
+    ] {
+        let refused = judge_gpus(section, gpu_claims(&[1, 2], Reference::Matched));
+        assert_eq!(refused.unwrap_err(), format!("the evidence has {said}"));
+    }
+}
+
+#[test]
+fn pinned_gpus_are_accepted_and_others_are_not() {
+    for (reference, pinned) in [(Reference::Matched, 0), (Reference::None, 1)] {
+        let seen = gpu_claims(&[1, 2], reference);
+        let Platform::Nvidia(platform) = seen.platform() else {
+            unreachable!()
+        };
+        let section = toml::to_string(&super::NvidiaPolicy::pin(platform)).unwrap();
+        assert_eq!(
+            section.matches("[measurements]").count(),
+            pinned,
+            "{section}"
+        );
+        let accept = super::NvidiaPolicy::pin(platform);
+        assert_eq!(accept.judge(platform), Ok(()));
+        let fewer = gpu_claims(&[1], reference);
+        let Platform::Nvidia(fewer) = fewer.platform() else {
+            unreachable!()
+        };
+        assert!(accept.judge(fewer).is_err());
+    }
 }

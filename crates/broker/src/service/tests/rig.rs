@@ -44,11 +44,16 @@ pub(super) struct Session {
 impl Session {
     /// The report data of an honest attestation.
     pub(super) fn binding(&self, key: &TeePubKey) -> Binding {
+        self.binding_with(key, "")
+    }
+
+    /// The same with additional evidence.
+    pub(super) fn binding_with(&self, key: &TeePubKey, additional: &str) -> Binding {
         let runtime_data = RuntimeData {
             nonce: self.nonce.clone(),
             tee_pubkey: key.clone(),
         };
-        report_data::primary(ReportHash::Sha384, &runtime_data, "")
+        report_data::primary(ReportHash::Sha384, &runtime_data, additional)
     }
 }
 

@@ -37,6 +37,7 @@ mod command;
 mod cose;
 mod event_log;
 mod evidence;
+pub mod fetch;
 pub mod intel;
 mod machine;
 pub mod nitro;

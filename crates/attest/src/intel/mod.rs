@@ -9,12 +9,14 @@
 //! publishes (its collateral) is checked as of when it was to be replaced, if that is
 //! earlier: that is told in the claims, and the policy judges it.
 
+mod fetch;
 mod verify;
 
 use std::fmt::{Display, Formatter};
 
 use occlude_keys::hexadecimal_bytes;
 
+pub(crate) use fetch::wanted;
 pub(crate) use verify::{described, verify};
 
 hexadecimal_bytes! {

@@ -93,7 +93,7 @@ pub(crate) fn verify(
 }
 
 /// A quote, and its bytes without the zeros that some kernels fill their buffer with.
-fn parse(bytes: &[u8]) -> Result<(&[u8], Quote), VerifyError> {
+pub(super) fn parse(bytes: &[u8]) -> Result<(&[u8], Quote), VerifyError> {
     if bytes.len() > MAX_QUOTE_BYTES {
         return Err(VerifyError::Malformed {
             reason: format!(
@@ -123,7 +123,7 @@ fn parse(bytes: &[u8]) -> Result<(&[u8], Quote), VerifyError> {
 }
 
 /// The certificates in a quote: the processor's, its issuer's, and the root's.
-fn pck_chain(quote: &Quote) -> Result<Vec<CertificateDer<'static>>, VerifyError> {
+pub(super) fn pck_chain(quote: &Quote) -> Result<Vec<CertificateDer<'static>>, VerifyError> {
     let unsupported = || VerifyError::Unsupported {
         what: "a quote without the certificates of the processor's key".to_owned(),
     };

@@ -15,6 +15,7 @@
 //! default.
 
 mod collect;
+mod fetch;
 mod rim;
 mod spdm;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use occlude_keys::hexadecimal_bytes;
 
 pub use collect::evidence_of_devices;
 pub(crate) use collect::{check_present, collect};
+pub(crate) use fetch::wanted;
 pub(crate) use rim::Rim;
 pub(crate) use verify::verify;
 

@@ -26,6 +26,9 @@ const DMTF: u8 = 1;
 const DRIVER_VERSION: u16 = 3;
 const VBIOS_VERSION: u16 = 6;
 const DECODER_STATUS: u16 = 11;
+const CHIP_SKU: u16 = 15;
+const PROJECT: u16 = 17;
+const PROJECT_SKU: u16 = 18;
 const FIRMWARE: u16 = 20;
 const FEATURE_FLAG: u16 = 36;
 
@@ -48,6 +51,8 @@ pub(super) struct Report<'a> {
     pub(super) firmware: NvidiaDigest,
     pub(super) mode: NvidiaMode,
     pub(super) has_decoder: bool,
+    /// What NVIDIA calls the board, where the report says it.
+    pub(super) board: Option<String>,
 }
 
 fn malformed(why: &dyn std::fmt::Display) -> VerifyError {
@@ -97,6 +102,11 @@ impl<'a> Report<'a> {
             vbios_version: vbios_version(needed(VBIOS_VERSION)?)?,
             firmware: firmware.into(),
             mode: mode(field(FEATURE_FLAG)),
+            board: [PROJECT, PROJECT_SKU, CHIP_SKU]
+                .map(|number| text(field(number).unwrap_or_default()).ok())
+                .into_iter()
+                .collect::<Option<Vec<_>>>()
+                .map(|parts| parts.join("_").to_uppercase()),
             has_decoder: field(DECODER_STATUS) != Some(&[DECODER_DISABLED]),
         })
     }

@@ -37,7 +37,7 @@ const MAX_CERTIFICATES: usize = 8;
 const HOPPER: &str = "HOPPER";
 
 /// What certificates of that kind call the chip.
-const HOPPER_CHIP: &str = "GH100";
+pub(super) const HOPPER_CHIP: &str = "GH100";
 
 /// The extension that names the firmware which holds a key (TCG DICE).
 const FIRMWARE_EXTENSION: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.23.133.5.4.1");
@@ -165,16 +165,17 @@ impl Device {
         let reference = |version: &str, chip: Option<&str>| {
             let of_version =
                 |rim: &&Rim| rim.is_of(version) && chip.is_none_or(|chip| rim.product() == chip);
-            let Some(rim) = collateral.rims().iter().find(of_version) else {
-                return Ok::<_, VerifyError>(Reference::None);
-            };
             let decoder = MeasurementIndex::new(DECODER).filter(|_| !report.has_decoder);
-            rim.compare(
-                |index| report.measurements.get(&index).copied(),
-                decoder,
-                at,
-            )?;
-            Ok(Reference::Matched)
+            let found = |index| report.measurements.get(&index).copied();
+            // Boards may have a VBIOS of the same version each.
+            let mut refused = None;
+            for rim in collateral.rims().iter().filter(of_version) {
+                match rim.compare(found, decoder, at) {
+                    Ok(()) => return Ok(Reference::Matched),
+                    Err(error) => refused = refused.or(Some(error)),
+                }
+            }
+            refused.map_or(Ok(Reference::None), Err)
         };
         Ok(Verified {
             nonce: report.nonce,

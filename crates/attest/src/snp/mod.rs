@@ -11,6 +11,7 @@
 //! certificates that the host gave along, if it gave any.
 
 mod collect;
+mod fetch;
 mod measure;
 mod report;
 mod verify;
@@ -21,6 +22,7 @@ use occlude_keys::hexadecimal_bytes;
 
 pub(crate) use collect::{check_present, collect};
 pub use collect::{evidence_of_report, evidence_of_report_and_table};
+pub(crate) use fetch::wanted;
 pub use measure::{LaunchImage, MeasureError, measure};
 pub(crate) use verify::{verify, verify_bytes};
 

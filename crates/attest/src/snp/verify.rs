@@ -228,7 +228,7 @@ fn missing(report: &Report, endorsement: SnpEndorsement) -> String {
 
 /// The processor that the report names must be of the line whose root was used:
 /// firmware versions mean something else on another.
-fn check_product(report: &Report, product: SnpProduct) -> Result<(), VerifyError> {
+pub(super) fn check_product(report: &Report, product: SnpProduct) -> Result<(), VerifyError> {
     let fields = &report.fields;
     let named = match (fields.cpuid_fam_id, fields.cpuid_mod_id) {
         (Some(family), Some(model)) => match sev::Generation::identify_cpu(family, model) {
@@ -329,7 +329,7 @@ fn is_chip(reported: &[u8; 64], certified: &[u8]) -> bool {
         && reported[certified.len()..].iter().all(|byte| *byte == 0)
 }
 
-fn tcb_of(version: &TcbVersion) -> SnpTcb {
+pub(super) fn tcb_of(version: &TcbVersion) -> SnpTcb {
     SnpTcb {
         fmc: version.fmc,
         bootloader: version.bootloader,

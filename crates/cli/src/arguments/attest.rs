@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand};
+use occlude_attest::fetch::{AMD, INTEL, NVIDIA};
 use occlude_attest::tpm::KeyFingerprint;
 use occlude_attest::{Binding, Nonce, TeeChoice, TeeKind, UnixTime};
 use occlude_keys::OwnerPublic;
@@ -173,6 +174,10 @@ pub(crate) struct EvidenceOptions {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CollateralAction {
+    /// Fetch what vendors publish for the hardware that evidence comes from: AMD's
+    /// certificate of the chip and revocation list, Intel's collateral, NVIDIA's manifests.
+    /// What is there already and still holds is kept.
+    Fetch(Box<FetchArguments>),
     /// List certificates, revocation lists and Intel's collateral, with the time that each
     /// holds until; what is over is marked.
     List {
@@ -186,6 +191,43 @@ pub(crate) enum CollateralAction {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Nothing that comes is believed for where it comes from: it is verified where it is used, up to
+the vendors' roots, which are part of this program. A service can withhold, not forge.
+
+Examples:
+  occlude attest collect --tee snp --report-data 00…00 -o evidence.json
+  occlude attest collateral fetch --cache collateral --evidence evidence.json
+  occlude attest collateral fetch --cache collateral --evidence quote.bin --tee tdx \\
+    --intel-url https://pccs.example")]
+pub(crate) struct FetchArguments {
+    /// The folder, made if it is not there.
+    #[arg(long, value_name = "FOLDER", env = "OCCLUDE_COLLATERAL")]
+    pub(crate) cache: PathBuf,
+    /// The evidence: a file as `attest verify` takes it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) evidence: PathBuf,
+    /// Of which kind of TEE it is, if the file does not say.
+    #[arg(long, value_name = "KIND")]
+    pub(crate) tee: Option<TeeKind>,
+    /// AMD's service.
+    #[arg(long, value_name = "URL", default_value = AMD)]
+    pub(crate) amd_url: Url,
+    /// Intel's service, or a cache of it (PCCS).
+    #[arg(long, value_name = "URL", default_value = INTEL)]
+    pub(crate) intel_url: Url,
+    /// NVIDIA's service.
+    #[arg(long, value_name = "URL", default_value = NVIDIA)]
+    pub(crate) nvidia_url: Url,
+    /// Fetch what is there and still holds as well.
+    #[arg(long)]
+    pub(crate) again: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 pub(crate) use attest::{
     AttestAction, AttestArguments, AttestVerifyArguments, CollateralAction, EvidenceOptions,
-    MeasureAction, RecordedArguments,
+    FetchArguments, MeasureAction, RecordedArguments,
 };
 use bytesize::ByteSize;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};

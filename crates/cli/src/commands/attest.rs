@@ -4,17 +4,18 @@ use std::path::Path;
 
 use occlude_attest::{
     AttestationResponse, Attester, Binding, Claims, Collateral, LastingVerifier, Machine, Policy,
-    RecordedError, RecordedEvidence, TeeChoice, Trust, UnixTime, VerifiedService, Verifier, snp,
-    tpm,
+    RecordedError, RecordedEvidence, TeeChoice, TeeKind, Trust, UnixTime, VerifiedService,
+    Verifier, snp, tpm,
 };
 use occlude_client::observe;
 use serde_json::Value;
 use url::Url;
 
 use crate::arguments::{
-    AttestAction, AttestArguments, AttestVerifyArguments, CollateralAction, CollateralArguments,
-    EvidenceOptions, MeasureAction, RecordedArguments,
+    AttestAction, AttestArguments, AttestVerifyArguments, CollateralArguments, EvidenceOptions,
+    MeasureAction, RecordedArguments,
 };
+use crate::commands::collateral;
 use crate::failure::Failure;
 use crate::{commands, output};
 
@@ -38,9 +39,7 @@ pub(crate) async fn run(arguments: AttestArguments) -> Result<(), Failure> {
             output,
         } => collect(evidence, tee, &report_data, output.as_deref()),
         AttestAction::Measure { action } => measure(action),
-        AttestAction::Collateral {
-            action: CollateralAction::List { cache, at, json },
-        } => list_collateral(&cache, at.unwrap_or_else(UnixTime::now), json),
+        AttestAction::Collateral { action } => collateral::run(action),
         AttestAction::Pin {
             url,
             collateral,
@@ -159,10 +158,7 @@ fn verify_recorded(
     json: bool,
 ) -> Result<(), Failure> {
     let bytes = commands::read_file(file, RecordedEvidence::MAX_FILE_BYTES)?;
-    let recorded = RecordedEvidence::read(&bytes, arguments.tee).map_err(|error| match error {
-        RecordedError::KindMissing => Failure::usage(error.to_string()),
-        _ => Failure::refused(error),
-    })?;
+    let recorded = read_recorded(&bytes, arguments.tee)?;
     let at = arguments.at.unwrap_or_else(UnixTime::now);
     if let Some(nonce) = &arguments.nonce {
         let statement = match &arguments.statement {
@@ -192,31 +188,15 @@ fn verify_recorded(
     print_claims(&claims, json)
 }
 
-fn list_collateral(folder: &Path, at: UnixTime, json: bool) -> Result<(), Failure> {
-    let items = Collateral::read(folder).map_err(Failure::failed)?.items();
-    if json {
-        return output::json(&items);
-    }
-    let is_over = |until: Option<UnixTime>| until.is_some_and(|until| until < at);
-    let over = items.iter().filter(|item| is_over(item.until)).count();
-    for item in &items {
-        let mark = if is_over(item.until) { "over" } else { "" };
-        output::line(
-            format!(
-                "{:20}  {mark:4}  {:15}  {}",
-                item.until
-                    .map_or("for ever".to_owned(), |until| until.to_string()),
-                item.kind,
-                item.of
-            )
-            .trim_end(),
-        );
-    }
-    output::note(format_args!(
-        "occlude: {} in all, {over} over at {at}; each is verified where it is used",
-        items.len()
-    ));
-    Ok(())
+/// Evidence in a file's bytes.
+pub(super) fn read_recorded(
+    bytes: &[u8],
+    tee: Option<TeeKind>,
+) -> Result<RecordedEvidence, Failure> {
+    RecordedEvidence::read(bytes, tee).map_err(|error| match error {
+        RecordedError::KindMissing => Failure::usage(error.to_string()),
+        _ => Failure::refused(error),
+    })
 }
 
 fn print_service(service: &VerifiedService, json: bool) -> Result<(), Failure> {

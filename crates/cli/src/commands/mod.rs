@@ -3,6 +3,7 @@
 pub(crate) mod attest;
 pub(crate) mod bench;
 pub(crate) mod broker;
+pub(crate) mod collateral;
 pub(crate) mod completions;
 pub(crate) mod infer;
 pub(crate) mod inspect;
@@ -18,7 +19,7 @@ pub(crate) mod verify;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use occlude_attest::{Policy, PolicyFile, PolicyFileError};
+use occlude_attest::{Policy, PolicyFile, PolicyFileError, UnixTime};
 use occlude_client::{ClientError, ClientOptions, ErrorKind};
 use occlude_container::{ContainerError, OpenError};
 use occlude_keys::{OwnerKey, OwnerPublic};
@@ -144,4 +145,9 @@ async fn shutdown_signal() {
         _ = tokio::signal::ctrl_c() => {}
         _ = terminate.recv() => {}
     }
+}
+
+/// When something is over, as tables show it.
+fn until(until: Option<UnixTime>) -> String {
+    until.map_or("for ever".to_owned(), |until| until.to_string())
 }

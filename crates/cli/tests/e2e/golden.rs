@@ -59,6 +59,7 @@ fn the_help_teaches() {
             "attest measure snp --help",
             "attest measure tpm --help",
             "attest collateral --help",
+            "attest collateral fetch --help",
             "attest collateral list --help",
             "tee --help",
             "tee list --help",

@@ -4,6 +4,7 @@
 mod attacks;
 mod bad_input;
 mod bench;
+mod fetch;
 mod golden;
 mod main_job;
 mod plan;

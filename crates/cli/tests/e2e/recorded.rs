@@ -1,7 +1,7 @@
 //! Evidence that somebody recorded, verified offline.
 
 #[path = "../../../attest/tests/support/mod.rs"]
-mod recorded_evidence;
+pub(crate) mod recorded_evidence;
 
 use std::path::Path;
 

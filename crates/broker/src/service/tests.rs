@@ -7,6 +7,7 @@ mod orders;
 mod recorded_evidence;
 mod rig;
 mod transport;
+mod trustee;
 
 use kbs_types::TeePubKey;
 use occlude_attest::{Binding, Evidence, Policy, TeeKind};

@@ -32,7 +32,7 @@ pub(super) struct Rig {
     pub(super) admin: AdminClient,
     client: BrokerClient,
     attester: Arc<Attester>,
-    http: reqwest::Client,
+    pub(super) http: reqwest::Client,
     _database: TestDatabase,
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::machine::Machine;
 use crate::{
     AdditionalEvidence, Binding, ConfigurationDigest, Evidence, TeeChoice, TeeKind, VerifyError,
-    azure, cca, nitro, nvidia, presence, sgx, snp, tdx, tpm, trustzone, txt,
+    azure, cca, nitro, nvidia, presence, se, sgx, snp, tdx, tpm, trustzone, txt,
 };
 
 /// The TEE that this process runs in.
@@ -24,6 +24,7 @@ enum Backend {
         kind: TeeKind,
         collect: Collect,
     },
+    SecureExecution,
 }
 
 /// Whether a machine shows one kind of TEE.
@@ -41,12 +42,6 @@ pub enum CollectError {
         "this build has no simulated TEE: it lacks the `simulated` feature, which is for development only"
     )]
     SimulatedDisabled,
-    /// A kind of TEE that evidence cannot be collected in yet.
-    #[error("evidence of {tee} cannot be collected by this version")]
-    NotSupportedYet {
-        /// The kind.
-        tee: TeeKind,
-    },
     /// This machine does not show that kind of TEE.
     #[error("this is no {tee}: {missing}")]
     NotPresent {
@@ -58,6 +53,17 @@ pub enum CollectError {
     /// A technology whose evidence a command of the operator's fetches, and there is none.
     #[error("no command fetches this evidence: give one with --evidence-command")]
     NoCommand,
+    /// A TEE that answers a verifier's request, and none came.
+    #[error(
+        "IBM Secure Execution answers a verifier's request, and none came: the verifier needs the machine's host key document and the image's header in its collateral"
+    )]
+    NoRequest,
+    /// A verifier's request that is none.
+    #[error("the verifier's request cannot be used: {reason}")]
+    Request {
+        /// What is wrong with it, cut to 200 characters.
+        reason: String,
+    },
     /// A GPU whose evidence a command of the operator's fetches, and there is none.
     #[error("no command fetches a GPU's evidence: give one with --gpu-evidence-command")]
     NoGpuCommand,
@@ -135,6 +141,10 @@ impl Attester {
         };
         let backend = match kind {
             TeeKind::Simulated => open_simulated(configuration.into())?,
+            TeeKind::Se => {
+                se::check_present(&machine)?;
+                Backend::SecureExecution
+            }
             kind => Backend::Machine {
                 kind,
                 collect: collector(kind, &machine)?,
@@ -169,6 +179,7 @@ impl Attester {
             #[cfg(feature = "simulated")]
             Backend::Simulated(_) => TeeKind::Simulated,
             Backend::Machine { kind, .. } => kind,
+            Backend::SecureExecution => TeeKind::Se,
         }
     }
 
@@ -177,8 +188,21 @@ impl Attester {
     /// # Errors
     /// [`CollectError`] if the TEE gives none.
     pub fn collect(&self, binding: &Binding) -> Result<Evidence, CollectError> {
+        self.collect_answering(binding, None)
+    }
+
+    /// The same for a verifier that made a request first ([`crate::Verifier::request`]),
+    /// which IBM Secure Execution needs and no other kind reads.
+    ///
+    /// # Errors
+    /// [`CollectError`] if the TEE gives none.
+    pub fn collect_answering(
+        &self,
+        binding: &Binding,
+        request: Option<&str>,
+    ) -> Result<Evidence, CollectError> {
         let additional = self.collect_additional(binding)?;
-        let primary = self.collect_primary(&binding.covering(&additional))?;
+        let primary = self.collect_primary(&binding.covering(&additional), request)?;
         Ok(primary.with_additional(additional))
     }
 
@@ -186,11 +210,16 @@ impl Attester {
     ///
     /// # Errors
     /// [`CollectError`] if the TEE gives none.
-    pub fn collect_primary(&self, binding: &Binding) -> Result<Evidence, CollectError> {
+    pub fn collect_primary(
+        &self,
+        binding: &Binding,
+        request: Option<&str>,
+    ) -> Result<Evidence, CollectError> {
         match &self.backend {
             #[cfg(feature = "simulated")]
             Backend::Simulated(tee) => Ok(tee.collect(binding)),
             Backend::Machine { collect, .. } => collect(&self.machine, binding),
+            Backend::SecureExecution => se::collect(&self.machine, binding, request),
         }
     }
 
@@ -214,7 +243,7 @@ impl Attester {
 fn collector(kind: TeeKind, machine: &Machine) -> Result<Collect, CollectError> {
     let (check_present, collect): (CheckPresent, Collect) = match kind {
         TeeKind::Simulated | TeeKind::Se => {
-            return Err(CollectError::NotSupportedYet { tee: kind });
+            return Err(CollectError::NotAdditional { tee: kind });
         }
         TeeKind::Nvidia => (nvidia::check_present, nvidia::collect),
         TeeKind::Snp => (snp::check_present, snp::collect),

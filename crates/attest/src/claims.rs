@@ -11,6 +11,7 @@ use crate::azure::AzurePlatform;
 use crate::cca::CcaPlatform;
 use crate::nitro::NitroPlatform;
 use crate::nvidia::NvidiaPlatform;
+use crate::se::SePlatform;
 use crate::sgx::SgxPlatform;
 use crate::snp::SnpPlatform;
 use crate::tdx::TdxPlatform;
@@ -227,6 +228,8 @@ pub enum Platform {
     Tpm(Box<TpmPlatform>),
     /// A TPM, of a launch with Intel TXT.
     Txt(Box<TpmPlatform>),
+    /// IBM's ultravisor.
+    Se(Box<SePlatform>),
     /// GPUs of NVIDIA's.
     Nvidia(Box<NvidiaPlatform>),
 }

@@ -14,6 +14,7 @@ use x509_cert::der::Decode;
 
 use crate::arm::{DeviceKey, device_keys};
 use crate::nvidia::Rim;
+use crate::se::ImageTags;
 use crate::{UnixTime, certificate};
 
 /// What vendors publish about their hardware. The default has nothing.
@@ -24,6 +25,7 @@ pub struct Collateral {
     intel: Vec<QuoteCollateralV3>,
     device_keys: Vec<DeviceKey>,
     rims: Vec<Rim>,
+    images: Vec<ImageTags>,
 }
 
 /// One thing of a folder of collateral, by its own word: it is verified where it is used.
@@ -53,6 +55,8 @@ pub enum CollateralKind {
     DeviceKey,
     /// What NVIDIA says that a version of a driver or of a VBIOS measures.
     Rim,
+    /// The header of an image for IBM Secure Execution, by its measurement.
+    Image,
 }
 
 impl std::fmt::Display for CollateralKind {
@@ -63,6 +67,7 @@ impl std::fmt::Display for CollateralKind {
             Self::Intel => "intel",
             Self::DeviceKey => "device-key",
             Self::Rim => "rim",
+            Self::Image => "image",
         })
     }
 }
@@ -101,7 +106,7 @@ pub enum CollateralError {
     },
     /// A file that holds nothing that is known.
     #[error(
-        "{}: neither certificates nor a revocation list, as PEM or DER, nor Intel's collateral or keys of Arm's devices as JSON, nor a manifest of NVIDIA's as XML",
+        "{}: neither certificates nor a revocation list, as PEM or DER, nor Intel's collateral or keys of Arm's devices as JSON, nor a manifest of NVIDIA's as XML, nor the header of an image for IBM Secure Execution",
         path.display()
     )]
     Unknown {
@@ -142,8 +147,8 @@ impl Collateral {
     }
 
     /// Adds what a file holds: certificates or a revocation list, as PEM or DER, or
-    /// Intel's collateral for one kind of processor or keys of Arm's devices, as JSON, or a
-    /// manifest of NVIDIA's, as XML. False if it holds nothing that is known.
+    /// Intel's collateral for one kind of processor or keys of Arm's devices, as JSON, a
+    /// manifest of NVIDIA's, as XML, or the header of an image for IBM Secure Execution. False if it holds nothing that is known.
     #[must_use]
     pub fn add(&mut self, file: &[u8]) -> bool {
         let before = self.len();
@@ -163,6 +168,8 @@ impl Collateral {
             self.intel.push(intel);
         } else if let Some(keys) = device_keys(file) {
             self.device_keys.extend(keys);
+        } else if let Some(image) = ImageTags::of_header(file) {
+            self.images.push(image);
         } else if let Some(rim) = Rim::read(file) {
             self.rims.push(rim);
         }
@@ -175,6 +182,7 @@ impl Collateral {
             + self.intel.len()
             + self.device_keys.len()
             + self.rims.len()
+            + self.images.len()
     }
 
     /// What is there and until when it holds, what ends first at the beginning.
@@ -216,7 +224,12 @@ impl Collateral {
             until: None,
         });
         let items = certificates.chain(lists).chain(intel).chain(keys);
-        let items = items.chain(rims);
+        let images = self.images.iter().map(|image| CollateralItem {
+            kind: CollateralKind::Image,
+            of: image.measurement().to_string(),
+            until: None,
+        });
+        let items = items.chain(rims).chain(images);
         let mut items: Vec<_> = items.collect();
         items.sort_by(|one, other| {
             let order = |item: &CollateralItem| (item.until.is_none(), item.until);
@@ -237,6 +250,11 @@ impl Collateral {
     /// Of Arm's devices.
     pub(crate) fn device_keys(&self) -> &[DeviceKey] {
         &self.device_keys
+    }
+
+    /// Of images for IBM Secure Execution.
+    pub(crate) fn images(&self) -> &[ImageTags] {
+        &self.images
     }
 
     /// Of NVIDIA's drivers and VBIOSes.

@@ -88,12 +88,6 @@ pub enum VerifyError {
         "this build refuses simulated evidence whatever the policy says: it lacks the `simulated` feature, which is for development only"
     )]
     SimulatedDisabled,
-    /// A kind of TEE whose evidence cannot be verified yet.
-    #[error("evidence of {tee} cannot be verified by this version")]
-    NotSupportedYet {
-        /// The kind.
-        tee: TeeKind,
-    },
     /// A version or variant of that TEE's evidence that is not known.
     #[error("the evidence cannot be verified by this version: {what}")]
     Unsupported {

@@ -47,6 +47,7 @@ mod presence;
 mod recorded;
 mod register;
 mod response;
+pub mod se;
 pub mod sgx;
 #[cfg(feature = "simulated")]
 pub mod simulated;

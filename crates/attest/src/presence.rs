@@ -34,8 +34,6 @@ pub enum Collection {
     RunWithTpmInSoftware,
     /// A TPM in software, and a launch that a test makes.
     RunWithSimulatedLaunch,
-    /// This version has none.
-    NotInThisVersion,
 }
 
 impl std::fmt::Display for Collection {
@@ -47,7 +45,6 @@ impl std::fmt::Display for Collection {
             Self::RunWithSimulatedLaunch => {
                 "collection run with a TPM in software and a simulated launch alone"
             }
-            Self::NotInThisVersion => "not in this version",
         })
     }
 }
@@ -55,11 +52,12 @@ impl std::fmt::Display for Collection {
 /// What `auto` chooses from, the most trustworthy first: machines that hide memory from
 /// the host and whose hardware vouches for itself before those with software of the
 /// cloud's beside the guest, and these before one whose vendor is also the host. Never a TEE that only measures, and never the simulated one.
-const AUTOMATIC: [TeeKind; 7] = [
+const AUTOMATIC: [TeeKind; 8] = [
     TeeKind::Tdx,
     TeeKind::Snp,
     TeeKind::Cca,
     TeeKind::Sgx,
+    TeeKind::Se,
     TeeKind::AzTdxVtpm,
     TeeKind::AzSnpVtpm,
     TeeKind::Nitro,
@@ -147,10 +145,10 @@ fn presence(machine: &Machine, tee: TeeKind, provider: Option<&str>) -> Presence
             found(&azure::check_present_tdx(machine), &mut because),
             Collection::RunWithTpmInSoftware,
         ),
-        TeeKind::Se => {
-            usable(machine, "/dev/uv", &mut because);
-            (false, Collection::NotInThisVersion)
-        }
+        TeeKind::Se => (
+            usable(machine, "/dev/uv", &mut because),
+            Collection::NeverRunOnHardware,
+        ),
         TeeKind::TrustZone => {
             because.push(
                 "its token is fetched by a command: give one with --evidence-command".to_owned(),

@@ -34,6 +34,12 @@ pub enum RecordedError {
     /// A form that does not say its kind, and nobody else does.
     #[error("it does not say of which kind of TEE it is: say so with --tee")]
     KindMissing,
+    /// Evidence of a kind that has no form but JSON, and this is none.
+    #[error("it is no JSON object, as evidence of {tee} is")]
+    NotJson {
+        /// The kind.
+        tee: TeeKind,
+    },
     /// The kind was said, and the bytes are not its evidence.
     #[error(transparent)]
     Evidence(#[from] VerifyError),
@@ -69,7 +75,7 @@ impl RecordedEvidence {
             (TeeKind::Cca, _) => cca::evidence_of_token(&from_hexadecimal(file)),
             (TeeKind::TrustZone, _) => trustzone::evidence_of_token(&from_hexadecimal(file)),
             (TeeKind::Nitro, _) => nitro::evidence_of_document(&from_hexadecimal(file)),
-            (tee, _) => return Err(VerifyError::NotSupportedYet { tee }.into()),
+            (tee, _) => return Err(RecordedError::NotJson { tee }),
         };
         Ok(Self {
             evidence,

@@ -49,8 +49,22 @@ impl AttestationResponse {
         nonce: &Nonce,
         statement: &ServiceStatement,
     ) -> Result<Self, CollectError> {
+        Self::collect_answering(attester, nonce, statement, None)
+    }
+
+    /// The same for a verifier that made a request first.
+    ///
+    /// # Errors
+    /// [`CollectError`] if the TEE gives none.
+    pub fn collect_answering(
+        attester: &Attester,
+        nonce: &Nonce,
+        statement: &ServiceStatement,
+        request: Option<&str>,
+    ) -> Result<Self, CollectError> {
         let statement = statement.encode();
-        let evidence = attester.collect(&Binding::for_statement(nonce, &statement))?;
+        let binding = Binding::for_statement(nonce, &statement);
+        let evidence = attester.collect_answering(&binding, request)?;
         Ok(Self::new(statement, evidence))
     }
 

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::binding::BindingForm;
+use crate::se::{ExchangeKey, SeRequest};
 use crate::{
     AdditionalEvidence, Binding, Claims, Collateral, CollateralError, Evidence, TeeKind, UnixTime,
-    VerifyError, azure, cca, nitro, nvidia, sgx, snp, tdx, tpm, trustzone, txt,
+    VerifyError, azure, cca, nitro, nvidia, se, sgx, snp, tdx, tpm, trustzone, txt,
 };
 
 /// What a verifier brings besides its clock. It is offline: whatever a vendor has to
@@ -17,6 +18,7 @@ use crate::{
 #[derive(Debug, Clone, Default)]
 pub struct Verifier {
     collateral: Collateral,
+    exchange: ExchangeKey,
 }
 
 /// Genuine evidence: its signature holds, by a key that is certified up to a root that
@@ -44,7 +46,24 @@ impl Verifier {
     /// A verifier with collateral.
     #[must_use]
     pub fn new(collateral: Collateral) -> Self {
-        Self { collateral }
+        Self {
+            collateral,
+            exchange: ExchangeKey::default(),
+        }
+    }
+
+    /// What to ask a TEE with, as JSON, where the verifier has to ask first: IBM Secure
+    /// Execution. Only this verifier can verify the answer, or with one that
+    /// [`LastingVerifier`] gives, any that it gives.
+    ///
+    /// # Errors
+    /// [`VerifyError::CollateralMissing`] if its collateral has no host key or no image.
+    ///
+    /// # Panics
+    /// Never: text has a JSON form.
+    pub fn request(&self) -> Result<String, VerifyError> {
+        let request = SeRequest::new(&self.collateral, &self.exchange)?;
+        Ok(serde_json::to_string(&request).expect("strings have a JSON form"))
     }
 
     /// Verifies evidence as of `at`: that it is genuine first, then that it carries
@@ -103,7 +122,7 @@ impl Verifier {
             TeeKind::Tpm => tpm::verify(body, collateral, at),
             TeeKind::Txt => txt::verify(body, collateral, at),
             TeeKind::Nvidia => nvidia::verify(body, collateral, at),
-            TeeKind::Se => Err(VerifyError::NotSupportedYet { tee }),
+            TeeKind::Se => se::verify(body, collateral, &self.exchange, at),
         }
     }
 }
@@ -117,6 +136,7 @@ const FOLDER_AGE: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub struct LastingVerifier {
     folder: Option<PathBuf>,
+    exchange: ExchangeKey,
     read: Mutex<Option<(Instant, Arc<Verifier>)>>,
 }
 
@@ -126,6 +146,7 @@ impl LastingVerifier {
     pub fn new(folder: Option<PathBuf>) -> Self {
         Self {
             folder,
+            exchange: ExchangeKey::default(),
             read: Mutex::default(),
         }
     }
@@ -142,7 +163,10 @@ impl LastingVerifier {
             return Ok(Arc::clone(verifier));
         }
         let collateral = self.folder.as_deref().map(Collateral::read).transpose()?;
-        let verifier = Arc::new(Verifier::new(collateral.unwrap_or_default()));
+        let verifier = Arc::new(Verifier {
+            collateral: collateral.unwrap_or_default(),
+            exchange: self.exchange.clone(),
+        });
         *read = Some((Instant::now(), Arc::clone(&verifier)));
         Ok(verifier)
     }

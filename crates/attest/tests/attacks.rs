@@ -15,9 +15,6 @@ use sha2::{Digest, Sha256};
 
 const NOW: UnixTime = UnixTime(1_800_000_000);
 
-/// Kinds that a policy may name, and that this version neither collects nor verifies.
-const NOT_YET: [TeeKind; 1] = [TeeKind::Se];
-
 fn verify(evidence: &Evidence, binding: &Binding, at: UnixTime) -> Result<Claims, VerifyError> {
     Verifier::default().verify(evidence, binding, at)
 }
@@ -343,11 +340,7 @@ fn simulated_evidence_relabelled_as_hardware_is_not_verified() {
         .filter(|tee| *tee != TeeKind::Simulated)
     {
         let refused = verify(&Evidence::new(tee, body.clone()), &binding, NOW).unwrap_err();
-        if NOT_YET.contains(&tee) {
-            assert_eq!(refused, VerifyError::NotSupportedYet { tee });
-        } else {
-            assert!(matches!(refused, VerifyError::Malformed { .. }));
-        }
+        assert!(matches!(refused, VerifyError::Malformed { .. }));
     }
 }
 
@@ -442,9 +435,7 @@ fn every_flipped_bit_of_encoded_evidence_is_refused() {
         }) || Evidence::decode(bytes).is_ok_and(|evidence| {
             matches!(
                 verify(&evidence, &binding, NOW),
-                Err(VerifyError::Malformed { .. }
-                    | VerifyError::BadSignature { .. }
-                    | VerifyError::NotSupportedYet { .. })
+                Err(VerifyError::Malformed { .. } | VerifyError::BadSignature { .. })
             )
         })
     });
@@ -464,8 +455,7 @@ fn every_flipped_bit_of_an_encoded_answer_is_refused() {
             response.verify(&Verifier::default(), &nonce, NOW),
             Err(VerifyError::Malformed { .. }
                 | VerifyError::BadSignature { .. }
-                | VerifyError::BindingMismatch
-                | VerifyError::NotSupportedYet { .. })
+                | VerifyError::BindingMismatch)
         ),
     });
     assert_eq!(refused, encoded.len() * 8);
@@ -545,15 +535,11 @@ fn a_genuine_tee_over_a_statement_that_is_none_is_refused() {
 }
 
 #[test]
-fn kinds_that_are_not_supported_yet_cannot_be_opened() {
+fn kinds_that_this_machine_has_not_cannot_be_opened() {
     for tee in TeeKind::ALL {
         let opened = Attester::open(tee, [0; 32]);
         match tee {
             TeeKind::Simulated => drop(opened.unwrap()),
-            tee if NOT_YET.contains(&tee) => assert!(matches!(
-                opened,
-                Err(CollectError::NotSupportedYet { tee: named }) if named == tee
-            )),
             TeeKind::TrustZone => assert!(matches!(opened, Err(CollectError::NoCommand))),
             TeeKind::Nvidia => assert!(matches!(opened, Err(CollectError::NoGpuCommand))),
             // On a machine that has it, it opens.

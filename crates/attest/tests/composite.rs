@@ -118,7 +118,7 @@ fn a_part_that_is_missing_exchanged_or_added_is_refused() {
     // Of another nonce, though the TEE vouches for it.
     let elsewhere = both.collect_additional(&Binding::from([1; 64])).unwrap();
     let primary = both
-        .collect_primary(&binding().covering(&elsewhere))
+        .collect_primary(&binding().covering(&elsewhere), None)
         .unwrap();
     assert_eq!(
         verify(&primary.with_additional(elsewhere), &binding()),
@@ -139,7 +139,7 @@ fn a_part_that_does_not_hold_is_refused_though_the_tee_vouches_for_it() {
     let both = attester(&tpm, &[TeeKind::Tpm]);
     let with = |additional: AdditionalEvidence| {
         let primary = both
-            .collect_primary(&binding().covering(&additional))
+            .collect_primary(&binding().covering(&additional), None)
             .unwrap();
         verify(&primary.with_additional(additional), &binding()).unwrap_err()
     };

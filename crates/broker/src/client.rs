@@ -225,7 +225,7 @@ fn attestation(
     let additional = attester.collect_additional(&device)?;
     let additional_evidence = additional_evidence(&additional);
     let primary = report_data::primary(hash, &runtime_data, &additional_evidence);
-    let evidence = attester.collect_primary(&primary)?;
+    let evidence = attester.collect_primary(&primary, Some(&runtime_data.nonce))?;
     Ok(to_json(&Attestation {
         init_data: None,
         runtime_data,

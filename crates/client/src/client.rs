@@ -92,7 +92,9 @@ async fn verify(
 ) -> Result<VerifiedService, ClientError> {
     let verifier = verifier.current()?;
     let nonce = Nonce::generate();
-    let response = transport.attestation(&nonce).await?;
+    // Without what IBM Secure Execution needs in the collateral, it is another kind of TEE.
+    let request = verifier.request().ok();
+    let response = transport.attestation(&nonce, request.as_deref()).await?;
     response
         .verify(&verifier, &nonce, UnixTime::now())
         .map_err(|source| ClientError::Unverified {

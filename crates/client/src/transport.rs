@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
@@ -98,9 +100,13 @@ impl Transport {
     pub(crate) async fn attestation(
         &self,
         nonce: &Nonce,
+        request: Option<&str>,
     ) -> Result<AttestationResponse, ClientError> {
         let mut url = self.attestation.clone();
-        url.set_query(Some(&format!("nonce={nonce}")));
+        let request = request.map_or(String::new(), |request| {
+            format!("&request={}", URL_SAFE_NO_PAD.encode(request))
+        });
+        url.set_query(Some(&format!("nonce={nonce}{request}")));
         let response = self
             .http
             .get(url)

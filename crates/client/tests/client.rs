@@ -3,9 +3,11 @@
 
 mod fake;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fake::ultravisor::Ultravisor;
 use fake::{Fake, Manner, gateway};
 use http::{Request, StatusCode};
 use occlude_attest::{AttestationResponse, Policy, Refusal, TeeKind, VerifyError};
@@ -141,6 +143,39 @@ async fn fresh_evidence_with_the_channel_key_of_a_man_in_the_middle_is_refused()
     );
     let error = observe(&url, &ClientOptions::default()).await.unwrap_err();
     assert!(matches!(error, ClientError::Unverified { .. }), "{error}");
+}
+
+/// IBM Secure Execution has no quote: the verifier asks first, and only it can verify.
+#[tokio::test]
+async fn a_machine_of_ibms_is_asked_with_what_the_collateral_has() {
+    let (fake, url) = Fake::new().start().await;
+    let ultravisor = Arc::new(Ultravisor::new(1, 1));
+    fake.behave(Manner::OnIbmZ(Arc::clone(&ultravisor)));
+    let folder = tempfile::tempdir().unwrap();
+    let options = ClientOptions {
+        collateral: Some(folder.path().to_owned()),
+        ..ClientOptions::default()
+    };
+    let error = observe(&url, &options).await.unwrap_err();
+    assert!(error.to_string().contains("no request"), "{error}");
+
+    std::fs::write(folder.path().join("hkd.crt"), &ultravisor.document).unwrap();
+    std::fs::write(folder.path().join("hdr.bin"), &ultravisor.header).unwrap();
+    let service = observe(&url, &options).await.unwrap();
+    assert_eq!(service.claims().tee(), TeeKind::Se);
+    // The same machine, with an image that the verifier does not know.
+    fake.behave(Manner::OnIbmZ(Arc::new(Ultravisor::new(1, 2))));
+    let error = observe(&url, &options).await.unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            ClientError::Unverified {
+                source: VerifyError::BadSignature { .. },
+                ..
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[tokio::test]

@@ -65,6 +65,7 @@ impl Attestation {
     pub(crate) async fn respond(
         self: &Arc<Self>,
         nonce: Nonce,
+        request: Option<String>,
     ) -> Result<Vec<u8>, AttestationError> {
         let _place = self
             .queue
@@ -78,9 +79,15 @@ impl Attestation {
         let attestation = Arc::clone(self);
         blocking(move || {
             let statement = attestation.statement();
-            AttestationResponse::collect(&attestation.attester, &nonce, &statement)
-                .map(|response| response.encode())
-                .map_err(AttestationError::Failed)
+            let request = request.as_deref();
+            AttestationResponse::collect_answering(
+                &attestation.attester,
+                &nonce,
+                &statement,
+                request,
+            )
+            .map(|response| response.encode())
+            .map_err(AttestationError::Failed)
         })
         .await
     }

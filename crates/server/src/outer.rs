@@ -13,11 +13,13 @@ use axum::extract::{MatchedPath, RawQuery, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderValue, StatusCode};
 use http_body_util::BodyExt;
-use occlude_attest::Nonce;
+use occlude_attest::{CollectError, Nonce};
 use occlude_channel::{
     Gateway, KEY_PROBLEM_TYPE, OpenError, REQUEST_MEDIA_TYPE, RESPONSE_MEDIA_TYPE, Responder,
     SealError,
@@ -65,19 +67,25 @@ pub(crate) fn router(outer: Arc<Outer>) -> Router {
         .with_state(outer)
 }
 
+/// A nonce and, of a verifier that made one, a request in base64 that a URL can have.
+fn asked(query: &str) -> Option<(Nonce, Option<String>)> {
+    let query = query.strip_prefix("nonce=")?;
+    let Some((nonce, request)) = query.split_once("&request=") else {
+        return Some((query.parse().ok()?, None));
+    };
+    let request = URL_SAFE_NO_PAD.decode(request).ok()?;
+    Some((nonce.parse().ok()?, Some(String::from_utf8(request).ok()?)))
+}
+
 async fn attestation(State(outer): State<Arc<Outer>>, RawQuery(query): RawQuery) -> Response {
-    let nonce = query
-        .as_deref()
-        .and_then(|query| query.strip_prefix("nonce="))
-        .and_then(|nonce| nonce.parse::<Nonce>().ok());
-    let Some(nonce) = nonce else {
+    let Some((nonce, request)) = query.as_deref().and_then(asked) else {
         return answer::error(
             StatusCode::BAD_REQUEST,
             "expected ?nonce= and exactly 64 lower-case hexadecimal digits",
         );
     };
     outer.rotate();
-    let response = match outer.attestation.respond(nonce).await {
+    let response = match outer.attestation.respond(nonce, request).await {
         Ok(response) => response,
         Err(AttestationError::Busy) => {
             return answer::error(
@@ -85,6 +93,9 @@ async fn attestation(State(outer): State<Arc<Outer>>, RawQuery(query): RawQuery)
                 "too many ask for evidence at once: try again",
             );
         }
+        Err(AttestationError::Failed(
+            error @ (CollectError::NoRequest | CollectError::Request { .. }),
+        )) => return answer::error(StatusCode::BAD_REQUEST, error.to_string()),
         Err(AttestationError::Failed(error)) => {
             outer.metrics.attestation(false);
             tracing::error!(%error, "the TEE gave no evidence");

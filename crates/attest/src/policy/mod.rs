@@ -22,8 +22,8 @@ use occlude_keys::{HeaderDigest, ModelId, ModelVersion, OwnerPublic};
 use serde::{Deserialize, Serialize};
 
 use platform::{
-    AzurePolicy, CcaPolicy, NitroPolicy, NvidiaPolicy, SgxPolicy, SimulatedPolicy, SnpPolicy,
-    TdxPolicy, TpmPolicy, TrustZonePolicy,
+    AzurePolicy, CcaPolicy, NitroPolicy, NvidiaPolicy, SePolicy, SgxPolicy, SimulatedPolicy,
+    SnpPolicy, TdxPolicy, TpmPolicy, TrustZonePolicy,
 };
 pub use refusal::Refusal;
 pub use signed::{PolicyFile, PolicyFileError, SignPolicyError, sign_policy};
@@ -89,6 +89,8 @@ struct EvidencePolicy {
     #[serde(skip_serializing_if = "platform::is_default")]
     trustzone: TrustZonePolicy,
     #[serde(skip_serializing_if = "platform::is_default")]
+    se: SePolicy,
+    #[serde(skip_serializing_if = "platform::is_default")]
     tpm: TpmPolicy,
     #[serde(skip_serializing_if = "platform::is_default")]
     txt: TpmPolicy,
@@ -115,6 +117,7 @@ impl Default for EvidencePolicy {
             az_tdx_vtpm: AzurePolicy::default(),
             cca: CcaPolicy::default(),
             trustzone: TrustZonePolicy::default(),
+            se: SePolicy::default(),
             tpm: TpmPolicy::default(),
             txt: TpmPolicy::default(),
             nvidia: NvidiaPolicy::default(),

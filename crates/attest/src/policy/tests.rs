@@ -266,6 +266,7 @@ fn the_guides_example_is_a_policy_that_names_every_field() {
         "pcr18",
         "pcr8",
         "additional",
+        "host-keys",
         "require-reference",
         "minimum-devices",
         "driver-versions",

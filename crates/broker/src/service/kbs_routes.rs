@@ -295,7 +295,19 @@ impl Broker {
     ) -> Answered<CookieAndChallenge> {
         let hash = ReportHash::choose(tee, extra_params)
             .map_err(|error| Problem::malformed(error.to_string()))?;
-        let nonce = STANDARD.encode(random::<32>());
+        // Its challenge is a request that only its ultravisor can open, as with Trustee.
+        let nonce = if tee == TeeKind::Se {
+            let unavailable = |error: &dyn std::fmt::Display| {
+                Problem::unavailable(format!("this broker cannot challenge {tee}: {error}"))
+            };
+            let verifier = self
+                .verifier
+                .current()
+                .map_err(|error| unavailable(&error))?;
+            verifier.request().map_err(|error| unavailable(&error))?
+        } else {
+            STANDARD.encode(random::<32>())
+        };
         let challenged = Challenged {
             prefix,
             tee,

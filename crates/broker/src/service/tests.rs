@@ -6,6 +6,7 @@ mod orders;
 #[path = "../../../attest/tests/support/mod.rs"]
 mod recorded_evidence;
 mod rig;
+mod se;
 mod transport;
 mod trustee;
 

@@ -2,6 +2,9 @@
 //! channel, and every way to misbehave that a man in the middle has.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+#[path = "../../../attest/tests/support/ultravisor.rs"]
+pub(crate) mod ultravisor;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,16 +13,19 @@ use axum::Router;
 use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use occlude_attest::{
-    AttestationResponse, Attester, Binding, Nonce, PROTOCOL_VERSION, Policy, SecurityConfiguration,
-    ServedModel, ServiceStatement, TeeKind,
+    AttestationResponse, Attester, Binding, Evidence, Nonce, PROTOCOL_VERSION, Policy,
+    SecurityConfiguration, ServedModel, ServiceStatement, TeeKind,
 };
 use occlude_channel::{
     Gateway, KEY_PROBLEM_TYPE, Kem, Limits, OpenError, PADDING, RESPONSE_MEDIA_TYPE,
 };
 use occlude_keys::{OwnerKey, OwnerPublic};
+use ultravisor::Ultravisor;
 use url::Url;
 
 /// How the server treats what arrives.
@@ -41,6 +47,8 @@ pub(crate) enum Manner {
     Refusing(StatusCode, &'static str),
     /// Sends every request elsewhere.
     Redirecting(String),
+    /// Answers the verifier's request, as a machine of IBM's does.
+    OnIbmZ(Arc<Ultravisor>),
 }
 
 pub(crate) struct Fake {
@@ -153,19 +161,28 @@ impl Fake {
 
 async fn attestation(State(fake): State<Arc<Fake>>, RawQuery(query): RawQuery) -> Response {
     *fake.asked.lock().unwrap() += 1;
-    let nonce: Nonce = query
-        .as_deref()
-        .and_then(|query| query.strip_prefix("nonce="))
-        .unwrap()
-        .parse()
-        .unwrap();
+    let query = query.unwrap();
+    let (nonce, request) = match query.split_once("&request=") {
+        Some((nonce, request)) => (nonce, Some(URL_SAFE_NO_PAD.decode(request).unwrap())),
+        None => (&query[..], None),
+    };
+    let nonce: Nonce = nonce.strip_prefix("nonce=").unwrap().parse().unwrap();
     let statement = fake.statement().encode();
-    let evidence = fake
-        .attester
-        .collect(&Binding::for_statement(&nonce, &statement))
-        .unwrap();
+    let binding = Binding::for_statement(&nonce, &statement);
+    let evidence = fake.attester.collect(&binding).unwrap();
     let manner = fake.manner.lock().unwrap().clone();
     match manner {
+        Manner::OnIbmZ(ultravisor) => {
+            let Some(request) = request else {
+                return (StatusCode::BAD_REQUEST, "{\"error\":\"no request\"}").into_response();
+            };
+            let request = String::from_utf8(request).unwrap();
+            let body = ultravisor.answer(&request, binding.as_bytes());
+            let evidence = Evidence::new(TeeKind::Se, body);
+            AttestationResponse::new(statement, evidence)
+                .encode()
+                .into_response()
+        }
         Manner::Replaying(recorded) => recorded.into_response(),
         Manner::Swapping(other) => AttestationResponse::new(other.encode(), evidence)
             .encode()

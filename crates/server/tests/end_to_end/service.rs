@@ -321,7 +321,8 @@ async fn a_nonce_is_exactly_64_hexadecimal_digits() {
     let long = format!("?nonce={}", "a5".repeat(33));
     let upper = format!("?nonce={}", "A5".repeat(32));
     let more = format!("?nonce={}&more=1", "a5".repeat(32));
-    for query in ["", "?nonce=", "?nonce=a5", &long, &upper, &more] {
+    let request = format!("?nonce={}&request=%", "a5".repeat(32));
+    for query in ["", "?nonce=", "?nonce=a5", &long, &upper, &more, &request] {
         let answer = serving
             .get(&format!(".well-known/occlude/attestation{query}"))
             .await;
@@ -334,6 +335,18 @@ async fn a_nonce_is_exactly_64_hexadecimal_digits() {
             "{query}"
         );
     }
+}
+
+/// Only IBM Secure Execution has a use for one.
+#[tokio::test]
+async fn a_verifiers_request_is_read_by_the_tee_that_needs_one_alone() {
+    let world = World::new().await;
+    let serving = serving(&world).await;
+    let query = format!("?nonce={}&request=e30", "a5".repeat(32));
+    let answer = serving
+        .get(&format!(".well-known/occlude/attestation{query}"))
+        .await;
+    assert_eq!(answer.status(), 200);
 }
 
 #[tokio::test]

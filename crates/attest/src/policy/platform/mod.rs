@@ -8,6 +8,7 @@ mod azure;
 mod intel;
 mod nitro;
 mod nvidia;
+mod se;
 mod snp;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ pub(super) use azure::AzurePolicy;
 pub(super) use intel::{SgxPolicy, TdxPolicy};
 pub(super) use nitro::NitroPolicy;
 pub(super) use nvidia::NvidiaPolicy;
+pub(super) use se::SePolicy;
 pub(super) use snp::SnpPolicy;
 pub(super) use tpm::TpmPolicy;
 
@@ -67,6 +69,7 @@ impl EvidencePolicy {
             Platform::Tpm(found) => self.tpm.judge(&tpm::TPM, found),
             Platform::Txt(found) => self.txt.judge(&tpm::TXT, found),
             Platform::Nvidia(found) => self.nvidia.judge(found),
+            Platform::Se(found) => self.se.judge(found),
         }
     }
 
@@ -115,6 +118,7 @@ impl EvidencePolicy {
             Platform::Tpm(seen) => self.tpm = TpmPolicy::pin(&tpm::TPM, seen),
             Platform::Txt(seen) => self.txt = TpmPolicy::pin(&tpm::TXT, seen),
             Platform::Nvidia(seen) => self.nvidia = NvidiaPolicy::pin(seen),
+            Platform::Se(seen) => self.se = SePolicy::pin(seen),
         }
     }
 }

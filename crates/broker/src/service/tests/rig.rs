@@ -1,12 +1,14 @@
 //! A broker on a loopback port with one owner, one model and its honest server.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kbs_types::{RuntimeData, TeePubKey};
 use occlude_attest::simulated::SimulatedReport;
 use occlude_attest::{
-    Attester, Binding, Claims, ConfigurationDigest, Evidence, TeeKind, UnixTime, Verifier,
+    Attester, Binding, Claims, ConfigurationDigest, Evidence, LastingVerifier, TeeKind, UnixTime,
+    Verifier,
 };
 use occlude_keys::{HeaderDigest, ModelKey, OwnerFingerprint, OwnerKey};
 use serde_json::{Value, json};
@@ -79,9 +81,21 @@ impl Rig {
         rig
     }
 
+    /// With a folder of collateral, and without a policy.
+    pub(super) async fn start_with_collateral(folder: &Path) -> Self {
+        let database = TestDatabase::sqlite();
+        let verifier = LastingVerifier::new(Some(folder.to_owned()));
+        let broker = Broker::new(database.open().await, verifier);
+        Self::start_as(database, broker).await
+    }
+
     async fn start_with(database: TestDatabase, challenge: Duration, session: Duration) -> Self {
-        let router = Broker::with_lifetimes(database.open().await, challenge, session).router();
-        let url = listen(router).await;
+        let broker = Broker::with_lifetimes(database.open().await, challenge, session);
+        Self::start_as(database, broker).await
+    }
+
+    async fn start_as(database: TestDatabase, broker: Broker) -> Self {
+        let url = listen(broker.router()).await;
         let options = ConnectOptions::default();
         let rig = Self {
             owner: OwnerKey::generate(),

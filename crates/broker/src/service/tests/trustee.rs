@@ -280,7 +280,9 @@ async fn our_broker_answers_the_clients_side_of_the_transcript() {
     let mut released = 0;
     for (request, expected) in transcript() {
         if let Some(nonce) = names.get("$NONCE").and_then(Value::as_str) {
-            let evidence = attester.collect_primary(&binding(nonce, &public)).unwrap();
+            let evidence = attester
+                .collect_primary(&binding(nonce, &public), None)
+                .unwrap();
             let (body, quote) = (evidence.body(), &evidence.body()["tpm_quote"]);
             names.extend([
                 ("$AK".to_owned(), body["ak_public"].clone()),

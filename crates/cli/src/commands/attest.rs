@@ -253,16 +253,34 @@ fn rows(claims: &Claims) -> Result<Vec<(String, String)>, Failure> {
     }
     let platform = serde_json::to_value(claims.platform()).map_err(Failure::failed)?;
     add_rows(None, &platform, &mut rows);
+    for part in claims.additional() {
+        let kind = part.tee().to_string();
+        for (name, value) in self::rows(part)? {
+            // Rows of its platform name it already.
+            let named = match name.as_str() {
+                "tee" => continue,
+                name if name.starts_with(&kind) => name.to_owned(),
+                name => format!("{kind} {name}"),
+            };
+            rows.push((named, value));
+        }
+    }
     Ok(rows)
 }
 
-/// A row for each value of an object, named by the way to it.
+/// A row for each value of an object, named by the way to it; objects of a list by their
+/// numbers, from 1.
 fn add_rows(name: Option<&str>, value: &Value, rows: &mut Vec<(String, String)>) {
     match (name, value) {
         (_, Value::Object(fields)) => {
             for (field, value) in fields {
                 let name = name.map_or_else(|| field.clone(), |name| format!("{name} {field}"));
                 add_rows(Some(&name.replace('-', " ")), value, rows);
+            }
+        }
+        (Some(name), Value::Array(items)) if items.iter().any(Value::is_object) => {
+            for (index, item) in items.iter().enumerate() {
+                add_rows(Some(&format!("{name} {}", index + 1)), item, rows);
             }
         }
         (Some(_), Value::Null) | (None, _) => {}

@@ -199,13 +199,21 @@ fn recorded_evidence_of_other_kinds_is_verified_word_for_word() {
         return;
     };
     let folder = tempfile::tempdir().expect("a temporary folder");
-    std::fs::create_dir(folder.path().join("arm")).expect("made");
+    for name in ["arm", "vendors"] {
+        std::fs::create_dir(folder.path().join(name)).expect("made");
+    }
     for (from, to) in [
         ("az-snp-vtpm/evidence-v2.json", "azure.json"),
         ("cca/cca-token-draft-ffm-00.cbor", "token.cbor"),
         ("cca/ta-tfa.json", "arm/keys.json"),
         ("tpm/tpm_evidence.json", "tpm.json"),
         ("tpm/ubuntu-2404-amd-sevsnp.bin", "log.bin"),
+        ("nvidia/hopper_evidence.json", "gpu.json"),
+        (
+            "nvidia/NV_GPU_DRIVER_GH100_550.144.03.xml",
+            "vendors/driver.xml",
+        ),
+        ("ibm-se/secure_guest.hdr", "vendors/hdr.bin"),
     ] {
         std::fs::copy(recorded.join(from), folder.path().join(to)).expect("copied");
     }
@@ -218,6 +226,15 @@ fn recorded_evidence_of_other_kinds_is_verified_word_for_word() {
         "azure.toml",
         "[evidence.az-snp-vtpm]\nparavisors = [\"5b0ce64ad1c1f6375dbda5f760b98526ca1bcf91b8195091afc28e7b024251d68fe32e05af34048d6607678cd23283ff\"]\n\
          pcrs.pcr7 = [\"f014e5cbfa297ee787a976abc51bc1d67e23e1b9e4a60128a1106dd0adef0c5b\"]",
+    );
+    policy(
+        "gpu.toml",
+        "tee = [\"nvidia\"]\nprotection = [\"device-memory-only\"]",
+    );
+    // The nonce that the device was asked with, as a broker's binding has it.
+    let gpu = format!(
+        "e97b23a1718095a0e9e35edca810768c70a6a5a389b705e753b197912bc11576{}",
+        "00".repeat(32)
     );
     let asked = "982f5c6e45df0ed3f10b6f60b02f0c8390e281300f3805e2279c16168cd6ae9aa398f647caa2338748cd0fd9f5f819ef";
     let zeros = "00".repeat(16);
@@ -235,6 +252,11 @@ fn recorded_evidence_of_other_kinds_is_verified_word_for_word() {
             &format!("{cca} --collateral arm --policy default.toml"),
             "attest verify --tee tpm --at 2025-11-24T00:00:00Z --evidence tpm.json --policy default.toml",
             "attest verify --tee txt --at 2025-11-24T00:00:00Z --evidence tpm.json --policy default.toml",
+            "attest verify --tee nvidia --at 2026-02-01T00:00:00Z --evidence gpu.json --policy default.toml",
+            &format!(
+                "attest verify --tee nvidia --at 2026-02-01T00:00:00Z --evidence gpu.json --report-data {gpu} --policy gpu.toml"
+            ),
+            "attest collateral list --cache vendors --at 2026-02-01T00:00:00Z",
             &format!(
                 "attest measure tpm --event-log log.bin --attestation-key {}",
                 "ab".repeat(32)

@@ -162,6 +162,17 @@ fn a_tee_serves_with_the_tpm_that_its_policy_wants_beside_it() {
     owner
         .infer(&server.url(), "policy.toml", &input)
         .fails_with(3, "evidence of tpm came along");
+    let shown = run(["attest", "show", &server.url()]).success();
+    let shows = |name: &str, value: &str| {
+        let shown = shown.lines().any(|line| {
+            let (found, rest) = line.split_at_checked(name.len()).unwrap_or_default();
+            found == name && rest.trim() == value
+        });
+        assert!(shown, "{name} {value}");
+    };
+    shows("trust", "simulated");
+    shows("tpm trust", "listed-key");
+    shows("tpm protection", "measured-boot-only");
     let pinned = run(["attest", "pin", "--simulated", &server.url()]).success();
     assert!(pinned.contains("additional = [\"tpm\"]"), "{pinned}");
     std::fs::write(owner.at("pinned.toml"), pinned).expect("written");

@@ -25,8 +25,8 @@ pub struct Evidence {
 pub type AdditionalEvidence = BTreeMap<TeeKind, Value>;
 
 impl Evidence {
-    /// The longest encoding that is read. The largest honest evidence is a quote with the
-    /// log of a boot, some tens of kilobytes.
+    /// The longest encoding that is read. The largest honest evidence is that of a machine
+    /// with twelve devices beside its TEE, some hundred and fifty kilobytes.
     pub const MAX_BYTES: usize = 256 * 1024;
 
     /// Evidence from its two parts, as the KBS protocol carries them apart. A body

@@ -156,7 +156,11 @@ fn presence(machine: &Machine, tee: TeeKind, provider: Option<&str>) -> Presence
             (false, Collection::NeverRunOnHardware)
         }
         TeeKind::Nvidia => {
-            usable(machine, "/dev/nvidia0", &mut because);
+            // Not opened: the driver would set the GPU up for it.
+            because.push(match machine.path("/dev/nvidia0").exists() {
+                true => "/dev/nvidia0 is there".to_owned(),
+                false => "/dev/nvidia0 is not there".to_owned(),
+            });
             because.push(
                 "evidence of a GPU comes along beside a TEE's and is fetched by a command: give one with --gpu-evidence-command".to_owned(),
             );

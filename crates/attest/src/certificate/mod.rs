@@ -137,8 +137,17 @@ impl Chain<'_> {
     }
 }
 
-/// The key of the first certificate of a chain, on P-384, with that certificate, if the
-/// chain leads to the certificate whose SHA-256 is `root`, which has to be in it.
+/// A key on P-384 whose chain holds.
+pub(crate) struct CertifiedKey {
+    pub(crate) key: p384::ecdsa::VerifyingKey,
+    /// The key's own certificate.
+    pub(crate) certificate: x509_cert::Certificate,
+    /// As in [`Verified`].
+    pub(crate) lists_until: Option<UnixTime>,
+}
+
+/// The key of the first certificate of a chain, on P-384, if the chain leads to the
+/// certificate whose SHA-256 is `root`, which has to be in it.
 ///
 /// # Errors
 /// [`VerifyError::Certificate`]; [`VerifyError::Unsupported`] for a key on another curve.
@@ -148,7 +157,7 @@ pub(crate) fn p384_key(
     root: &[u8; 32],
     revocation_lists: &[Vec<u8>],
     at: UnixTime,
-) -> Result<(p384::ecdsa::VerifyingKey, x509_cert::Certificate), VerifyError> {
+) -> Result<CertifiedKey, VerifyError> {
     let [leaf, intermediates @ ..] = chain else {
         return Err(VerifyError::CollateralMissing {
             what: format!("the certificate of {what}"),
@@ -159,7 +168,7 @@ pub(crate) fn p384_key(
         .filter(|certificate| Sha256::digest(certificate)[..] == *root)
         .map(pinned_root)
         .collect();
-    Chain {
+    let verified = Chain {
         what,
         leaf,
         intermediates,
@@ -167,8 +176,8 @@ pub(crate) fn p384_key(
         revocation_lists,
     }
     .verify(at)?;
-    let leaf = parse(what, leaf)?;
-    let key = &leaf
+    let certificate = parse(what, leaf)?;
+    let key = &certificate
         .tbs_certificate()
         .subject_public_key_info()
         .subject_public_key;
@@ -177,7 +186,11 @@ pub(crate) fn p384_key(
             what: format!("{what} that is not on P-384"),
         }
     })?;
-    Ok((key, leaf))
+    Ok(CertifiedKey {
+        key,
+        certificate,
+        lists_until: verified.lists_until,
+    })
 }
 
 type RevocationList = x509_cert::crl::CertificateList<x509_cert::certificate::Rfc5280>;

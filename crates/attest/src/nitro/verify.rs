@@ -118,8 +118,7 @@ impl Document {
         let chain: Vec<_> = certificates
             .map(|bytes| CertificateDer::from(bytes.to_vec()))
             .collect();
-        let (key, _) = certificate::p384_key(KEY, &chain, root, &[], at)?;
-        Ok(key)
+        Ok(certificate::p384_key(KEY, &chain, root, &[], at)?.key)
     }
 
     fn into_part(self, at: UnixTime) -> Result<Part, VerifyError> {

@@ -10,15 +10,15 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bergshamra_c14n::{C14nMode, canonicalize_doc};
 use bergshamra_xml::nodeset::NodeSet;
+use p384::ecdsa::Signature;
 use p384::ecdsa::signature::Verifier;
-use p384::ecdsa::{Signature, VerifyingKey};
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha384};
 use uppsala::parser::Parser;
 use uppsala::{Document, NodeId};
 
 use super::{MeasurementIndex, NvidiaDigest};
-use crate::certificate;
+use crate::certificate::{self, CertifiedKey};
 use crate::{UnixTime, VerifyError};
 
 /// SHA-256 of `NVIDIA CoRIM signing Root CA` (DER), as NVIDIA's attestation SDK has it.
@@ -56,6 +56,14 @@ pub(crate) struct Rim {
     version: String,
     /// What the version is of: a chip for a driver, a board for a VBIOS.
     product: String,
+}
+
+/// Whose word counts, and when.
+pub(super) struct Trusted<'a> {
+    /// SHA-256 of the root's certificate.
+    pub(super) root: &'a [u8; 32],
+    pub(super) revocation_lists: &'a [Vec<u8>],
+    pub(super) at: UnixTime,
 }
 
 /// One measurement and the values that it may have.
@@ -97,30 +105,36 @@ impl Rim {
         &self.product
     }
 
-    /// Compares what was measured, after verifying the signature.
+    /// Compares what was measured, after verifying the signature, and says when the first of
+    /// the revocation lists that were used is to be replaced.
     ///
     /// `skipped` is a measurement that this device has no use for.
     pub(super) fn compare(
         &self,
         found: impl Fn(MeasurementIndex) -> Option<NvidiaDigest>,
         skipped: Option<MeasurementIndex>,
+        revocation_lists: &[Vec<u8>],
         at: UnixTime,
-    ) -> Result<(), VerifyError> {
-        self.compare_below(&ROOT, found, skipped, at)
+    ) -> Result<Option<UnixTime>, VerifyError> {
+        let trusted = Trusted {
+            root: &ROOT,
+            revocation_lists,
+            at,
+        };
+        self.compare_below(&trusted, found, skipped)
     }
 
     pub(super) fn compare_below(
         &self,
-        root: &[u8; 32],
+        trusted: &Trusted<'_>,
         found: impl Fn(MeasurementIndex) -> Option<NvidiaDigest>,
         skipped: Option<MeasurementIndex>,
-        at: UnixTime,
-    ) -> Result<(), VerifyError> {
+    ) -> Result<Option<UnixTime>, VerifyError> {
         let document = parse(&self.text)?;
         let element = document
             .document_element()
             .ok_or_else(|| malformed(&"it is empty"))?;
-        verify_signature(&document, element, root, at)?;
+        let lists_until = verify_signature(&document, element, trusted)?;
         let differing: Vec<String> = expected(&document, element)?
             .into_iter()
             .filter(|expected| skipped != Some(expected.index))
@@ -130,7 +144,7 @@ impl Rim {
             .map(|expected| expected.index.to_string())
             .collect();
         if differing.is_empty() {
-            return Ok(());
+            return Ok(lists_until);
         }
         Err(VerifyError::ReferenceValues {
             version: self.describe(),
@@ -190,9 +204,8 @@ fn expected(document: &Document<'_>, root: NodeId) -> Result<Vec<Expected>, Veri
 fn verify_signature(
     document: &Document<'_>,
     root: NodeId,
-    pinned: &[u8; 32],
-    at: UnixTime,
-) -> Result<(), VerifyError> {
+    trusted: &Trusted<'_>,
+) -> Result<Option<UnixTime>, VerifyError> {
     let signature = only_child(document, root, SIGNATURE, "Signature")?;
     let info = only_child(document, signature, SIGNATURE, "SignedInfo")?;
     let reference = check_form(document, info)?;
@@ -211,12 +224,13 @@ fn verify_signature(
     if stated != digest[..] {
         return Err(bad);
     }
-    let key = signer(document, signature, pinned, at)?;
+    let signer = signer(document, signature, trusted)?;
     let value = only_child(document, signature, SIGNATURE, "SignatureValue")?;
     let signed = canonical(document, &NodeSet::tree_without_comments(info, document))?;
     Signature::from_slice(&base64_of(document, value)?)
-        .and_then(|value| key.verify(&signed, &value))
-        .map_err(|_| bad)
+        .and_then(|value| signer.key.verify(&signed, &value))
+        .map_err(|_| bad)?;
+    Ok(signer.lists_until)
 }
 
 /// Checks that the signature has the one form that is read, and gives its reference.
@@ -249,9 +263,8 @@ fn check_form(document: &Document<'_>, info: NodeId) -> Result<NodeId, VerifyErr
 fn signer(
     document: &Document<'_>,
     signature: NodeId,
-    pinned: &[u8; 32],
-    at: UnixTime,
-) -> Result<VerifyingKey, VerifyError> {
+    trusted: &Trusted<'_>,
+) -> Result<CertifiedKey, VerifyError> {
     let info = only_child(document, signature, SIGNATURE, "KeyInfo")?;
     let data = only_child(document, info, SIGNATURE, "X509Data")?;
     let elements = document.child_elements_by_name_ns(data, SIGNATURE, "X509Certificate");
@@ -262,8 +275,13 @@ fn signer(
         .into_iter()
         .map(|element| base64_of(document, element).map(CertificateDer::from))
         .collect::<Result<Vec<_>, _>>()?;
-    let (key, _) = certificate::p384_key(SIGNER, &certificates, pinned, &[], at)?;
-    Ok(key)
+    certificate::p384_key(
+        SIGNER,
+        &certificates,
+        trusted.root,
+        trusted.revocation_lists,
+        trusted.at,
+    )
 }
 
 /// The only child of that name. Where there could be two, one could be verified and the

@@ -5,13 +5,14 @@ use std::fmt::Write;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, IsCa, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P384_SHA384, SigningKey,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+    CustomExtension, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384, RevokedCertParams,
+    SigningKey,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256, Sha384};
 
-use super::rim::Rim;
+use super::rim::{Rim, Trusted};
 use super::verify::verify_below;
 use super::{MeasurementIndex, NvidiaDigest, NvidiaMode, Reference};
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
 };
 
 const AT: UnixTime = UnixTime(1_770_000_000);
+const GPU_SERIAL: u64 = 7;
 const FIRMWARE: [u8; 48] = [0xf1; 48];
 
 fn binding() -> Binding {
@@ -52,7 +54,7 @@ impl Vendor {
     fn new() -> Self {
         let mut authority = CertificateParams::default();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        authority.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         Self {
             root: CertifiedIssuer::self_signed(authority, key()).unwrap(),
         }
@@ -66,6 +68,7 @@ impl Vendor {
     fn gpu(&self, firmware: Option<[u8; 48]>) -> Gpu {
         let key = key();
         let mut leaf = CertificateParams::default();
+        leaf.serial_number = Some(GPU_SERIAL.into());
         leaf.custom_extensions
             .extend(firmware.map(firmware_extension));
         let leaf = leaf.signed_by(&key, &self.root).unwrap();
@@ -82,6 +85,26 @@ impl Vendor {
     ) -> Result<Claims, VerifyError> {
         let body = json!({ "device_evidence_list": devices });
         verify_below(&body, &self.digest(), collateral, AT)?.bound_to(&binding())
+    }
+
+    /// A revocation list with this many of its certificates on it, to be replaced then.
+    fn list(&self, revoked: &[u64], next: (i32, u8, u8)) -> Vec<u8> {
+        let time = |(year, month, day)| rcgen::date_time_ymd(year, month, day);
+        let revoked = revoked.iter().map(|serial| RevokedCertParams {
+            serial_number: (*serial).into(),
+            revocation_time: time((2024, 1, 1)),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: time((2024, 1, 1)),
+            next_update: time(next),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.root).unwrap().der().to_vec()
     }
 
     fn verify(&self, device: Value) -> Result<Claims, VerifyError> {
@@ -250,6 +273,27 @@ fn another_root_another_key_and_another_firmware_are_refused() {
     }
 }
 
+/// NVIDIA takes certificates back in lists, which the verifier has.
+#[test]
+fn a_gpu_whose_certificate_was_taken_back_is_refused_and_an_old_list_is_told() {
+    let vendor = Vendor::new();
+    let device = vendor.gpu(Some(FIRMWARE)).report(&Report::new());
+    let verify = |revoked: &[u64], next| {
+        let mut collateral = Collateral::default();
+        assert!(collateral.add(&vendor.list(revoked, next)));
+        vendor.verify_each(std::slice::from_ref(&device), &collateral)
+    };
+    assert_eq!(
+        verify(&[GPU_SERIAL], (2030, 1, 1)),
+        Err(VerifyError::Certificate {
+            what: "the GPU's key",
+            problem: CertificateProblem::Revoked
+        })
+    );
+    let claims = verify(&[GPU_SERIAL + 1], (2025, 1, 1)).unwrap();
+    assert_eq!(claims.collateral_until(), Some(UnixTime(1_735_689_600)));
+}
+
 #[test]
 fn each_malformation_of_a_report_is_told() {
     let vendor = Vendor::new();
@@ -386,7 +430,13 @@ fn compare(text: &str, root: &[u8; 32], found: &[(u8, [u8; 48])]) -> Result<(), 
         let found = found.iter().find(|(index, _)| *index == number.0);
         found.map(|(_, value)| NvidiaDigest::from(*value))
     };
-    rim.compare_below(root, value, Some(index(36)), AT)
+    let trusted = Trusted {
+        root,
+        revocation_lists: &[],
+        at: AT,
+    };
+    rim.compare_below(&trusted, value, Some(index(36)))
+        .map(drop)
 }
 
 #[test]
@@ -548,7 +598,7 @@ fn a_recorded_manifest_holds_and_no_flipped_byte_of_it() {
     let text = support::file("nvidia/NV_GPU_DRIVER_GH100_550.144.03.xml");
     let compare = |text: &[u8]| {
         let rim = Rim::read(text)?;
-        Some(rim.compare(|_| None, None, AT))
+        Some(rim.compare(|_| None, None, &[], AT))
     };
     // It was verified, and of a device that measured nothing all of it differs.
     let said = compare(&text).unwrap().unwrap_err();

@@ -86,7 +86,7 @@ pub(super) fn verify_below(
         });
     }
     let mut devices: Vec<NvidiaDevice> = Vec::new();
-    let mut nonce = None;
+    let (mut nonce, mut collateral_until) = (None, None::<UnixTime>);
     let mut measured = Sha384::new();
     for device in &body.device_evidence_list {
         let verified = device.verify(root, collateral, at)?;
@@ -102,6 +102,8 @@ pub(super) fn verify_below(
             measured.update([index.0]);
             measured.update(digest.as_bytes());
         }
+        let until = [collateral_until, verified.collateral_until];
+        collateral_until = until.into_iter().flatten().min();
         devices.push(verified.device);
     }
     let measured: [u8; 48] = measured.finalize().into();
@@ -117,7 +119,7 @@ pub(super) fn verify_below(
             debug: false,
             platform: Platform::Nvidia(Box::new(NvidiaPlatform { devices })),
             verified_at: at,
-            collateral_until: None,
+            collateral_until,
             additional: Vec::new(),
         },
     })
@@ -127,6 +129,7 @@ pub(super) fn verify_below(
 struct Verified {
     device: NvidiaDevice,
     nonce: [u8; 32],
+    collateral_until: Option<UnixTime>,
 }
 
 impl Device {
@@ -154,10 +157,10 @@ impl Device {
             });
         }
         let lists = collateral.revocation_lists();
-        let (key, leaf) = certificate::p384_key(KEY, &chain, root, lists, at)?;
-        report.verify(&key)?;
+        let signer = certificate::p384_key(KEY, &chain, root, lists, at)?;
+        report.verify(&signer.key)?;
         // What holds the key must be what the report speaks of.
-        if certified_firmware(&leaf) != Some(report.firmware) {
+        if certified_firmware(&signer.certificate) != Some(report.firmware) {
             return Err(VerifyError::EndorsementMismatch {
                 what: "another firmware of the GPU",
             });
@@ -170,20 +173,25 @@ impl Device {
             // Boards may have a VBIOS of the same version each.
             let mut refused = None;
             for rim in collateral.rims().iter().filter(of_version) {
-                match rim.compare(found, decoder, at) {
-                    Ok(()) => return Ok(Reference::Matched),
+                match rim.compare(found, decoder, lists, at) {
+                    Ok(until) => return Ok((Reference::Matched, until)),
                     Err(error) => refused = refused.or(Some(error)),
                 }
             }
-            refused.map_or(Ok(Reference::None), Err)
+            refused.map_or(Ok((Reference::None, None)), Err)
         };
+        let (driver_reference, driver_until) =
+            reference(&report.driver_version, Some(HOPPER_CHIP))?;
+        let (vbios_reference, vbios_until) = reference(&report.vbios_version, None)?;
+        let until = [signer.lists_until, driver_until, vbios_until];
         Ok(Verified {
             nonce: report.nonce,
+            collateral_until: until.into_iter().flatten().min(),
             device: NvidiaDevice {
-                key: fingerprint(&key),
+                key: fingerprint(&signer.key),
                 chip: HOPPER_CHIP.to_owned(),
-                driver_reference: reference(&report.driver_version, Some(HOPPER_CHIP))?,
-                vbios_reference: reference(&report.vbios_version, None)?,
+                driver_reference,
+                vbios_reference,
                 driver_version: report.driver_version,
                 vbios_version: report.vbios_version,
                 firmware: report.firmware,

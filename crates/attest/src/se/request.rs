@@ -12,6 +12,7 @@ use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use x509_cert::der::Decode;
+use zeroize::Zeroizing;
 
 use super::ImageTags;
 use crate::{Collateral, VerifyError};
@@ -69,7 +70,7 @@ impl std::fmt::Debug for ExchangeKey {
 impl Default for ExchangeKey {
     /// Draws one from the operating system.
     fn default() -> Self {
-        Self(Arc::new(aes(&random::<32>())))
+        Self(Arc::new(aes(&Zeroizing::new(random()))))
     }
 }
 
@@ -83,13 +84,17 @@ impl ExchangeKey {
     }
 
     /// Opens what [`ExchangeKey::seal`] sealed; none if it is of another verifier.
-    pub(super) fn open<const N: usize>(&self, sealed: &[u8], tags: &[u8]) -> Option<[u8; N]> {
+    pub(super) fn open<const N: usize>(
+        &self,
+        sealed: &[u8],
+        tags: &[u8],
+    ) -> Option<Zeroizing<[u8; N]>> {
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>()?;
-        let mut bytes = sealed.to_vec();
+        let mut bytes = Zeroizing::new(sealed.to_vec());
         let context = [SEAL_LABEL, tags].concat();
         let nonce = Nonce::assume_unique_for_key(*nonce);
         let opened = self.0.open_in_place(nonce, Aad::from(context), &mut bytes);
-        (*opened.ok()?).try_into().ok()
+        Some(Zeroizing::new((*opened.ok()?).try_into().ok()?))
     }
 }
 
@@ -118,21 +123,21 @@ impl SeRequest {
             .first()
             .ok_or_else(|| missing("the header of an image for IBM Secure Execution"))?;
         let secrets = Secrets {
-            key: random(),
-            nonce: random(),
+            key: Zeroizing::new(random()),
+            nonce: Zeroizing::new(random()),
         };
         let blob = secrets.request(
             &hosts[..hosts.len().min(MAX_HOST_KEYS)],
             &customer_key(),
-            &random(),
+            &Zeroizing::new(random()),
             random(),
         );
         Ok(Self {
             request_blob: STANDARD.encode(blob),
             measurement_size: MEASUREMENT_BYTES as u32,
             additional_size: ADDITIONAL_BYTES as u32,
-            encr_measurement_key: STANDARD.encode(exchange.seal(&secrets.key, tags)),
-            encr_request_nonce: STANDARD.encode(exchange.seal(&secrets.nonce, tags)),
+            encr_measurement_key: STANDARD.encode(exchange.seal(&*secrets.key, tags)),
+            encr_request_nonce: STANDARD.encode(exchange.seal(&*secrets.nonce, tags)),
             image_hdr_tags: STANDARD.encode(tags.as_bytes()),
         })
     }
@@ -155,9 +160,9 @@ fn host_keys<'a>(
 fn customer_key() -> SecretKey {
     loop {
         // Below the group's order but for once in 2^260 draws.
-        let mut bytes = random::<66>();
+        let mut bytes = Zeroizing::new(random::<66>());
         bytes[0] &= 1;
-        if let Ok(key) = SecretKey::from_slice(&bytes) {
+        if let Ok(key) = SecretKey::from_slice(&*bytes) {
             return key;
         }
     }
@@ -165,8 +170,8 @@ fn customer_key() -> SecretKey {
 
 /// What only the ultravisor may read.
 pub(super) struct Secrets {
-    pub(super) key: [u8; KEY_BYTES],
-    pub(super) nonce: [u8; NONCE_BYTES],
+    pub(super) key: Zeroizing<[u8; KEY_BYTES]>,
+    pub(super) nonce: Zeroizing<[u8; NONCE_BYTES]>,
 }
 
 impl Secrets {
@@ -197,7 +202,7 @@ impl Secrets {
         request.extend([0; 4]);
         request.extend(coordinates(&customer.public_key()));
         request.extend(slots);
-        let mut secrets = [&self.key[..], &self.nonce].concat();
+        let mut secrets = [&self.key[..], &self.nonce[..]].concat();
         encrypt(&aes(protection_key), iv, &request, &mut secrets);
         [request, secrets].concat()
     }
@@ -206,7 +211,7 @@ impl Secrets {
 /// The protection key, encrypted so that one host can open it.
 fn key_slot(host: &PublicKey, customer: &SecretKey, protection_key: &[u8; 32]) -> Vec<u8> {
     let mut wrapped = protection_key.to_vec();
-    let shared = shared_key(host, customer);
+    let shared = Zeroizing::new(shared_key(host, customer));
     encrypt(&aes(&shared), [0; NONCE_LEN], &[], &mut wrapped);
     [&host_key_hash(host)[..], &wrapped].concat()
 }

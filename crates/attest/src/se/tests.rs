@@ -307,8 +307,8 @@ fn a_request_has_the_form_of_ibms_tools() {
     // The same secrets for another machine: what is in front of the keys is theirs to the byte.
     let (ultravisor, other) = (Ultravisor::new(1, 1), Ultravisor::new(2, 1));
     let secrets = Secrets {
-        key: [0x77; 64],
-        nonce: [0xab; 16],
+        key: [0x77; 64].into(),
+        nonce: [0xab; 16].into(),
     };
     let customer = SecretKey::from_slice(&[1; 66]).unwrap();
     let made = secrets.request(

@@ -47,16 +47,20 @@ pub(crate) fn verify(
     let foreign = || VerifyError::EndorsementMismatch {
         what: "another request than this verifier's",
     };
-    let key: [u8; KEY_BYTES] = exchange.open(&key, &asked_with).ok_or_else(foreign)?;
-    let nonce: [u8; NONCE_BYTES] = exchange.open(&nonce, &asked_with).ok_or_else(foreign)?;
+    let key = exchange
+        .open::<KEY_BYTES>(&key, &asked_with)
+        .ok_or_else(foreign)?;
+    let nonce = exchange
+        .open::<NONCE_BYTES>(&nonce, &asked_with)
+        .ok_or_else(foreign)?;
     let measurement: [u8; MEASUREMENT_BYTES] = exactly("measurement", &body.measurement)?;
     // The request names one image, and the machine may have started any that is known here.
-    let key = hmac::Key::new(hmac::HMAC_SHA512, &key);
+    let key = hmac::Key::new(hmac::HMAC_SHA512, &*key);
     let image = collateral
         .images()
         .iter()
         .find(|image| {
-            let items = answer.items(image.as_bytes(), &nonce);
+            let items = answer.items(image.as_bytes(), &*nonce);
             hmac::verify(&key, &items, &measurement).is_ok()
         })
         .ok_or(VerifyError::BadSignature {

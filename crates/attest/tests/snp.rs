@@ -537,7 +537,8 @@ fn a_folder_of_collateral_is_read_whatever_its_files_are_called() {
         Collateral::read(cache.path()).unwrap_err().to_string(),
         format!(
             "{}: neither certificates nor a revocation list, as PEM or DER, nor Intel's collateral \
-             or keys of Arm's devices as JSON",
+             or keys of Arm's devices as JSON, nor a manifest of NVIDIA's as XML, nor the header of \
+             an image for IBM Secure Execution",
             note.display()
         )
     );

@@ -47,6 +47,9 @@ fn attestation(session: &Session, key: &TeeKey, evidence: &Value) -> Value {
 async fn an_ultravisor_that_answers_the_brokers_request_gets_the_key() {
     let (ultravisor, folder) = (Ultravisor::new(1, 1), tempfile::tempdir().unwrap());
     let rig = broker(&ultravisor, &folder).await;
+    let request = json!({"version": "0.4.0", "tee": "se", "extra-params": ""});
+    let (_, answer) = rig.post("/kbs/v0/auth", &request).await;
+    assert_eq!(answer["extra-params"]["selected-hash-algorithm"], "sha512");
     let session = rig.challenge_of("/kbs/v0", "se").await;
     let key = TeeKey::generate(Curve::P256);
     let evidence = ultravisor.answer(&session.nonce, &user_data(&session, &key));

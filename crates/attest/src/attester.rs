@@ -242,6 +242,7 @@ impl Attester {
 /// What collects evidence of a kind on a machine that shows it.
 fn collector(kind: TeeKind, machine: &Machine) -> Result<Collect, CollectError> {
     let (check_present, collect): (CheckPresent, Collect) = match kind {
+        // Opened as TEEs of their own, which need more than this.
         TeeKind::Simulated | TeeKind::Se => {
             return Err(CollectError::NotAdditional { tee: kind });
         }

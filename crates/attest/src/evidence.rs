@@ -134,6 +134,9 @@ pub enum VerifyError {
         /// Which register differs.
         register: String,
     },
+    /// Registers that are not those which a TPM signed for.
+    #[error("the registers that came along are not those of the quote")]
+    Registers,
     /// A TPM whose registers say that no dynamic launch took place.
     #[error("no dynamic launch took place: {register} was not measured into, or not quoted")]
     NoLaunch {

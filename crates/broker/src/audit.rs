@@ -67,6 +67,9 @@ pub enum AuditEvent {
         measurement: Measurement,
         /// Its configuration, where that kind measures it.
         configuration: Option<ConfigurationDigest>,
+        /// What evidence came along beside the TEE's.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        additional: Vec<TeeKind>,
     },
     /// Requests were refused that showed no session, no evidence that holds, or no
     /// signature of an owner who answers a challenge: so many within a short time

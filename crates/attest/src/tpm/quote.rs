@@ -97,9 +97,7 @@ impl Quote {
         }
         let pcr_digest: [u8; 32] = hash.finalize().into();
         if quoted.pcr_digest[..] != pcr_digest {
-            return Err(VerifyError::EventLog {
-                register: "the registers that came along are not those of the quote".to_owned(),
-            });
+            return Err(VerifyError::Registers);
         }
         let registers = selected.iter().copied().zip(pcrs.iter().copied());
         let pcrs: BTreeMap<_, _> = registers.collect();

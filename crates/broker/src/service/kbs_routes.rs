@@ -116,6 +116,12 @@ async fn attest(
                 tee,
                 measurement: attested.claims.measurement().clone(),
                 configuration: attested.claims.configuration().copied(),
+                additional: attested
+                    .claims
+                    .additional()
+                    .iter()
+                    .map(Claims::tee)
+                    .collect(),
             };
             broker.store.record(&event).await?;
             let (attested, now) = (Arc::new(attested), Instant::now());

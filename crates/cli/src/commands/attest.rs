@@ -268,11 +268,20 @@ fn rows(claims: &Claims) -> Result<Vec<(String, String)>, Failure> {
     Ok(rows)
 }
 
+/// A key that puts `pcr2` before `pcr10`.
+fn in_order(name: &str) -> (&str, Option<u64>) {
+    let digits = name.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+    let (text, number) = name.split_at(digits);
+    (text, number.parse().ok())
+}
+
 /// A row for each value of an object, named by the way to it; objects of a list by their
 /// numbers, from 1.
 fn add_rows(name: Option<&str>, value: &Value, rows: &mut Vec<(String, String)>) {
     match (name, value) {
         (_, Value::Object(fields)) => {
+            let mut fields: Vec<(&String, &Value)> = fields.iter().collect();
+            fields.sort_by_key(|(field, _)| in_order(field));
             for (field, value) in fields {
                 let name = name.map_or_else(|| field.clone(), |name| format!("{name} {field}"));
                 add_rows(Some(&name.replace('-', " ")), value, rows);

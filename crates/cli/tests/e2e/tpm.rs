@@ -162,6 +162,9 @@ fn a_tee_serves_with_the_tpm_that_its_policy_wants_beside_it() {
     owner
         .infer(&server.url(), "policy.toml", &input)
         .fails_with(3, "evidence of tpm came along");
+    let audit = run(owner.order(&["audit", "--json"])).success();
+    let accepted = audit.replace(char::is_whitespace, "");
+    assert!(accepted.contains("\"additional\":[\"tpm\"]"), "{audit}");
     let shown = run(["attest", "show", &server.url()]).success();
     let shows = |name: &str, value: &str| {
         let shown = shown.lines().any(|line| {

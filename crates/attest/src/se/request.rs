@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
+use aes_gcm::aead::{Aead, Payload};
+use aes_gcm::{Aes256Gcm, KeyInit};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use p521::elliptic_curve::sec1::ToSec1Point;
 use p521::{PublicKey, SecretKey};
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -36,8 +37,9 @@ const CONFIDENTIAL_BYTES: usize = KEY_BYTES + NONCE_BYTES;
 pub(super) const MEASUREMENT_BYTES: usize = 64;
 pub(super) const ADDITIONAL_BYTES: usize = 64;
 
-/// Bytes of AES-GCM's tag.
+/// Bytes of AES-GCM's tag and of its nonce.
 const TAG_BYTES: usize = 16;
+const IV_BYTES: usize = 12;
 
 /// The most host keys of one request; more machines than one verifier serves.
 const MAX_HOST_KEYS: usize = 64;
@@ -59,7 +61,7 @@ pub(crate) struct SeRequest {
 /// What a verifier seals its secrets with between a request and its answer. It lives as
 /// long as the verifier's process.
 #[derive(Clone)]
-pub(crate) struct ExchangeKey(Arc<LessSafeKey>);
+pub(crate) struct ExchangeKey(Arc<Aes256Gcm>);
 
 impl std::fmt::Debug for ExchangeKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -77,10 +79,9 @@ impl Default for ExchangeKey {
 impl ExchangeKey {
     /// Seals a secret for the verifier itself.
     fn seal(&self, secret: &[u8], tags: &ImageTags) -> Vec<u8> {
-        let nonce = random::<NONCE_LEN>();
-        let mut sealed = secret.to_vec();
-        encrypt(&self.0, nonce, &seal_context(tags), &mut sealed);
-        [&nonce[..], &sealed].concat()
+        let iv = random::<IV_BYTES>();
+        let sealed = encrypt(&self.0, iv, &seal_context(tags.as_bytes()), secret);
+        [&iv[..], &sealed].concat()
     }
 
     /// Opens what [`ExchangeKey::seal`] sealed; none if it is of another verifier.
@@ -89,17 +90,16 @@ impl ExchangeKey {
         sealed: &[u8],
         tags: &[u8],
     ) -> Option<Zeroizing<[u8; N]>> {
-        let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>()?;
-        let mut bytes = Zeroizing::new(sealed.to_vec());
-        let context = [SEAL_LABEL, tags].concat();
-        let nonce = Nonce::assume_unique_for_key(*nonce);
-        let opened = self.0.open_in_place(nonce, Aad::from(context), &mut bytes);
-        Some(Zeroizing::new((*opened.ok()?).try_into().ok()?))
+        let (iv, msg) = sealed.split_first_chunk::<IV_BYTES>()?;
+        let aad = &seal_context(tags);
+        let opened = self.0.decrypt(iv.into(), Payload { msg, aad });
+        let opened = Zeroizing::new(opened.ok()?);
+        Some(Zeroizing::new(opened[..].try_into().ok()?))
     }
 }
 
-fn seal_context(tags: &ImageTags) -> Vec<u8> {
-    [SEAL_LABEL, tags.as_bytes()].concat()
+fn seal_context(tags: &[u8]) -> Vec<u8> {
+    [SEAL_LABEL, tags].concat()
 }
 
 impl SeRequest {
@@ -182,7 +182,7 @@ impl Secrets {
         hosts: &[PublicKey],
         customer: &SecretKey,
         protection_key: &[u8; 32],
-        iv: [u8; NONCE_LEN],
+        iv: [u8; IV_BYTES],
     ) -> Vec<u8> {
         let slots: Vec<u8> = hosts
             .iter()
@@ -202,17 +202,16 @@ impl Secrets {
         request.extend([0; 4]);
         request.extend(coordinates(&customer.public_key()));
         request.extend(slots);
-        let mut secrets = [&self.key[..], &self.nonce[..]].concat();
-        encrypt(&aes(protection_key), iv, &request, &mut secrets);
+        let secrets = Zeroizing::new([&self.key[..], &self.nonce[..]].concat());
+        let secrets = encrypt(&aes(protection_key), iv, &request, &secrets);
         [request, secrets].concat()
     }
 }
 
 /// The protection key, encrypted so that one host can open it.
 fn key_slot(host: &PublicKey, customer: &SecretKey, protection_key: &[u8; 32]) -> Vec<u8> {
-    let mut wrapped = protection_key.to_vec();
     let shared = Zeroizing::new(shared_key(host, customer));
-    encrypt(&aes(&shared), [0; NONCE_LEN], &[], &mut wrapped);
+    let wrapped = encrypt(&aes(&shared), [0; IV_BYTES], &[], protection_key);
     [&host_key_hash(host)[..], &wrapped].concat()
 }
 
@@ -223,7 +222,7 @@ pub(super) fn host_key_hash(host: &PublicKey) -> [u8; 32] {
 
 /// The secret of one host and one customer: SHA-256 over that of ECDH and a counter (NIST SP
 /// 800-56C, section 4, option 1, but with the counter behind).
-pub(super) fn shared_key(one: &PublicKey, other: &SecretKey) -> [u8; 32] {
+fn shared_key(one: &PublicKey, other: &SecretKey) -> [u8; 32] {
     let shared = p521::ecdh::diffie_hellman(other.to_nonzero_scalar(), one.as_affine());
     Sha256::new()
         .chain_update(shared.raw_secret_bytes())
@@ -240,14 +239,14 @@ fn coordinates(key: &PublicKey) -> Vec<u8> {
     [&zeros[..], x, &zeros, y].concat()
 }
 
-pub(super) fn aes(key: &[u8; 32]) -> LessSafeKey {
-    LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).expect("a key of 32 bytes"))
+fn aes(key: &[u8; 32]) -> Aes256Gcm {
+    Aes256Gcm::new(key.into())
 }
 
-fn encrypt(key: &LessSafeKey, nonce: [u8; NONCE_LEN], context: &[u8], bytes: &mut Vec<u8>) {
-    let nonce = Nonce::assume_unique_for_key(nonce);
-    key.seal_in_place_append_tag(nonce, Aad::from(context), bytes)
-        .expect("some hundred bytes are not too many");
+/// Encrypts with AES-256-GCM; the tag is behind.
+fn encrypt(key: &Aes256Gcm, iv: [u8; IV_BYTES], aad: &[u8], msg: &[u8]) -> Vec<u8> {
+    key.encrypt(&iv.into(), Payload { msg, aad })
+        .expect("some hundred bytes are not too many")
 }
 
 fn random<const N: usize>() -> [u8; N] {

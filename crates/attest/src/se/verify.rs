@@ -1,8 +1,9 @@
 //! Verifying an ultravisor's answer to a request of this verifier's.
 
-use ring::hmac;
+use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sha2::Sha512;
 
 use super::request::{ADDITIONAL_BYTES, KEY_BYTES, MEASUREMENT_BYTES, NONCE_BYTES};
 use super::{ExchangeKey, ImageTags, SePlatform};
@@ -55,13 +56,14 @@ pub(crate) fn verify(
         .ok_or_else(foreign)?;
     let measurement: [u8; MEASUREMENT_BYTES] = exactly("measurement", &body.measurement)?;
     // The request names one image, and the machine may have started any that is known here.
-    let key = hmac::Key::new(hmac::HMAC_SHA512, &*key);
     let image = collateral
         .images()
         .iter()
         .find(|image| {
             let items = answer.items(image.as_bytes(), &*nonce);
-            hmac::verify(&key, &items, &measurement).is_ok()
+            // A key of any length is one.
+            let mac = Hmac::<Sha512>::new_from_slice(&*key).map(|mac| mac.chain_update(items));
+            mac.is_ok_and(|mac| mac.verify_slice(&measurement).is_ok())
         })
         .ok_or(VerifyError::BadSignature {
             of: "the answer",

@@ -219,7 +219,7 @@ impl Attester {
             #[cfg(feature = "simulated")]
             Backend::Simulated(tee) => Ok(tee.collect(binding)),
             Backend::Machine { collect, .. } => collect(&self.machine, binding),
-            Backend::SecureExecution => se::collect(&self.machine, binding, request),
+            Backend::SecureExecution => se::collect(binding, request),
         }
     }
 

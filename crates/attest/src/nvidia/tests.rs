@@ -6,8 +6,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
-    CustomExtension, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384, RevokedCertParams,
-    SigningKey,
+    CustomExtension, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P384_SHA384, RevokedCertParams, SigningKey,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256, Sha384};
@@ -66,9 +66,16 @@ impl Vendor {
 
     /// A GPU whose certificate names a firmware, or none.
     fn gpu(&self, firmware: Option<[u8; 48]>) -> Gpu {
+        self.device("GH100 A01 GSP FMC LF", firmware)
+    }
+
+    /// The same of any device of the vendor's, by what its certificate calls it.
+    fn device(&self, name: &str, firmware: Option<[u8; 48]>) -> Gpu {
         let key = key();
         let mut leaf = CertificateParams::default();
         leaf.serial_number = Some(GPU_SERIAL.into());
+        leaf.distinguished_name = DistinguishedName::new();
+        leaf.distinguished_name.push(DnType::CommonName, name);
         leaf.custom_extensions
             .extend(firmware.map(firmware_extension));
         let leaf = leaf.signed_by(&key, &self.root).unwrap();
@@ -269,6 +276,28 @@ fn another_root_another_key_and_another_firmware_are_refused() {
             Err(VerifyError::EndorsementMismatch {
                 what: "another firmware of the GPU"
             })
+        );
+    }
+}
+
+/// The label beside a report is not signed: the certificate says what answered.
+#[test]
+fn another_device_of_nvidias_is_not_taken_for_the_gpu_that_its_label_names() {
+    let vendor = Vendor::new();
+    for name in [
+        "GB100 A01 GSP FMC LF",
+        "LS10 A01",
+        "GH1000 A01",
+        "A01 GH100",
+        "",
+    ] {
+        let device = vendor.device(name, Some(FIRMWARE));
+        assert_eq!(
+            vendor.verify(device.report(&Report::new())),
+            Err(VerifyError::EndorsementMismatch {
+                what: "another kind of device"
+            }),
+            "{name}"
         );
     }
 }

@@ -159,6 +159,13 @@ impl Device {
         let lists = collateral.revocation_lists();
         let signer = certificate::p384_key(KEY, &chain, root, lists, at)?;
         report.verify(&signer.key)?;
+        // The label that came along is nobody's word; NVIDIA certifies other devices too.
+        let chip = certified_chip(&signer.certificate);
+        if chip.as_deref() != Some(HOPPER_CHIP) {
+            return Err(VerifyError::EndorsementMismatch {
+                what: "another kind of device",
+            });
+        }
         // What holds the key must be what the report speaks of.
         if certified_firmware(&signer.certificate) != Some(report.firmware) {
             return Err(VerifyError::EndorsementMismatch {
@@ -209,6 +216,14 @@ impl Device {
 fn fingerprint(key: &VerifyingKey) -> NvidiaDigest {
     let point = key.to_sec1_point(false);
     NvidiaDigest::from(<[u8; 48]>::from(Sha384::digest(point.as_bytes())))
+}
+
+/// The chip that a certificate is of: the first word of its common name, as in `GH100 A01 GSP
+/// FMC LF`.
+fn certified_chip(certificate: &x509_cert::Certificate) -> Option<String> {
+    let name = certificate.tbs_certificate().subject().common_name();
+    let name = name.ok()??;
+    Some(name.value().split(' ').next()?.to_owned())
 }
 
 /// The digest of the firmware that a certificate's extension names: its version, a key, then

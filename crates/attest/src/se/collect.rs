@@ -35,11 +35,7 @@ pub(crate) fn check_present(machine: &Machine) -> Result<(), CollectError> {
     })
 }
 
-pub(crate) fn collect(
-    _: &Machine,
-    binding: &Binding,
-    request: Option<&str>,
-) -> Result<Evidence, CollectError> {
+pub(crate) fn collect(binding: &Binding, request: Option<&str>) -> Result<Evidence, CollectError> {
     answer(request, binding, |blob, user_data, sizes| {
         let failed = |error: s390_pv_core::Error| CollectError::Io {
             path: DEVICE.into(),

@@ -14,7 +14,7 @@ use x509_cert::der::Decode;
 
 use crate::arm::{DeviceKey, device_keys};
 use crate::nvidia::Rim;
-use crate::se::ImageTags;
+use crate::se::{self, ImageTags};
 use crate::{UnixTime, certificate};
 
 /// What vendors publish about their hardware. The default has nothing.
@@ -26,6 +26,7 @@ pub struct Collateral {
     device_keys: Vec<DeviceKey>,
     rims: Vec<Rim>,
     images: Vec<ImageTags>,
+    host_keys: Vec<p521::PublicKey>,
 }
 
 /// One thing of a folder of collateral, by its own word: it is verified where it is used.
@@ -151,7 +152,7 @@ impl Collateral {
     /// manifest of NVIDIA's, as XML, or the header of an image for IBM Secure Execution. False if it holds nothing that is known.
     #[must_use]
     pub fn add(&mut self, file: &[u8]) -> bool {
-        let before = self.len();
+        let (before, certificates) = (self.len(), self.certificates.len());
         if file.trim_ascii_start().starts_with(b"-----BEGIN") {
             let certificates = CertificateDer::pem_slice_iter(file).filter_map(Result::ok);
             self.certificates
@@ -173,6 +174,8 @@ impl Collateral {
         } else if let Some(rim) = Rim::read(file) {
             self.rims.push(rim);
         }
+        let added = &self.certificates[certificates..];
+        self.host_keys.extend(added.iter().filter_map(se::host_key));
         self.len() > before
     }
 
@@ -255,6 +258,11 @@ impl Collateral {
     /// Of images for IBM Secure Execution.
     pub(crate) fn images(&self) -> &[ImageTags] {
         &self.images
+    }
+
+    /// Of machines with IBM Secure Execution: they are certificates as well.
+    pub(crate) fn host_keys(&self) -> &[p521::PublicKey] {
+        &self.host_keys
     }
 
     /// Of NVIDIA's drivers and VBIOSes.

@@ -23,7 +23,7 @@ use occlude_keys::hexadecimal_bytes;
 use sha2::{Digest, Sha256};
 
 pub(crate) use collect::{check_present, collect};
-pub(crate) use request::{ExchangeKey, SeRequest};
+pub(crate) use request::{ExchangeKey, SeRequest, host_key};
 pub(crate) use verify::verify;
 
 use crate::Measurement;

@@ -114,7 +114,7 @@ impl SeRequest {
         let missing = |what: &str| VerifyError::CollateralMissing {
             what: what.to_owned(),
         };
-        let hosts = host_keys(collateral.certificates());
+        let hosts = collateral.host_keys();
         if hosts.is_empty() {
             return Err(missing("the host key document of an IBM Z machine"));
         }
@@ -143,17 +143,11 @@ impl SeRequest {
     }
 }
 
-/// Keys of host key documents: certificates of keys on P-521.
-fn host_keys<'a>(
-    certificates: impl Iterator<Item = &'a CertificateDer<'static>>,
-) -> Vec<PublicKey> {
-    certificates
-        .filter_map(|certificate| {
-            let certificate = x509_cert::Certificate::from_der(certificate).ok()?;
-            let key = certificate.tbs_certificate().subject_public_key_info();
-            PublicKey::from_sec1_bytes(key.subject_public_key.raw_bytes()).ok()
-        })
-        .collect()
+/// The key of a host key document: a certificate of a key on P-521.
+pub(crate) fn host_key(certificate: &CertificateDer<'static>) -> Option<PublicKey> {
+    let certificate = x509_cert::Certificate::from_der(certificate).ok()?;
+    let key = certificate.tbs_certificate().subject_public_key_info();
+    PublicKey::from_sec1_bytes(key.subject_public_key.raw_bytes()).ok()
 }
 
 /// The key that one request is encrypted from.

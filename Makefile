@@ -1,6 +1,6 @@
 # The commands of the repository; `make help` lists them. Everything that they
-# install is pinned: Cargo.lock, requirements/python.txt and the digests in
-# scripts/fetch-onnxruntime.
+# install is pinned: Cargo.lock, requirements/python.txt, image/packages.txt and the
+# digests in scripts/fetch-onnxruntime.py.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -27,6 +27,7 @@ export OCCLUDE_PYTHON := $(VENV_PYTHON)
 export OCCLUDE_BINARY := $(DEVELOPMENT)/occlude
 export OCCLUDE_PRODUCTION_BINARY := $(PRODUCTION)/occlude
 export OCCLUDE_NODE_TESTS := $(TARGET)/node-tests
+export OCCLUDE_IMAGE := $(TARGET)/image
 
 .PHONY: help
 help: ## what can be made
@@ -37,7 +38,7 @@ demo: build ## the whole story in a terminal: seal, serve, verify, infer
 	@$(VENV_PYTHON) -B demo/demo.py
 
 .PHONY: test
-test: production build postgresql swtpm node-tests ## every test, fuzz targets for a few seconds, sanitizers
+test: test-image build postgresql emulators node-tests ## every test, fuzz targets for a few seconds, sanitizers
 	@$(VENV_PYTHON) scripts/test.py --fuzz-seconds $(FUZZ_SECONDS)
 
 .PHONY: build
@@ -78,9 +79,18 @@ node-tests: venv
 postgresql:
 	@scripts/postgresql
 
-.PHONY: swtpm
-swtpm:
-	@scripts/swtpm
+.PHONY: emulators
+emulators:
+	@scripts/emulators
+
+.PHONY: image
+image: production ## target/image: a virtual machine that does nothing but serve
+	@$(PYTHON) -B scripts/image.py --output $(OCCLUDE_IMAGE)
+
+# Without it, its test says that it skips.
+.PHONY: test-image
+test-image: production
+	-@$(PYTHON) -B scripts/image.py --output $(OCCLUDE_IMAGE)
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZ_SECONDS seconds

@@ -4,8 +4,8 @@
 //! header, and the digests of all chunks are those that it signed.
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
+use std::io::{self, Read, Seek};
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
 use occlude_keys::{ModelKey, OwnerPublic};
@@ -87,30 +87,37 @@ pub(crate) struct ContainerFile {
 impl Container {
     /// Opens a file and checks header and length.
     ///
+    /// A block device is read as well, so that a virtual machine needs no file system for
+    /// what its host hands it. It is often longer than a container, and what lies behind
+    /// is never read.
+    ///
     /// # Errors
     /// [`ContainerError::Header`], [`ContainerError::Truncated`],
     /// [`ContainerError::TrailingBytes`], [`ContainerError::Io`].
     pub fn read(path: &Path) -> Result<Self, ContainerError> {
         let io = io_error(path);
         // Opening a pipe would wait for a writer.
-        if !path.metadata().map_err(&io)?.is_file() {
-            let problem = "a folder, a pipe or a device, not a regular file";
+        let kind = path.metadata().map_err(&io)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            let problem = "a folder, a pipe or a character device, not a regular file or a disk";
             return Err(io(io::Error::new(io::ErrorKind::InvalidInput, problem)));
         }
-        let file = File::open(path).map_err(&io)?;
-        let metadata = file.metadata().map_err(&io)?;
+        let mut file = File::open(path).map_err(&io)?;
+        // A disk's metadata has no length.
+        let found = file.seek(io::SeekFrom::End(0)).map_err(&io)?;
+        file.rewind().map_err(&io)?;
         let mut start = Vec::with_capacity(HEADER_LENGTH);
         (&file)
             .take(HEADER_LENGTH as u64)
             .read_to_end(&mut start)
             .map_err(&io)?;
         let header = Header::parse(&start)?;
-        let (expected, found) = (header.file_length(), metadata.len());
+        let expected = header.file_length();
         if found < expected {
             let missing = expected - found;
             return Err(ContainerError::Truncated { missing });
         }
-        if found > expected {
+        if found > expected && kind.is_file() {
             let extra = found - expected;
             return Err(ContainerError::TrailingBytes { extra });
         }

@@ -191,7 +191,7 @@ fn what_is_not_a_container_is_refused() {
         let error = Container::read(&path).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "a folder, a pipe or a device, not a regular file"
+            "a folder, a pipe or a character device, not a regular file or a disk"
         );
     }
 }

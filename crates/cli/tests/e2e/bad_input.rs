@@ -66,16 +66,17 @@ fn a_pipe_is_no_container_and_nothing_waits_for_its_writer() {
     assert!(made.expect("mkfifo runs").success());
     let (pipe, key) = (owner.at("pipe"), owner.at("owner.key"));
     let error = format!(
-        "{}: a folder, a pipe or a device, not a regular file",
+        "{}: a folder, a pipe or a character device, not a regular file or a disk",
         text(&pipe)
     );
     let (pipe, key) = (text(&pipe), text(&key));
     run(["verify", pipe, "--key", key]).fails_saying(1, &error);
     run(["inspect", pipe]).fails_saying(1, &error);
     run(["unseal", pipe, "-o", "never.onnx", "--key", key]).fails_saying(1, &error);
-    owner
-        .serve_refused(&binary(), "pipe", &[])
-        .fails_saying(1, "pipe: a folder, a pipe or a device, not a regular file");
+    owner.serve_refused(&binary(), "pipe", &[]).fails_saying(
+        1,
+        "pipe: a folder, a pipe or a character device, not a regular file or a disk",
+    );
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod bad_input;
 mod bench;
 mod fetch;
 mod golden;
+mod image;
 mod main_job;
 mod plan;
 mod recorded;

@@ -178,6 +178,55 @@ pub(crate) fn npy(values: &[f32]) -> Vec<u8> {
     file
 }
 
+/// What the model answers: arithmetic done here on the plain weights, in 64 bits.
+pub(crate) fn expected(model: &SecretModel, input: &[f32]) -> Vec<f64> {
+    let tensor = |index: usize| -> Vec<f64> {
+        model.weights[index]
+            .chunks_exact(4)
+            .map(|bytes| f64::from(f32::from_le_bytes(bytes.try_into().expect("four bytes"))))
+            .collect()
+    };
+    let dense = |input: &[f64], weight: &[f64], bias: &[f64]| -> Vec<f64> {
+        (0..bias.len())
+            .map(|column| {
+                bias[column]
+                    + input
+                        .iter()
+                        .enumerate()
+                        .map(|(row, value)| value * weight[row * bias.len() + column])
+                        .sum::<f64>()
+            })
+            .collect()
+    };
+    let input: Vec<f64> = input.iter().map(|&value| f64::from(value)).collect();
+    let hidden: Vec<f64> = dense(&input, &tensor(0), &tensor(1))
+        .iter()
+        .map(|value| value.max(0.0))
+        .collect();
+    let logits = dense(&hidden, &tensor(2), &tensor(3));
+    let sum: f64 = logits.iter().map(|logit| logit.exp()).sum();
+    logits.iter().map(|logit| logit.exp() / sum).collect()
+}
+
+/// The answer in what `occlude infer --json` printed.
+pub(crate) fn probabilities(printed: &str) -> Vec<f64> {
+    let json: serde_json::Value = serde_json::from_str(printed).expect("JSON");
+    json[OUTPUT]["data"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|value| value.as_f64().expect("a number"))
+        .collect()
+}
+
+#[track_caller]
+pub(crate) fn assert_close(found: &[f64], expected: &[f64]) {
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        assert!((found - expected).abs() < 1e-5, "{found} is not {expected}");
+    }
+}
+
 /// splitmix64: enough for weights that repeat nowhere.
 struct Random(u64);
 

@@ -21,6 +21,8 @@ PRODUCTION := $(TARGET)/production
 ONNXRUNTIME := $(TARGET)/onnxruntime/libonnxruntime.so.1.32.0
 VENV_PYTHON := $(CURDIR)/.venv/bin/python
 
+# ONNX Runtime's Python package, too, sends nothing (crates/engine/src/telemetry.rs).
+export ORT_DISABLE_TELEMETRY := 1
 export PYTHON
 export CARGO_TARGET_DIR := $(TARGET)
 export OCCLUDE_PYTHON := $(VENV_PYTHON)

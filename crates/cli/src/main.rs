@@ -27,6 +27,11 @@ static ALLOCATOR: zeroizing_alloc::ZeroAlloc<std::alloc::System> =
     zeroizing_alloc::ZeroAlloc(std::alloc::System);
 
 fn main() -> std::process::ExitCode {
+    if let Err(error) = occlude_engine::forbid_telemetry() {
+        let failure = Failure::failed(error);
+        output::error(&failure);
+        return failure.exit().into();
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {

@@ -17,6 +17,8 @@ use ort::environment::{Environment, GlobalThreadPoolOptions};
 use rustix::fs::{MemfdFlags, SealFlags};
 use sha2::{Digest, Sha256};
 
+use crate::telemetry::telemetry_is_forbidden;
+
 /// The version of ONNX Runtime this engine is built for.
 pub const ONNX_RUNTIME_VERSION: &str = "1.32.0";
 
@@ -106,6 +108,9 @@ impl Runtime {
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(runtime) = RUNTIME.get() {
             return Ok(runtime);
+        }
+        if !telemetry_is_forbidden() {
+            return Err(LoadLibraryError::Telemetry);
         }
         let pinned = PINNED.ok_or(LoadLibraryError::UnsupportedArchitecture {
             architecture: std::env::consts::ARCH,
@@ -223,6 +228,12 @@ impl Default for LibrarySearch {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadLibraryError {
+    /// The program did not call [`crate::forbid_telemetry`].
+    #[error(
+        "this program would let ONNX Runtime send telemetry: it has to call `forbid_telemetry` at \
+         the start of `main`, or be started with ORT_DISABLE_TELEMETRY=1"
+    )]
+    Telemetry,
     /// None of the places has the file.
     #[error(
         "{LIBRARY_FILE_NAME} is not there ({}); run `make onnxruntime` in a checkout of Occlude, \

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::support::deployment::text;
 use crate::support::model;
-use crate::support::process::run;
+use crate::support::process::{binary, occlude, run, said};
 
 /// The small model in a folder of its own.
 fn folder() -> tempfile::TempDir {
@@ -237,4 +237,37 @@ fn what_is_no_model_is_told_by_its_name() {
     let path = folder.path().join("text.onnx");
     std::fs::write(&path, "this is no protobuf of any kind").expect("written");
     run(["bench", text(&path)]).fails_with(1, "text.onnx: not an ONNX model");
+}
+
+/// Its telemetry client begins by writing an id and a store of events into these folders;
+/// without them it never ran, and so sent nothing.
+#[test]
+fn onnx_runtime_keeps_and_sends_no_telemetry_whatever_the_environment_says() {
+    let folder = folder();
+    let model = folder.path().join("classifier.onnx");
+    for value in [None, Some("0"), Some("")] {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let temporary = tempfile::tempdir().expect("a temporary folder");
+        let mut command = occlude(&binary());
+        // Where it takes itself to be tested, it keeps quiet by itself.
+        for name in [
+            "CI",
+            "GITHUB_ACTIONS",
+            "TF_BUILD",
+            "XDG_CACHE_HOME",
+            "ORT_DISABLE_TELEMETRY",
+        ] {
+            command.env_remove(name);
+        }
+        command.envs(value.map(|value| ("ORT_DISABLE_TELEMETRY", value)));
+        command
+            .env("HOME", home.path())
+            .env("TMPDIR", temporary.path());
+        command.args(["bench", text(&model), "--runs", "3", "--budget", "resident"]);
+        said(&command.output().expect("the binary runs")).success();
+        for folder in [&home, &temporary] {
+            let left: Vec<_> = std::fs::read_dir(folder).expect("readable").collect();
+            assert!(left.is_empty(), "{left:?}");
+        }
+    }
 }

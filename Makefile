@@ -40,7 +40,7 @@ demo: build ## the whole story in a terminal: seal, serve, verify, infer
 	@$(VENV_PYTHON) -B demo/demo.py
 
 .PHONY: test
-test: test-image build postgresql emulators node-tests ## every test, fuzz targets for a few seconds, sanitizers
+test: test-image build postgresql test-packages node-tests ## every test, fuzz targets for a few seconds, sanitizers
 	@$(VENV_PYTHON) scripts/test.py --fuzz-seconds $(FUZZ_SECONDS)
 
 .PHONY: build
@@ -81,9 +81,9 @@ node-tests: venv
 postgresql:
 	@scripts/postgresql
 
-.PHONY: emulators
-emulators:
-	@scripts/emulators
+.PHONY: test-packages
+test-packages:
+	@scripts/test-packages
 
 .PHONY: image
 image: production ## target/image: a virtual machine that does nothing but serve
@@ -107,11 +107,12 @@ lint: ## formatting, clippy, documentation, dependencies
 	@scripts/lint
 
 .PHONY: bench
-bench: build ## time and memory of sealing, and of five models against plain ONNX Runtime
+bench: build ## time and memory of sealing, and of five models; refreshes docs/benchmarks.md
 	@$(VENV_PYTHON) scripts/models.py $(TARGET)/models
 	@missed=0; \
 	$(CARGO) run --release --locked --package occlude-container --example throughput || missed=1; \
 	$(VENV_PYTHON) -B scripts/bench.py $(TARGET)/models $(TARGET)/bench --runs $(BENCH_RUNS) || missed=1; \
+	$(VENV_PYTHON) -B scripts/benchmarks.py $(TARGET)/models $(TARGET)/evaluate --runs $(BENCH_RUNS) || missed=1; \
 	exit $$missed
 
 # Needs pip-tools; what it writes is reviewed like code.

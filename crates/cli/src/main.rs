@@ -82,6 +82,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Infer(arguments) => asynchronous(commands::infer::run(arguments)),
         Command::Proxy(arguments) => asynchronous(commands::proxy::run(arguments)),
         Command::Bench(arguments) => commands::bench::run(arguments),
+        Command::Evaluate(arguments) => asynchronous(commands::evaluate::run(arguments)),
         Command::MeasureMemory => commands::bench::measure_memory(),
         Command::Completions(arguments) => commands::completions::run(&arguments),
     }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use occlude_keys::OwnerKey;
 use occlude_onnx::{ExternalRecord, Replacement, Spliced};
+use zeroize::Zeroizing;
 
 use crate::new_file::{create, folder_of, reserve};
 use crate::{
@@ -71,6 +72,36 @@ pub fn unseal_file(
     unseal_within(LARGEST_PROTOBUF, container, output, key, progress)
 }
 
+impl OpenContainer {
+    /// The whole model in memory, as the bytes of a protobuf.
+    ///
+    /// # Errors
+    /// [`UnsealError::TooLarge`] if it would be longer than a protobuf can be;
+    /// [`UnsealError::Open`] if a part is not authentic.
+    pub fn unsealed(&self) -> Result<Zeroizing<Vec<u8>>, UnsealError> {
+        let inline = self.splice_inline()?;
+        let model = Model::new(self, &inline);
+        let length = usize::try_from(model.length)
+            .ok()
+            .filter(|_| model.length <= LARGEST_PROTOBUF)
+            .ok_or(UnsealError::TooLarge {
+                length: model.length,
+                limit: LARGEST_PROTOBUF,
+            })?;
+        let mut bytes = Zeroizing::new(Vec::with_capacity(length));
+        model.write_to(&mut *bytes, &mut |_| ())?;
+        Ok(bytes)
+    }
+
+    /// The model with room for its weights inside.
+    fn splice_inline(&self) -> Result<Spliced, OpenError> {
+        self.splice(&mut |_, entry| {
+            let length = entry.length;
+            Ok(Replacement::Hole { length })
+        })
+    }
+}
+
 /// [`unseal_file`] with another limit for inline models.
 fn unseal_within(
     limit: u64,
@@ -82,10 +113,7 @@ fn unseal_within(
     let signed = Container::read(container)?.verify_owner(&key.public())?;
     let model_key = model_key(key, signed.header());
     let opened = signed.open(&model_key)?;
-    let inline = opened.splice(&mut |_, entry| {
-        let length = entry.length;
-        Ok(Replacement::Hole { length })
-    })?;
+    let inline = opened.splice_inline()?;
     if inline.length().is_some_and(|length| length <= limit) {
         let model = Model::new(&opened, &inline);
         let total = model.length;
@@ -209,6 +237,14 @@ impl<'a> Model<'a> {
 
     fn write(&self, file: &mut File, progress: &mut dyn FnMut(u64)) -> Result<(), UnsealError> {
         reserve(file, self.length).map_err(UnsealError::Write)?;
+        self.write_to(file, progress)
+    }
+
+    fn write_to(
+        &self,
+        out: &mut dyn Write,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(), UnsealError> {
         // A large chunk is opened as often as blocks touch it.
         let chunk = self.opened.header().chunk_size().bytes() as usize;
         let block = BLOCK.max(chunk);
@@ -220,7 +256,7 @@ impl<'a> Model<'a> {
         let blocks = self.length.div_ceil(block as u64);
         parallel::in_order(blocks, block, &fill, &mut |index, buffer, ()| {
             let length = length_of(index);
-            file.write_all(&buffer[..length as usize])
+            out.write_all(&buffer[..length as usize])
                 .map_err(UnsealError::Write)?;
             progress(index * block as u64 + length);
             Ok(())
@@ -300,6 +336,19 @@ mod tests {
             let length: usize = entry("length").parse().unwrap();
             assert!(inline.raw_data.unwrap() == data[offset..offset + length]);
         }
+    }
+
+    #[test]
+    fn in_memory_it_is_the_model_that_was_sealed() {
+        let container = Container::read(&vectors().join("sealed.occ")).unwrap();
+        let signed = container.verify_owner(&owner().public()).unwrap();
+        let key = model_key(&owner(), signed.header());
+        let bytes = signed.open(&key).unwrap().unsealed().unwrap();
+        let plain = std::fs::read(vectors().join("plain.onnx")).unwrap();
+        assert_eq!(
+            ModelProto::decode(bytes.as_slice()),
+            ModelProto::decode(plain.as_slice())
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use occlude_kernels::{Convolution, Gemm, Panels};
 use occlude_onnx::DataType;
@@ -79,6 +80,8 @@ pub(crate) struct Layer {
     brought: OnceLock<Option<Brought>>,
     /// Panels that have become resident beside the store.
     promoted: OnceLock<Resident>,
+    /// Nanoseconds that its operator took, in all runs together.
+    spent: AtomicU64,
 }
 
 /// Where the panels of a layer have been brought.
@@ -124,7 +127,23 @@ impl Layer {
             set_aside,
             brought: OnceLock::new(),
             promoted: OnceLock::new(),
+            spent: AtomicU64::new(0),
         }
+    }
+
+    /// Does the work of the layer's operator, and counts how long it takes.
+    pub(crate) fn timed<T>(&self, work: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let done = work();
+        // 584 years of it fit.
+        let spent = start.elapsed().as_nanos() as u64;
+        self.spent.fetch_add(spent, Ordering::Relaxed);
+        done
+    }
+
+    /// How long its operator took, in all runs together.
+    pub(crate) fn spent(&self) -> Duration {
+        Duration::from_nanos(self.spent.load(Ordering::Relaxed))
     }
 
     /// Lets everybody have the panels; none if they will not come. Only the first call

@@ -9,6 +9,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::DerefMut;
 use std::sync::Arc;
+use std::time::Duration;
 
 use occlude_container::OpenContainer;
 use occlude_inference_protocol::{Tensor, TensorMetadata};
@@ -19,7 +20,7 @@ use ort::value::{Outlet, ValueType};
 use crate::allocator::{Allocator, Refusal};
 use crate::error::{LoadError, RunError};
 use crate::largest::LargestShape;
-use crate::layers::{LayerKernel, Layers};
+use crate::layers::{Layer, LayerKernel, Layers};
 use crate::library::Runtime;
 use crate::loading::{self, Compartment, Loading, Prepared};
 use crate::memory::ProtectedBuffer;
@@ -268,6 +269,15 @@ impl Model {
     #[must_use]
     pub fn opened_bytes(&self) -> u64 {
         self.layers.opened_bytes()
+    }
+
+    /// How long the operator of each layer took since the model was loaded, all runs
+    /// together: opening what is streamed and, where the kernel is ours, computing. In the
+    /// order of [`Plan::layers`], tables left out; zero for weights that an operator of
+    /// ONNX Runtime reads where they lie.
+    #[must_use]
+    pub fn layer_times(&self) -> Vec<Duration> {
+        self.layers.layers.iter().map(Layer::spent).collect()
     }
 
     /// Tells `observer` offset and length of every read of streamed weights from now on:

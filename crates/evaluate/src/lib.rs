@@ -6,11 +6,20 @@
 //! 2. It measures memory in processes of its own, started with a command that the
 //!    caller gives; what such a process does is [`bench::measure_memory`].
 //!
-//! What this does not do: it prints nothing and serves nothing, and it keeps no
-//! secret. The model that it measures lies in the clear on the caller's disk, and
-//! the key that it seals with is thrown away.
+//! 3. [`cost::cost`] adds what else one would run, up to a whole [`deployment`] of
+//!    processes asked over its channel, takes the cost apart, and draws it.
+//!
+//! What this does not do: it prints nothing, and it keeps no secret. The model that
+//! it measures lies in the clear on the caller's disk, and the keys that it seals with
+//! are thrown away. Its deployments listen on loopback alone, accept this very machine
+//! and program, and end with the measurement.
 //!
 //! Nobody is hostile here: whoever measures owns the model and the machine.
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod cost;
+pub mod deployment;
+mod number;
+
+pub use number::number;

@@ -8,28 +8,17 @@ use super::{
     ConfigurationPolicy, EvidencePolicy, FORMAT, ModelPolicy, Policy, ServicePolicy, TpmPolicy,
 };
 use crate::tpm::{KeyFingerprint, TpmDigest};
-use crate::{Measurement, Protection, Register, TeeKind, Trust, VerifiedService};
+use crate::{Claims, Measurement, Protection, Register, TeeKind, Trust, VerifiedService};
 
 impl Policy {
     /// A policy that accepts this service, later versions of its models, and
     /// nothing else. It is marked as not reviewed.
     #[must_use]
     pub fn pin(service: &VerifiedService) -> Self {
-        let (claims, statement) = (service.claims(), service.statement());
+        let statement = service.statement();
         let configuration = &statement.configuration;
-        let mut evidence = EvidencePolicy {
-            tee: vec![claims.tee()],
-            trust: vec![claims.trust()],
-            protection: vec![claims.protection()],
-            measurements: vec![claims.measurement().clone()],
-            configurations: Some(vec![configuration.digest()]),
-            ..EvidencePolicy::default()
-        };
-        evidence.pin_platform(claims.platform());
-        for part in claims.additional() {
-            evidence.additional.push(part.tee());
-            evidence.pin_platform(part.platform());
-        }
+        let mut evidence = EvidencePolicy::pin(service.claims());
+        evidence.configurations = Some(vec![configuration.digest()]);
         Self {
             format: FORMAT,
             reviewed: false,
@@ -49,7 +38,32 @@ impl Policy {
     }
 }
 
+impl EvidencePolicy {
+    fn pin(claims: &Claims) -> Self {
+        let mut evidence = Self {
+            tee: vec![claims.tee()],
+            trust: vec![claims.trust()],
+            protection: vec![claims.protection()],
+            measurements: vec![claims.measurement().clone()],
+            ..Self::default()
+        };
+        evidence.pin_platform(claims.platform());
+        for part in claims.additional() {
+            evidence.additional.push(part.tee());
+            evidence.pin_platform(part.platform());
+        }
+        evidence
+    }
+}
+
 impl Policy {
+    /// A policy that accepts machines with these claims, and services of `owners`, in whatever
+    /// configuration. It is marked as not reviewed.
+    #[must_use]
+    pub fn of_machine(claims: &Claims, owners: Vec<OwnerPublic>) -> Self {
+        Self::unreviewed(EvidencePolicy::pin(claims), owners)
+    }
+
     /// A policy that accepts machines of AMD SEV-SNP which were launched from an image that
     /// was measured beforehand, and services of `owners`. It is marked as not reviewed.
     #[must_use]

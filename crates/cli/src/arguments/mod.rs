@@ -4,6 +4,7 @@
 //! file where the command has one.
 
 mod attest;
+mod evaluate;
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -15,6 +16,7 @@ pub(crate) use attest::{
 };
 use bytesize::ByteSize;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+pub(crate) use evaluate::{EvaluateAction, EvaluateArguments, EvaluateCostArguments};
 use occlude_attest::TeeChoice;
 use occlude_engine::{CipherKind, LargestShape, Spill};
 use occlude_evaluate::bench::Budget;
@@ -74,6 +76,8 @@ pub(crate) enum Command {
     Proxy(ProxyArguments),
     /// Measure time and memory against plain ONNX Runtime.
     Bench(BenchArguments),
+    /// Measure, for others to see, what protection costs.
+    Evaluate(EvaluateArguments),
     /// One process of `bench`, which measures its own memory.
     #[command(hide = true)]
     MeasureMemory,

@@ -6,6 +6,7 @@ use occlude_engine::{LibrarySearch, Spill};
 use occlude_evaluate::bench::{
     self, BenchError, BenchOptions, BudgetReport, Inputs, Measured, Outcome, Report, Stage,
 };
+use occlude_evaluate::number;
 
 use crate::arguments::BenchArguments;
 use crate::failure::Failure;
@@ -40,9 +41,10 @@ pub(crate) fn run(arguments: BenchArguments) -> Result<(), Failure> {
         runs: arguments.runs,
         inputs,
         library: LibrarySearch::standard(),
+        opened_whole: false,
     };
     let activity = Activity::new();
-    let report = bench::bench(&options, &measuring_process, &mut |stage| {
+    let report = bench::bench(&options, &measuring_process, None, &mut |stage| {
         activity.is(describe(stage));
     })
     .map_err(|error| match error {
@@ -64,13 +66,13 @@ pub(crate) fn measure_memory() -> Result<(), Failure> {
 }
 
 /// This very program, even if its file has been replaced since.
-fn measuring_process() -> Command {
+pub(super) fn measuring_process() -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.arg("measure-memory");
     command
 }
 
-fn describe(stage: Stage<'_>) -> String {
+pub(super) fn describe(stage: Stage<'_>) -> String {
     match stage {
         Stage::Sealing(at) => format!(
             "sealing: {} of {}",
@@ -95,15 +97,14 @@ fn print(report: &Report) {
         report.model, report.threads, report.batch
     ));
     let plain = &report.plain;
-    let first_answer = report.first_plain_answer.as_secs_f64() * 1e3;
     let mut rows = vec![vec![
         "plain ONNX Runtime".to_owned(),
-        number(plain.p50_ms),
+        number(plain.speed.p50_ms),
         String::new(),
-        number(plain.min_ms),
+        number(plain.speed.min_ms),
         String::new(),
         number(plain.load_ms),
-        number(first_answer),
+        number(plain.first_answer_ms),
         number(plain.peak_mib),
     ]];
     rows.extend(report.budgets.iter().map(row));
@@ -126,7 +127,7 @@ fn print(report: &Report) {
     );
     output::line("");
     for entry in &report.budgets {
-        if let Outcome::Refused { refused } = &entry.outcome {
+        if let Outcome::Refused { refused, .. } = &entry.outcome {
             output::line(format_args!("{}: {refused}", entry.budget));
         }
     }
@@ -158,10 +159,7 @@ fn print(report: &Report) {
 }
 
 fn measured(entry: &BudgetReport) -> Option<&Measured> {
-    match &entry.outcome {
-        Outcome::Measured(measured) => Some(measured),
-        Outcome::Refused { .. } => None,
-    }
+    entry.outcome.measured()
 }
 
 fn row(entry: &BudgetReport) -> Vec<String> {
@@ -170,9 +168,9 @@ fn row(entry: &BudgetReport) -> Vec<String> {
         Some(measured) => {
             let occlude = &measured.occlude;
             row.extend([
-                number(occlude.p50_ms),
+                number(occlude.speed.p50_ms),
                 format!("{:.2}", measured.ratio_p50),
-                number(occlude.min_ms),
+                number(occlude.speed.min_ms),
                 format!("{:.2}", measured.ratio_min),
                 number(occlude.load_ms),
                 number(occlude.first_answer_ms),
@@ -185,14 +183,4 @@ fn row(entry: &BudgetReport) -> Vec<String> {
         None => row.push("refused".to_owned()),
     }
     row
-}
-
-/// Three digits that count, or all before the point.
-fn number(value: f64) -> String {
-    match value {
-        100.0.. => format!("{value:.0}"),
-        10.0.. => format!("{value:.1}"),
-        1.0.. => format!("{value:.2}"),
-        _ => format!("{value:.3}"),
-    }
 }

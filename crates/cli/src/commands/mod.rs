@@ -5,6 +5,7 @@ pub(crate) mod bench;
 pub(crate) mod broker;
 pub(crate) mod collateral;
 pub(crate) mod completions;
+pub(crate) mod evaluate;
 pub(crate) mod infer;
 pub(crate) mod inspect;
 pub(crate) mod keygen;
@@ -115,13 +116,29 @@ fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
+/// Refuses a path that no file could be written to, before long work is done for it.
+fn check_folder_of(path: &Path) -> Result<(), Failure> {
+    let folder = folder_of(path);
+    if folder.is_dir() && !path.is_dir() {
+        return Ok(());
+    }
+    let found = if path.is_dir() {
+        "it is a folder"
+    } else {
+        "its folder is not there"
+    };
+    Err(Failure::failed(anyhow::anyhow!(found)).while_doing(path.display().to_string()))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
+}
+
 /// Writes a whole file by renaming, so that a reader sees the old one or the new one.
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    tempfile::NamedTempFile::new_in(folder)
+    tempfile::NamedTempFile::new_in(folder_of(path))
         .and_then(|mut file| {
             file.write_all(bytes)?;
             file.persist(path).map_err(|error| error.error)

@@ -73,7 +73,16 @@ fn json_has_exactly_the_documented_fields_with_plausible_numbers() {
         (&report["threads"], &report["batch"]),
         (&2.into(), &1.into())
     );
-    let plain = ["load_ms", "min_ms", "p50_ms", "peak_mib"];
+    let plain = [
+        "cpu_ms",
+        "first_answer_ms",
+        "load_ms",
+        "min_ms",
+        "p50_ms",
+        "p99_ms",
+        "peak_mib",
+        "per_second",
+    ];
     assert_eq!(fields(&report["plain"]), plain);
     positive(&report["plain"], &plain);
 
@@ -99,19 +108,30 @@ fn json_has_exactly_the_documented_fields_with_plausible_numbers() {
         assert_eq!(
             fields(&entry["occlude"]),
             [
+                "cpu_ms",
                 "first_answer_ms",
                 "load_ms",
                 "min_ms",
                 "opened_mib_per_run",
                 "p50_ms",
+                "p99_ms",
                 "peak_protected_mib",
+                "per_second",
                 "resident_mib",
                 "weights_mib",
                 "wipe_ms",
             ],
         );
         positive(entry, &["ratio_p50", "ratio_min", "max_abs_output"]);
-        let timed = ["p50_ms", "min_ms", "load_ms", "first_answer_ms"];
+        let timed = [
+            "p50_ms",
+            "p99_ms",
+            "min_ms",
+            "per_second",
+            "cpu_ms",
+            "load_ms",
+            "first_answer_ms",
+        ];
         positive(&entry["occlude"], &timed);
         positive(&entry["occlude"], &["peak_protected_mib", "weights_mib"]);
         // Probabilities, from sums of 512 products.
@@ -205,7 +225,7 @@ fn a_budget_that_cannot_work_is_shown_with_the_reason_and_the_others_run() {
     let folder = folder();
     let report = bench(&folder, &["--budget", "1KiB", "--budget", "0%"]);
     let budgets = report["budgets"].as_array().expect("a list");
-    assert_eq!(fields(&budgets[0]), ["budget", "refused"]);
+    assert_eq!(fields(&budgets[0]), ["budget", "refused", "smallest_mib"]);
     assert_eq!(budgets[0]["budget"], "1KiB");
     let refused = budgets[0]["refused"].as_str().expect("a sentence");
     assert!(refused.contains("not enough"), "{refused}");

@@ -11,8 +11,8 @@ use ort::value::TensorElementType;
 
 use super::threads::Threads;
 use super::{
-    Common, extents, guarded, input_shape, inputs, optional, outputs, padded_bias, panels,
-    session_memory, set_output,
+    Common, computed, extents, guarded, input_shape, inputs, optional, outputs, padded_bias,
+    panels, session_memory, set_output,
 };
 use crate::allocator::Allocator;
 use crate::graph::Pads;
@@ -91,12 +91,15 @@ pub(super) struct Kernel {
 
 impl ort::operator::Kernel for Kernel {
     fn compute(&mut self, context: &ComputeContext) -> Result<(), ort::Error> {
-        guarded(|| match &self.layers.layers[self.common.layer].kernel {
-            LayerKernel::Convolution(convolution) => self.convolve(convolution, context),
-            LayerKernel::Gemm(_) | LayerKernel::Whole(_) => {
-                Err(ort::Error::new("the layer is no convolution"))
-            }
-        })
+        computed(
+            &self.layers.layers[self.common.layer],
+            |kernel| match kernel {
+                LayerKernel::Convolution(convolution) => self.convolve(convolution, context),
+                LayerKernel::Gemm(_) | LayerKernel::Whole(_) => {
+                    Err(ort::Error::new("the layer is no convolution"))
+                }
+            },
+        )
     }
 }
 

@@ -10,8 +10,8 @@ use ort::value::TensorElementType;
 
 use super::threads::Threads;
 use super::{
-    Common, extents, guarded, input_shape, inputs, optional, outputs, padded_bias, panels,
-    session_memory, set_output,
+    Common, computed, extents, guarded, input_shape, inputs, optional, outputs, padded_bias,
+    panels, session_memory, set_output,
 };
 use crate::allocator::Allocator;
 use crate::layers::{LayerKernel, Layers};
@@ -68,12 +68,15 @@ pub(super) struct Kernel {
 
 impl ort::operator::Kernel for Kernel {
     fn compute(&mut self, context: &ComputeContext) -> Result<(), ort::Error> {
-        guarded(|| match &self.layers.layers[self.common.layer].kernel {
-            LayerKernel::Gemm(gemm) => self.multiply(gemm, context),
-            LayerKernel::Convolution(_) | LayerKernel::Whole(_) => {
-                Err(ort::Error::new("the layer is no matrix"))
-            }
-        })
+        computed(
+            &self.layers.layers[self.common.layer],
+            |kernel| match kernel {
+                LayerKernel::Gemm(gemm) => self.multiply(gemm, context),
+                LayerKernel::Convolution(_) | LayerKernel::Whole(_) => {
+                    Err(ort::Error::new("the layer is no matrix"))
+                }
+            },
+        )
     }
 }
 

@@ -28,7 +28,7 @@ use ort::operator::{
 use ort::value::{Shape, TensorElementType, ValueType};
 
 use crate::allocator::Allocator;
-use crate::layers::{LayerPanels, Layers};
+use crate::layers::{Layer, LayerKernel, LayerPanels, Layers};
 
 /// The operators' domain, over `layers`.
 pub(crate) fn domain(layers: &Arc<Layers>) -> Result<OperatorDomain, ort::Error> {
@@ -94,6 +94,15 @@ fn panels(layers: &Layers, common: Common) -> Result<LayerPanels<'_>, ort::Error
 fn session_memory() -> Result<Arc<Allocator>, ort::Error> {
     Allocator::of_starting_session()
         .ok_or_else(|| ort::Error::new("a sealed operator outside of a session of ours"))
+}
+
+/// Does what an operator does with its layer, which counts the time; a panic becomes an
+/// error.
+fn computed(
+    layer: &Layer,
+    compute: impl FnOnce(&LayerKernel) -> Result<(), ort::Error>,
+) -> Result<(), ort::Error> {
+    guarded(|| layer.timed(|| compute(&layer.kernel)))
 }
 
 /// Runs `compute`, a panic of which becomes an error.

@@ -17,7 +17,7 @@ use ort::operator::{
 use ort::value::ValueType;
 
 use super::threads::Threads;
-use super::{Common, guarded, input_shape, panels, session_memory, set_output};
+use super::{Common, computed, guarded, input_shape, panels, session_memory, set_output};
 use crate::allocator::Allocator;
 use crate::layers::{LayerKernel, Layers, Whole};
 use crate::value;
@@ -71,10 +71,13 @@ pub(super) struct Opening {
 
 impl ort::operator::Kernel for Opening {
     fn compute(&mut self, context: &ComputeContext) -> Result<(), ort::Error> {
-        guarded(|| match &self.layers.layers[self.common.layer].kernel {
-            LayerKernel::Whole(whole) => self.open(whole, context),
-            _ => Err(ort::Error::new("the layer has a kernel of its own")),
-        })
+        computed(
+            &self.layers.layers[self.common.layer],
+            |kernel| match kernel {
+                LayerKernel::Whole(whole) => self.open(whole, context),
+                _ => Err(ort::Error::new("the layer has a kernel of its own")),
+            },
+        )
     }
 }
 

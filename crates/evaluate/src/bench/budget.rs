@@ -43,6 +43,18 @@ impl Budget {
     }
 }
 
+impl Budget {
+    /// The share of the weights that stays resident, in percent, if it is a share.
+    #[must_use]
+    pub fn share(self) -> Option<f64> {
+        match self {
+            Self::Resident => Some(100.0),
+            Self::Percent(percent) => Some(percent),
+            Self::Bytes(_) => None,
+        }
+    }
+}
+
 impl FromStr for Budget {
     type Err = BudgetError;
 

@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use occlude_engine::{CipherError, LibrarySearch, Model, ProcessMemory, Spill};
 use occlude_inference_protocol::{DataType, Tensor};
@@ -27,7 +27,7 @@ use zeroize::Zeroizing;
 
 use super::plain::PlainModel;
 use super::sealed::{self, Access, SealedModel};
-use super::{BenchError, BenchOptions, Budget, Stop};
+use super::{BenchError, BenchOptions, Budget, Refusal, Stop};
 
 /// Runs in a measuring process: arenas stop growing after the second or third.
 const RUNS: usize = 10;
@@ -42,6 +42,8 @@ const STATUS: usize = 8 << 10;
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) enum Subject {
     Plain,
+    /// The sealed model, opened as a whole and given to plain ONNX Runtime.
+    OpenedWhole,
     Occlude(Budget),
 }
 
@@ -74,7 +76,7 @@ struct InputRecord {
 #[serde(rename_all = "snake_case")]
 enum Answer {
     Ran(Footprint),
-    Refused(String),
+    Refused(Refusal),
 }
 
 /// The memory of a measuring process.
@@ -124,7 +126,7 @@ impl<'a> Carrier<'a> {
         &self,
         subject: Subject,
         process: &dyn Fn() -> Command,
-    ) -> Result<Result<Footprint, String>, BenchError> {
+    ) -> Result<Result<Footprint, Refusal>, BenchError> {
         let task = Task {
             subject,
             model: self.options.model.clone(),
@@ -153,14 +155,14 @@ impl<'a> Carrier<'a> {
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
             let said = said.lines().last().unwrap_or_default();
-            return Ok(Err(format!(
-                "the process ended with {}: {said}",
-                output.status
-            )));
+            return Ok(Err(Refusal {
+                reason: format!("the process ended with {}: {said}", output.status),
+                smallest: None,
+            }));
         }
         match serde_json::from_slice(&output.stdout).map_err(process_error)? {
             Answer::Ran(footprint) => Ok(Ok(footprint)),
-            Answer::Refused(reason) => Ok(Err(reason)),
+            Answer::Refused(refusal) => Ok(Err(refusal)),
         }
     }
 }
@@ -189,8 +191,11 @@ pub fn measure_memory(
     let peak = sampler.stop().map_err(BenchError::Process)?;
     let answer = match outcome {
         Ok(process) => Answer::Ran(Footprint { peak, process }),
-        Err(Stop::Refused(reason)) => Answer::Refused(reason),
-        Err(Stop::Failed(BenchError::Plain(reason))) => Answer::Refused(reason),
+        Err(Stop::Refused(refusal)) => Answer::Refused(refusal),
+        Err(Stop::Failed(BenchError::Plain(reason))) => Answer::Refused(Refusal {
+            reason,
+            smallest: None,
+        }),
         Err(Stop::Failed(error)) => return Err(error),
     };
     serde_json::to_writer(&mut output, &answer).map_err(process_error)?;
@@ -204,13 +209,16 @@ impl Task<Access> {
         let runtime = super::runtime(library, self.threads)?;
         match self.subject {
             Subject::Plain => {
-                let mut plain = PlainModel::load(runtime, &self.model)?;
-                plain.feed(&inputs)?;
-                drop(inputs);
-                for _ in 0..RUNS {
-                    plain.run()?;
-                }
-                Ok(0)
+                let plain = PlainModel::load(runtime, &self.model)?;
+                run_plain(plain, inputs)
+            }
+            Subject::OpenedWhole => {
+                let start = Instant::now();
+                let bytes = self.container.open()?.unsealed();
+                let bytes = bytes.map_err(|error| Stop::refused(error.to_string()))?;
+                let plain = PlainModel::load_bytes(runtime, start, &bytes)?;
+                drop(bytes);
+                run_plain(plain, inputs)
             }
             Subject::Occlude(budget) => {
                 // As every command of Occlude does; not where plain ONNX Runtime is
@@ -221,7 +229,7 @@ impl Task<Access> {
                 let spill = folder.map_or(Spill::SharedMemory, Spill::Direct);
                 let cipher = self.cipher.as_deref().map(str::parse).transpose();
                 let cipher =
-                    cipher.map_err(|error: CipherError| Stop::Refused(error.to_string()))?;
+                    cipher.map_err(|error: CipherError| Stop::refused(error.to_string()))?;
                 let process = ProcessMemory::Measured;
                 let options =
                     super::load_options(budget, (&spill, cipher), self.threads, &inputs, process);
@@ -249,6 +257,16 @@ impl Task<Access> {
             })
             .collect()
     }
+}
+
+/// Nothing is set aside for the process: there is no budget.
+fn run_plain(mut plain: PlainModel, inputs: Vec<Tensor>) -> Result<u64, Stop> {
+    plain.feed(&inputs)?;
+    drop(inputs);
+    for _ in 0..RUNS {
+        plain.run()?;
+    }
+    Ok(0)
 }
 
 /// A thread that remembers the highest anonymous memory of this process.

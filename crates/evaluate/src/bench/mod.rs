@@ -13,8 +13,10 @@ mod comparison;
 mod inputs;
 mod memory;
 mod plain;
-mod report;
+pub(crate) mod report;
 mod sealed;
+mod service;
+mod sides;
 mod turns;
 mod values;
 
@@ -32,16 +34,18 @@ use occlude_engine::{
 };
 use occlude_inference_protocol::Tensor;
 use occlude_spill::Disk;
+use serde::{Deserialize, Serialize};
 
 pub use budget::{Budget, BudgetError};
 pub use memory::measure_memory;
-pub use report::{BudgetReport, Measured, Occlude, Outcome, Plain, Report};
+pub use report::{BudgetReport, LayerTime, Measured, Occlude, Outcome, Plain, Report, Side, Speed};
+pub use service::Service;
 
 use comparison::Difference;
 use memory::Subject;
 use plain::PlainModel;
 use sealed::SealedModel;
-use turns::Times;
+use turns::{CpuTime, Times};
 
 /// What is measured, and how.
 #[derive(Debug)]
@@ -62,6 +66,9 @@ pub struct BenchOptions {
     pub inputs: Inputs,
     /// Where ONNX Runtime is looked for.
     pub library: LibrarySearch,
+    /// Whether to measure, too, what it costs to open the sealed model as a whole and give it
+    /// to plain ONNX Runtime.
+    pub opened_whole: bool,
 }
 
 /// What a model is run on.
@@ -145,6 +152,10 @@ pub enum BenchError {
     AnonymousFile(io::Error),
 }
 
+/// Starts a service and waits for its first answer, on these inputs; or says, in a sentence
+/// for people, why there is none.
+pub type StartService<'a> = &'a mut dyn FnMut(&[Tensor]) -> Result<Box<dyn Service>, String>;
+
 /// Plain ONNX Runtime's name in what is said to people.
 const PLAIN: &str = "plain ONNX Runtime";
 
@@ -156,7 +167,25 @@ enum Stop {
     /// Nothing can be measured.
     Failed(BenchError),
     /// This budget cannot; others may.
-    Refused(String),
+    Refused(Refusal),
+}
+
+/// Why one side was not measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Refusal {
+    /// In words for people.
+    reason: String,
+    /// The smallest budget that works, in bytes, if this one is too small.
+    smallest: Option<u64>,
+}
+
+impl Stop {
+    fn refused(reason: impl Into<String>) -> Self {
+        Self::Refused(Refusal {
+            reason: reason.into(),
+            smallest: None,
+        })
+    }
 }
 
 impl From<BenchError> for Stop {
@@ -168,20 +197,29 @@ impl From<BenchError> for Stop {
 impl From<LoadError> for Stop {
     /// What ONNX Runtime said names layers; here the owner reads it.
     fn from(error: LoadError) -> Self {
-        Self::Refused(match &error {
+        let mut smallest = None;
+        let reason = match &error {
             LoadError::Rejected(said) => format!("{error}: {}", said.reveal()),
             LoadError::Budget {
-                set_by: Some(set_by),
+                set_by,
+                smallest: enough,
                 ..
-            } => format!("{error} (`{}`)", set_by.name.reveal()),
+            } => {
+                smallest = Some(*enough);
+                match set_by {
+                    Some(set_by) => format!("{error} (`{}`)", set_by.name.reveal()),
+                    None => error.to_string(),
+                }
+            }
             _ => error.to_string(),
-        })
+        };
+        Self::Refused(Refusal { reason, smallest })
     }
 }
 
 impl From<RunError> for Stop {
     fn from(error: RunError) -> Self {
-        Self::Refused(match &error {
+        Self::refused(match &error {
             RunError::Failed(said) => format!("{error}: {}", said.reveal()),
             _ => error.to_string(),
         })
@@ -191,7 +229,8 @@ impl From<RunError> for Stop {
 /// Measures `options.model` plain and under each budget.
 ///
 /// `process` makes the command of a process that calls [`measure_memory`] with its
-/// standard input and output; its standard streams are set here.
+/// standard input and output; its standard streams are set here. `service` makes one that
+/// answers for the same model, on the inputs that are decided on by then.
 ///
 /// # Errors
 /// [`BenchError`]. A budget under which the model does not load or run is reported
@@ -199,6 +238,7 @@ impl From<RunError> for Stop {
 pub fn bench(
     options: &BenchOptions,
     process: &dyn Fn() -> Command,
+    service: Option<StartService<'_>>,
     progress: &mut dyn FnMut(Stage<'_>),
 ) -> Result<Report, BenchError> {
     let runtime = runtime(&options.library, options.threads)?;
@@ -214,6 +254,13 @@ pub fn bench(
     let carrier = memory::Carrier::new(options, &sealed, &inputs)?;
     let mut plain_times = Times::default();
     let mut timed = Vec::with_capacity(options.budgets.len());
+    let mut compared = Compared {
+        runtime,
+        options,
+        inputs: &inputs,
+        plain: &mut plain,
+        expected: &expected,
+    };
     for budget in &options.budgets {
         // Memory first: a budget covers a process, and only one that does nothing else
         // can say what it takes itself.
@@ -227,13 +274,6 @@ pub fn bench(
                 continue;
             }
         };
-        let mut compared = Compared {
-            runtime,
-            options,
-            inputs: &inputs,
-            plain: &mut plain,
-            expected: &expected,
-        };
         match compared.measure(&sealed, budget, footprint.process, progress) {
             Ok(measured) => {
                 plain_times.extend(&measured.plain_times);
@@ -243,23 +283,46 @@ pub fn bench(
             Err(Stop::Failed(error)) => return Err(error),
         }
     }
+    let mut opened_whole = None;
+    if options.opened_whole {
+        progress(Stage::Memory {
+            what: sides::OPENED_WHOLE,
+        });
+        let outcome = match carrier.measure(Subject::OpenedWhole, process)? {
+            Ok(footprint) => compared.opened_whole(&sealed, footprint.peak, progress),
+            Err(refused) => Err(Stop::Refused(refused)),
+        };
+        opened_whole = Some(outcome_of(outcome, &mut plain_times)?);
+    }
+    let mut answered = None;
+    if let Some(start) = service {
+        progress(Stage::Loading {
+            what: sides::SERVICE,
+        });
+        let outcome = match start(&inputs) {
+            Ok(mut service) => compared.service(&mut *service, progress),
+            Err(refused) => Err(Stop::refused(refused)),
+        };
+        answered = Some(outcome_of(outcome, &mut plain_times)?);
+    }
     if plain_times.is_empty() {
         plain_times = plain.times(options.runs)?;
     }
     let load = plain.load_time();
+    let speed = Speed::new(&plain_times, plain.cpu_time());
     drop(plain);
 
     progress(Stage::Memory { what: PLAIN });
     let peak = carrier
         .measure(Subject::Plain, process)?
-        .map_err(BenchError::Plain)?
+        .map_err(|refused| BenchError::Plain(refused.reason))?
         .peak;
     let budgets = options.budgets.iter().zip(timed);
     let budgets = budgets.map(|(budget, timed)| BudgetReport {
         budget: *budget,
         outcome: match timed {
             Ok(measured) => Outcome::Measured(measured),
-            Err(refused) => Outcome::Refused { refused },
+            Err(refused) => Outcome::from(refused),
         },
     });
     Ok(Report {
@@ -267,10 +330,26 @@ pub fn bench(
         threads: options.threads,
         spill: options.spill.clone(),
         batch: inputs::batch(&options.inputs, &inputs),
-        plain: Plain::new(&plain_times, load, peak),
+        plain: Plain::new(speed, load, first_plain_answer, peak),
         budgets: budgets.collect(),
-        first_plain_answer,
+        opened_whole,
+        service: answered,
     })
+}
+
+/// What came of another side, whose plain times are kept.
+fn outcome_of(
+    outcome: Result<(Side, Times), Stop>,
+    plain_times: &mut Times,
+) -> Result<Outcome<Side>, BenchError> {
+    match outcome {
+        Ok((side, times)) => {
+            plain_times.extend(&times);
+            Ok(Outcome::Measured(side))
+        }
+        Err(Stop::Refused(refused)) => Ok(Outcome::from(refused)),
+        Err(Stop::Failed(error)) => Err(error),
+    }
 }
 
 /// ONNX Runtime with one pool of threads, which both sides share: a pool of each
@@ -338,8 +417,11 @@ struct Timed {
     first_answer: Duration,
     plain_times: Times,
     occlude_times: Times,
+    /// Processor time of one of Occlude's runs.
+    cpu: Duration,
     /// Median time from an answer to everything being wiped.
     wipe: Duration,
+    layers: Vec<LayerTime>,
     weights: u64,
     resident: u64,
     opened_per_run: f64,
@@ -379,19 +461,20 @@ impl Compared<'_> {
         let mut difference = Difference::default();
         difference
             .add(&answer, self.expected)
-            .map_err(Stop::Refused)?;
+            .map_err(Stop::refused)?;
 
         let opened_before = model.opened_bytes();
         let disk = match spill {
             Spill::Direct(folder) => {
                 model.run(self.inputs.to_vec(), &[])?;
-                disk(folder, model.opened_bytes() - opened_before).map_err(Stop::Refused)?
+                disk(folder, model.opened_bytes() - opened_before).map_err(Stop::refused)?
             }
             _ => None,
         };
-        let (mut runs, mut wipe_times) = (0_u32, Vec::new());
+        let (mut runs, mut wipe_times, mut cpu) = (0_u32, Vec::new(), CpuTime::default());
         let mut read_times = Times::default();
         let opened_before = model.opened_bytes();
+        let layers_before = model.layer_times();
         let plain = &mut *self.plain;
         let (inputs, expected) = (self.inputs, self.expected);
         let (plain_times, occlude_times) = turns::take::<Stop>(
@@ -400,16 +483,16 @@ impl Compared<'_> {
             &mut |last| {
                 let inputs = inputs.to_vec();
                 let start = Instant::now();
-                let answer = model.run(inputs, &[])?;
+                let answer = cpu.add(|| model.run(inputs, &[]))?;
                 let elapsed = start.elapsed();
                 // Wiping comes after the answer, and would else delay the next one.
                 model.wait_until_wiped();
                 wipe_times.push(start.elapsed() - elapsed);
                 runs += 1;
                 if last {
-                    difference.add(&answer, expected).map_err(Stop::Refused)?;
+                    difference.add(&answer, expected).map_err(Stop::refused)?;
                     if let Some(disk) = &disk {
-                        read_times.push(time_of_reading(disk).map_err(Stop::Refused)?);
+                        read_times.push(time_of_reading(disk).map_err(Stop::refused)?);
                     }
                 }
                 Ok(elapsed)
@@ -423,12 +506,15 @@ impl Compared<'_> {
             },
         )?;
         let opened = model.opened_bytes() - opened_before;
+        let layers = layer_times(&model, &layers_before, runs);
         Ok(Timed {
             load,
             first_answer,
             plain_times,
             occlude_times,
+            cpu: cpu.of_one(),
             wipe: median(wipe_times),
+            layers,
             weights: model.weight_bytes(),
             resident: model.resident_bytes() as u64,
             opened_per_run: opened as f64 / f64::from(runs.max(1)),
@@ -436,6 +522,18 @@ impl Compared<'_> {
             difference,
         })
     }
+}
+
+/// What each layer's operator took in one of `runs` runs since `before`.
+fn layer_times(model: &Model, before: &[Duration], runs: u32) -> Vec<LayerTime> {
+    let spent = model.layer_times();
+    let layers = model.plan().layers.iter().zip(spent.iter().zip(before));
+    let layers = layers.map(|(layer, (after, before))| LayerTime {
+        name: layer.name.reveal().to_owned(),
+        kind: layer.kind,
+        ms: report::milliseconds((*after - *before) / runs.max(1)),
+    });
+    layers.collect()
 }
 
 /// A disk to compare streaming `bytes` from `folder` with; none if none are streamed.
@@ -460,11 +558,10 @@ fn median(mut times: Vec<Duration>) -> Duration {
 
 impl Timed {
     /// `peak` in bytes.
-    fn report(&self, peak: u64) -> Measured {
+    fn report(self, peak: u64) -> Measured {
         Measured {
             occlude: Occlude {
-                p50_ms: report::milliseconds(self.occlude_times.median()),
-                min_ms: report::milliseconds(self.occlude_times.minimum()),
+                speed: Speed::new(&self.occlude_times, self.cpu),
                 wipe_ms: report::milliseconds(self.wipe),
                 load_ms: report::milliseconds(self.load),
                 first_answer_ms: report::milliseconds(self.first_answer),
@@ -485,6 +582,7 @@ impl Timed {
             ratio_min: report::ratio(self.occlude_times.minimum(), self.plain_times.minimum()),
             max_abs_diff: self.difference.largest,
             max_abs_output: self.difference.largest_output,
+            layers: self.layers,
         }
     }
 }

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use occlude_engine::Runtime;
 use occlude_inference_protocol::{Tensor, TensorMetadata};
 use ort::session::Session;
-use ort::session::builder::GraphOptimizationLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{DynValue, ValueType};
 
-use super::turns::Times;
+use super::turns::{CpuTime, Times};
 use super::{BenchError, values};
 
 /// A plain model and the values that it is run on.
@@ -22,14 +22,35 @@ pub(super) struct PlainModel {
     values: Vec<(String, DynValue)>,
     load_began: Instant,
     load_time: Duration,
+    cpu: CpuTime,
 }
 
 impl PlainModel {
     pub(super) fn load(runtime: &'static Runtime, path: &Path) -> Result<Self, BenchError> {
-        let load_began = Instant::now();
+        Self::start(runtime, Instant::now(), |mut builder| {
+            builder.commit_from_file(path)
+        })
+    }
+
+    /// The model in `bytes`, whose loading began before they were there.
+    pub(super) fn load_bytes(
+        runtime: &'static Runtime,
+        load_began: Instant,
+        bytes: &[u8],
+    ) -> Result<Self, BenchError> {
+        Self::start(runtime, load_began, |mut builder| {
+            builder.commit_from_memory(bytes)
+        })
+    }
+
+    fn start(
+        runtime: &'static Runtime,
+        load_began: Instant,
+        commit: impl FnOnce(SessionBuilder) -> Result<Session, ort::Error>,
+    ) -> Result<Self, BenchError> {
         let session = Session::builder(runtime.environment())
             .and_then(|builder| Ok(builder.with_optimization_level(GraphOptimizationLevel::All)?))
-            .and_then(|mut builder| builder.commit_from_file(path))
+            .and_then(commit)
             .map_err(plain)?;
         let load_time = load_began.elapsed();
         let inputs = session
@@ -45,6 +66,7 @@ impl PlainModel {
             values: Vec::new(),
             load_began,
             load_time,
+            cpu: CpuTime::default(),
         })
     }
 
@@ -79,10 +101,15 @@ impl PlainModel {
             .map(|(name, value)| (name.as_str(), value))
             .collect();
         let start = Instant::now();
-        let outputs = self.session.run(feeds).map_err(plain)?;
+        let outputs = self.cpu.add(|| self.session.run(feeds)).map_err(plain)?;
         let elapsed = start.elapsed();
         drop(outputs);
         Ok(elapsed)
+    }
+
+    /// Processor time of a run.
+    pub(super) fn cpu_time(&self) -> Duration {
+        self.cpu.of_one()
     }
 
     /// Runs once and returns the outputs, in the model's order.

@@ -6,6 +6,8 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// Measured runs in one turn, at least: few, so that drift cancels.
 const RUNS_A_TURN: usize = 3;
 
@@ -38,6 +40,28 @@ impl Times {
         self.0.iter().min().copied().unwrap_or_default()
     }
 
+    /// The time that 99 of 100 are no longer than (the nearest of them); zero if there are
+    /// none.
+    pub(super) fn percentile_99(&self) -> Duration {
+        let mut sorted = self.0.clone();
+        sorted.sort_unstable();
+        let rank = (sorted.len() * 99).div_ceil(100);
+        sorted
+            .get(rank.saturating_sub(1))
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// How many of them fill a second, one after the other; zero if there are none.
+    pub(super) fn per_second(&self) -> f64 {
+        let total: Duration = self.0.iter().sum();
+        if total.is_zero() {
+            0.0
+        } else {
+            self.0.len() as f64 / total.as_secs_f64()
+        }
+    }
+
     /// The median, between the middle two of an even count; zero if there are none.
     pub(super) fn median(&self) -> Duration {
         let mut sorted = self.0.clone();
@@ -46,6 +70,40 @@ impl Times {
             0 => Duration::ZERO,
             count => (sorted[(count - 1) / 2] + sorted[count / 2]) / 2,
         }
+    }
+}
+
+/// Processor time of one side's runs, all threads of this process together.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct CpuTime {
+    total: Duration,
+    runs: u32,
+}
+
+impl CpuTime {
+    /// Does one run.
+    pub(super) fn add<T>(&mut self, run: impl FnOnce() -> T) -> T {
+        let before = Self::of_process();
+        let done = run();
+        self.total += Self::of_process().saturating_sub(before);
+        self.runs += 1;
+        done
+    }
+
+    /// Counts processor time of another process.
+    pub(super) fn add_elsewhere(&mut self, time: Duration) {
+        self.total += time;
+    }
+
+    /// Of one run; zero if there were none.
+    pub(super) fn of_one(self) -> Duration {
+        self.total.checked_div(self.runs).unwrap_or_default()
+    }
+
+    fn of_process() -> Duration {
+        let now = clock_gettime(ClockId::ProcessCPUTime);
+        // Neither is negative: the clock starts with the process.
+        Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
     }
 }
 
@@ -118,6 +176,24 @@ mod tests {
             Duration::from_millis(2)
         );
         assert_eq!(milliseconds(&[]).median(), Duration::ZERO);
+    }
+
+    #[test]
+    fn one_in_a_hundred_may_take_longer_than_the_99th_percentile() {
+        let hundred: Vec<u64> = (1..=100).rev().collect();
+        let times = milliseconds(&hundred);
+        assert_eq!(times.percentile_99(), Duration::from_millis(99));
+        assert_eq!(
+            milliseconds(&[7, 3]).percentile_99(),
+            Duration::from_millis(7)
+        );
+        assert_eq!(milliseconds(&[]).percentile_99(), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_second_holds_as_many_as_fill_it() {
+        assert!((milliseconds(&[100, 300]).per_second() - 5.0).abs() < 1e-9);
+        assert!(milliseconds(&[]).per_second().abs() < f64::EPSILON);
     }
 
     /// Who ran, in order, as `runs` asks, each run taking `each`.

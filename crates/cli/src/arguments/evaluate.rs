@@ -1,0 +1,83 @@
+//! `occlude evaluate`: what protection costs.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use occlude_attest::TeeChoice;
+use occlude_engine::{CipherKind, Spill};
+use occlude_evaluate::bench::Budget;
+
+use super::CollateralArguments;
+
+#[derive(Debug, Args)]
+pub(crate) struct EvaluateArguments {
+    #[command(subcommand)]
+    pub(crate) action: EvaluateAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EvaluateAction {
+    /// Measure what protection costs for a model, on this machine.
+    Cost(EvaluateCostArguments),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Five ways to run the model, each in turns with plain ONNX Runtime on the same inputs and
+threads, so that a machine that drifts drifts for both:
+  1. plain ONNX Runtime, as it is by default
+  2. the whole sealed model opened in memory and given to it: protection without an engine
+  3. Occlude with every weight resident
+  4. Occlude with one budget of protected memory after another; one that is too small is
+     shown with the smallest that works
+  5. a deployment of its own, broker and server on loopback, asked over the channel
+The report takes engine, cryptography and channel apart and says which TEE it was measured
+in. Where this machine has none that hides memory, the service runs in the simulated one if
+this build has it; its numbers are no TEE's.
+
+Everything lies in memory or in a temporary folder, and is removed. The report names the
+model's layers: it is for the owner.
+
+Examples:
+  occlude evaluate cost model.onnx
+  occlude evaluate cost model.onnx --report report.html --json report.json
+  occlude evaluate cost model.onnx --inputs batch-of-16.npz --threads 4 --budget 25% --budget 64MiB")]
+pub(crate) struct EvaluateCostArguments {
+    /// The ONNX model; its external data is found beside it.
+    #[arg(value_name = "MODEL.onnx")]
+    pub(crate) model: PathBuf,
+    /// Inputs by their names, as numpy.savez writes them [default: random ones].
+    #[arg(long, value_name = "FILE.npz")]
+    pub(crate) inputs: Option<PathBuf>,
+    /// Examples in one request, where the model leaves their number open.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "inputs")]
+    pub(crate) batch: u64,
+    /// A budget of protected memory; may be repeated.
+    #[arg(long, value_name = "resident|NN%|NNMiB", default_values = ["resident", "100%", "50%", "25%", "10%", "93MiB", "64MiB"])]
+    pub(crate) budget: Vec<Budget>,
+    /// Where streamed weights lie, encrypted.
+    #[arg(long, value_name = "shared|direct:FOLDER", default_value = "shared")]
+    pub(crate) spill: Spill,
+    /// What they are encrypted with there [default: the fastest here].
+    #[arg(long, value_name = "CIPHER")]
+    pub(crate) spill_cipher: Option<CipherKind>,
+    /// Threads of every side.
+    #[arg(long, value_name = "N", default_value = "2")]
+    pub(crate) threads: NonZeroUsize,
+    /// Measured runs of every side, at least; quick models run more often.
+    #[arg(long, value_name = "N", default_value = "30")]
+    pub(crate) runs: NonZeroUsize,
+    /// The TEE that this machine is; `auto` looks, and takes the simulated one where there is
+    /// none.
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    pub(crate) tee: TeeChoice,
+    #[command(flatten)]
+    pub(crate) collateral: CollateralArguments,
+    /// Write the report here, one HTML file that loads nothing, replacing what is there.
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) report: Option<PathBuf>,
+    /// Write the numbers here as JSON, replacing what is there.
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) json: Option<PathBuf>,
+}

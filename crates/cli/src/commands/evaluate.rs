@@ -1,0 +1,117 @@
+//! `occlude evaluate`
+
+use occlude_attest::{Machine, TeeChoice, TeeKind, automatic};
+use occlude_engine::LibrarySearch;
+use occlude_evaluate::bench::{BenchError, BenchOptions, Inputs};
+use occlude_evaluate::cost::{self, CostReport};
+use occlude_evaluate::deployment::{DeploymentOptions, Running};
+
+use super::bench::{describe, measuring_process};
+use crate::arguments::{EvaluateAction, EvaluateArguments, EvaluateCostArguments};
+use crate::commands;
+use crate::failure::Failure;
+use crate::output::{self, Activity};
+use crate::tensors;
+
+pub(crate) async fn run(arguments: EvaluateArguments) -> Result<(), Failure> {
+    let EvaluateAction::Cost(arguments) = arguments.action;
+    let running = Running::default();
+    let deployed = running.clone();
+    let mut measuring = tokio::task::spawn_blocking(move || cost(&arguments, deployed));
+    tokio::select! {
+        outcome = &mut measuring => outcome.map_err(Failure::failed)?,
+        () = commands::shutdown_signal() => {
+            running.stop();
+            output::error(&Failure::failed(anyhow::anyhow!("interrupted")));
+            // The measuring itself cannot be stopped, and holds nothing but memory.
+            std::process::exit(1);
+        }
+    }
+}
+
+fn cost(arguments: &EvaluateCostArguments, running: Running) -> Result<(), Failure> {
+    for path in [&arguments.report, &arguments.json].into_iter().flatten() {
+        commands::check_folder_of(path)?;
+    }
+    let inputs = match &arguments.inputs {
+        Some(path) => Inputs::Given(tensors::read_npz(path).map_err(Failure::failed)?),
+        None => Inputs::Random {
+            batch: arguments.batch,
+        },
+    };
+    let name = arguments.model.display().to_string();
+    let options = BenchOptions {
+        model: arguments.model.clone(),
+        budgets: arguments.budget.clone(),
+        spill: arguments.spill.clone(),
+        cipher: arguments.spill_cipher,
+        threads: arguments.threads,
+        runs: arguments.runs,
+        inputs,
+        library: LibrarySearch::standard(),
+        opened_whole: true,
+    };
+    let present = match arguments.tee {
+        TeeChoice::Automatic => automatic(&Machine::default()),
+        TeeChoice::Named(kind) => Some(kind).filter(|kind| *kind != TeeKind::Simulated),
+    };
+    let simulated = cfg!(feature = "simulated").then_some(TeeKind::Simulated);
+    let deployment = present.or(simulated).map(|tee| DeploymentOptions {
+        binary: "/proc/self/exe".into(),
+        model: arguments.model.clone(),
+        tee,
+        collateral: arguments.collateral.collateral.clone(),
+        serve: cost::serve_arguments(arguments.threads),
+        running,
+    });
+    let activity = Activity::new();
+    let report = cost::cost(
+        &options,
+        deployment.as_ref(),
+        present,
+        &measuring_process,
+        &mut |stage| activity.is(describe(stage)),
+    )
+    .map_err(|error| match error {
+        BenchError::FixedBatch { .. } => Failure::usage(format!("--batch: {error}")),
+        _ => Failure::failed(error).while_doing(name),
+    })?;
+    drop(activity);
+    print(&report);
+    if let Some(path) = &arguments.json {
+        let mut json = serde_json::to_vec_pretty(&report).map_err(Failure::failed)?;
+        json.push(b'\n');
+        commands::write_file(path, &json)?;
+    }
+    if let Some(path) = &arguments.report {
+        commands::write_file(path, cost::html(&report).as_bytes())?;
+    }
+    Ok(())
+}
+
+fn print(report: &CostReport) {
+    output::line(format_args!(
+        "{}: {} threads, batch {}\n",
+        report.model, report.threads, report.batch
+    ));
+    let mut header = vec![""];
+    header.extend(CostReport::COLUMNS);
+    let rows = report.rows.iter().map(|row| {
+        let mut cells = vec![row.name.clone()];
+        cells.extend(row.cells().unwrap_or_else(|| vec!["-".to_owned()]));
+        cells
+    });
+    let numbers: Vec<usize> = (1..header.len()).collect();
+    output::table(&header, rows.collect(), &numbers);
+    output::line("");
+    for row in &report.rows {
+        if let Some(instead) = row.instead() {
+            output::line(format_args!("{}: {instead}", row.name));
+        }
+    }
+    output::line("More than plain ONNX Runtime, in the median:");
+    for part in report.costs.parts() {
+        output::line(format_args!("  {part}"));
+    }
+    output::line(&report.tee.meaning);
+}

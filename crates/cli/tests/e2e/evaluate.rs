@@ -1,0 +1,181 @@
+//! `occlude evaluate` on a small model: what it writes, and that a browser shows it.
+#![allow(clippy::print_stdout, reason = "says that a test was skipped")]
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::support::deployment::text;
+use crate::support::model;
+use crate::support::process::{Service, binary, free_address, occlude, run};
+
+/// A folder with the small model.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let plain = model::classifier(1).onnx;
+    std::fs::write(folder.path().join("classifier.onnx"), plain).expect("the model is written");
+    folder
+}
+
+fn numbers(row: &Value, names: &[&str]) {
+    for name in names {
+        let number = row[name].as_f64();
+        let number = number.unwrap_or_else(|| panic!("{name} in {row}"));
+        assert!(number > 0.0 && number.is_finite(), "{name} in {row}");
+    }
+}
+
+#[test]
+fn the_cost_of_a_model_is_measured_in_every_way_and_drawn() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    let (model, json, html) = (at("classifier.onnx"), at("cost.json"), at("cost.html"));
+    let printed = run([
+        "evaluate",
+        "cost",
+        text(&model),
+        "--runs",
+        "3",
+        "--budget",
+        "resident",
+        "--budget",
+        "0%",
+        "--budget",
+        "1MiB",
+        "--json",
+        text(&json),
+        "--report",
+        text(&html),
+    ])
+    .success();
+    let report: Value =
+        serde_json::from_slice(&std::fs::read(&json).expect("written")).expect("one JSON document");
+    let rows = report["rows"].as_array().expect("rows");
+    let names: Vec<&str> = rows.iter().filter_map(|row| row["name"].as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "plain ONNX Runtime",
+            "opened whole, then plain",
+            "Occlude, resident",
+            "Occlude, 0%",
+            "Occlude, 1MiB",
+            "over the channel, resident",
+        ]
+    );
+    for (place, row) in rows.iter().enumerate() {
+        if place == 4 {
+            numbers(row, &["smallest_mib"]);
+            continue;
+        }
+        let timed = ["p50_ms", "p99_ms", "min_ms", "per_second", "cpu_ms"];
+        numbers(row, &timed);
+        numbers(row, &["first_answer_ms", "ratio_p50"]);
+        // Probabilities, from sums of 512 products.
+        let difference = row["max_abs_diff"].as_f64().expect("a number");
+        assert!((0.0..1e-6).contains(&difference), "{row}");
+        if place < 4 {
+            numbers(row, &["peak_protected_mib"]);
+        }
+    }
+    numbers(&rows[3], &["opened_mib_per_second"]);
+    assert_eq!(report["tee"]["service"], "simulated");
+    assert_eq!(report["tee"]["present"], Value::Null);
+    let meaning = report["tee"]["meaning"].as_str().expect("words");
+    assert!(meaning.contains("no number here is a TEE's overhead"));
+    for said in [meaning, "Occlude, 1MiB: does not fit, smallest"] {
+        assert!(printed.contains(said), "{said} in {printed}");
+    }
+    for part in ["engine_ms", "crypto_ms", "channel_ms"] {
+        assert!(report["costs"][part].is_f64(), "{report}");
+    }
+
+    let Some(shown) = shown(folder.path(), &html) else {
+        return;
+    };
+    for words in [
+        "What protection costs: classifier.onnx",
+        meaning,
+        "does not fit, smallest",
+        "over the channel, resident",
+        "<svg",
+        "<polyline",
+        "confidential_first_layer_weight",
+    ] {
+        assert!(shown.contains(words), "{words} in {shown}");
+    }
+}
+
+/// The page as a browser has it. Its rules forbid it everything from outside, and what it
+/// tried nevertheless, or any other error, would be on the console.
+fn shown(home: &Path, page: &Path) -> Option<String> {
+    let output = Command::new("chromium")
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"])
+        .args(["--enable-logging=stderr", "--disable-background-networking"])
+        .arg(format!("--user-data-dir={}", text(&home.join("browser"))))
+        .arg(format!("file://{}", text(page)))
+        .env("HOME", home)
+        .stdin(Stdio::null())
+        .output();
+    let output = match output {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            println!("skipped: chromium is not installed");
+            return None;
+        }
+        output => output.expect("chromium runs"),
+    };
+    assert!(output.status.success(), "{output:?}");
+    let log = String::from_utf8_lossy(&output.stderr);
+    let console = log.lines().find(|line| line.contains("CONSOLE"));
+    assert_eq!(console, None);
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn an_interrupted_evaluation_leaves_nothing() {
+    let folder = folder();
+    let temporary = folder.path().join("tmp");
+    std::fs::create_dir(&temporary).expect("made");
+    let model = folder.path().join("classifier.onnx");
+    let mut command = occlude(&binary());
+    command.env("TMPDIR", &temporary);
+    command.args(["evaluate", "cost", text(&model), "--runs", "300"]);
+    // The deployment is measured last, for some seconds.
+    command.args(["--budget", "1MiB"]);
+    let log = folder.path().join("log");
+    let evaluation = Service::spawn(&mut command, log, free_address());
+    let begun = std::time::Instant::now();
+    let server_log = || {
+        let mut entries = std::fs::read_dir(&temporary).expect("readable");
+        entries.next().is_some_and(|entry| {
+            let folder = entry.expect("an entry").path();
+            folder.join("server.log").exists()
+        })
+    };
+    while !server_log() {
+        assert!(begun.elapsed().as_secs() < 120, "{}", evaluation.log());
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    evaluation.signal("INT");
+    evaluation.ends().fails_saying(1, "interrupted");
+    assert_eq!(std::fs::read_dir(&temporary).expect("readable").count(), 0);
+}
+
+#[test]
+fn a_report_that_could_not_be_written_is_refused_before_anything_is_measured() {
+    let folder = folder();
+    let model = folder.path().join("classifier.onnx");
+    let nowhere = folder.path().join("absent/report.html");
+    let said = run(["evaluate", "cost", text(&model), "--report", text(&nowhere)]);
+    let reason = format!("{}: its folder is not there", text(&nowhere));
+    said.fails_saying(1, &reason);
+    let said = run([
+        "evaluate",
+        "cost",
+        text(&model),
+        "--json",
+        text(folder.path()),
+    ]);
+    said.fails_saying(1, &format!("{}: it is a folder", text(folder.path())));
+}

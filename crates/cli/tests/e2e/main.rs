@@ -4,6 +4,7 @@
 mod attacks;
 mod bad_input;
 mod bench;
+mod documents;
 mod evaluate;
 mod fetch;
 mod golden;

@@ -21,6 +21,8 @@ const CLOSE: f64 = 0.05;
 #[derive(Serialize)]
 struct Page<'a> {
     report: &'a CostReport,
+    /// All weights, in MiB.
+    weights: Option<String>,
     columns: [&'static str; 10],
     rows: Vec<ShownRow>,
     costs: Vec<Part>,
@@ -59,6 +61,7 @@ pub fn html(report: &CostReport) -> String {
         .expect("the template is well formed");
     let page = Page {
         report,
+        weights: report.weights_mib.map(number),
         columns: CostReport::COLUMNS,
         rows: shown_rows(report),
         costs: report.costs.parts(),

@@ -27,11 +27,9 @@ static ALLOCATOR: zeroizing_alloc::ZeroAlloc<std::alloc::System> =
     zeroizing_alloc::ZeroAlloc(std::alloc::System);
 
 fn main() -> std::process::ExitCode {
-    if let Err(error) = occlude_engine::forbid_telemetry() {
-        let failure = Failure::failed(error);
-        output::error(&failure);
-        return failure.exit().into();
-    }
+    // While this is the only thread. Where it cannot be done, without /proc for example,
+    // commands that need ONNX Runtime refuse, and say how else.
+    let _ = occlude_engine::forbid_telemetry();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {

@@ -63,6 +63,14 @@ const AUTOMATIC: [TeeKind; 8] = [
     TeeKind::Nitro,
 ];
 
+impl TeeKind {
+    /// Whether `auto` may choose it: it hides a whole program's memory from the host.
+    #[must_use]
+    pub fn is_chosen_automatically(self) -> bool {
+        AUTOMATIC.contains(&self)
+    }
+}
+
 /// Every technology, in the order of [`TeeKind::ALL`].
 #[must_use]
 pub fn survey(machine: &Machine) -> Vec<Presence> {

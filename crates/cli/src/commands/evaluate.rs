@@ -1,6 +1,6 @@
 //! `occlude evaluate`
 
-use occlude_attest::{Machine, TeeChoice, TeeKind, automatic};
+use occlude_attest::{Machine, TeeChoice, TeeKind, automatic, survey};
 use occlude_engine::LibrarySearch;
 use occlude_evaluate::bench::{BenchError, BenchOptions, Inputs};
 use occlude_evaluate::cost::{self, CostReport};
@@ -51,12 +51,9 @@ fn cost(arguments: &EvaluateCostArguments, running: Running) -> Result<(), Failu
         library: LibrarySearch::standard(),
         opened_whole: true,
     };
-    let present = match arguments.tee {
-        TeeChoice::Automatic => automatic(&Machine::default()),
-        TeeChoice::Named(kind) => Some(kind).filter(|kind| *kind != TeeKind::Simulated),
-    };
-    let simulated = cfg!(feature = "simulated").then_some(TeeKind::Simulated);
-    let deployment = present.or(simulated).map(|tee| DeploymentOptions {
+    let tee = tee(arguments.tee)?;
+    let present = tee.filter(|tee| tee.is_chosen_automatically());
+    let deployment = tee.map(|tee| DeploymentOptions {
         binary: "/proc/self/exe".into(),
         model: arguments.model.clone(),
         tee,
@@ -87,6 +84,34 @@ fn cost(arguments: &EvaluateCostArguments, running: Running) -> Result<(), Failu
         commands::write_file(path, cost::html(&report).as_bytes())?;
     }
     Ok(())
+}
+
+/// The TEE to deploy in, if there is any.
+fn tee(choice: TeeChoice) -> Result<Option<TeeKind>, Failure> {
+    let machine = Machine::default();
+    let wanted = match choice {
+        TeeChoice::Automatic => {
+            let simulated = cfg!(feature = "simulated").then_some(TeeKind::Simulated);
+            return Ok(automatic(&machine).or(simulated));
+        }
+        TeeChoice::Named(wanted) => wanted,
+    };
+    // A report says what it was measured in, so this is not taken on anybody's word.
+    match survey(&machine)
+        .into_iter()
+        .find(|found| found.tee == wanted)
+    {
+        Some(found) if found.present => Ok(Some(wanted)),
+        Some(found) => {
+            let because = found.because.join("; ");
+            Err(Failure::usage(format!(
+                "--tee {wanted}: this machine does not have it: {because}"
+            )))
+        }
+        None => Err(Failure::usage(format!(
+            "--tee {wanted}: this machine does not have it"
+        ))),
+    }
 }
 
 fn print(report: &CostReport) {

@@ -162,6 +162,16 @@ fn an_interrupted_evaluation_leaves_nothing() {
     assert_eq!(std::fs::read_dir(&temporary).expect("readable").count(), 0);
 }
 
+/// What the report says that it was measured in must be so.
+#[test]
+fn a_tee_that_the_machine_does_not_have_is_refused() {
+    let folder = folder();
+    let model = folder.path().join("classifier.onnx");
+    let said = run(["evaluate", "cost", text(&model), "--tee", "nitro"]);
+    let reason = "--tee nitro: this machine does not have it: /dev/nsm is not there";
+    said.fails_saying(2, reason);
+}
+
 #[test]
 fn a_report_that_could_not_be_written_is_refused_before_anything_is_measured() {
     let folder = folder();

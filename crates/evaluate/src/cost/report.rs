@@ -154,6 +154,10 @@ impl Tee {
                  costs is in every row and in none of the differences: to see it, run this on the \
                  same machine outside of it."
             ),
+            (None, Some(kind)) if kind != TeeKind::Simulated => format!(
+                "This machine has no TEE that hides memory from its host. The service gave evidence \
+                 of {kind}, which says what was started: no number here is a TEE's overhead."
+            ),
             (None, Some(_)) => "This machine has no TEE that hides memory. The service ran in the \
                  SIMULATED TEE, which protects nothing and costs nothing: no number here is a \
                  TEE's overhead."
@@ -607,8 +611,13 @@ mod tests {
         for (present, service, words) in [
             (
                 None,
-                Some(TeeKind::Nitro),
-                "no number here is a TEE's overhead",
+                Some(TeeKind::Simulated),
+                "SIMULATED TEE, which protects nothing and costs nothing: no number here is a TEE's overhead",
+            ),
+            (
+                None,
+                Some(TeeKind::Tpm),
+                "evidence of tpm, which says what was started: no number here is a TEE's overhead",
             ),
             (None, None, "no number here is a TEE's overhead"),
             (

@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -193,7 +194,10 @@ fn an_interrupted_seal_leaves_nothing() {
     for signal in ["-INT", "-KILL"] {
         let folder = owner.at(signal);
         std::fs::create_dir(&folder).expect("created");
-        let mut child = occlude(&binary())
+        // Whoever starts the tests in the background of a script has SIGINT ignored.
+        let mut child = occlude(Path::new("env"))
+            .arg("--default-signal=INT")
+            .arg(binary())
             .args(["seal", text(&model), "-o", text(&folder.join("never.occ"))])
             .args(["--key", text(&owner.at("owner.key"))])
             .stdin(Stdio::null())

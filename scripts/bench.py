@@ -106,18 +106,23 @@ def table(lines: list[list[str]]) -> str:
     )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_arguments(description: str) -> argparse.Namespace:
+    """Which models are measured, where to, and how often; the folder of results is there."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("models", type=pathlib.Path)
     parser.add_argument("results", type=pathlib.Path)
-    parser.add_argument("names", nargs="*", metavar="MODEL")
+    parser.add_argument("names", nargs="*", metavar="MODEL", default=BENCHMARKED)
     parser.add_argument("--runs", type=int, default=30)
     arguments = parser.parse_intermixed_args()
-
     arguments.results.mkdir(parents=True, exist_ok=True)
+    return arguments
+
+
+def main() -> int:
+    arguments = parse_arguments(__doc__.splitlines()[0])
     lines = [COLUMNS]
     judged = []
-    for name in arguments.names or BENCHMARKED:
+    for name in arguments.names:
         print(f"measuring {name}", file=sys.stderr, flush=True)
         report = measure(arguments.models / f"{name}.onnx", arguments.runs)
         (arguments.results / f"{name}.json").write_text(json.dumps(report) + "\n")

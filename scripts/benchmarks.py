@@ -4,21 +4,18 @@
     scripts/benchmarks.py MODELS RESULTS [--runs N] [vgg16 resnet50 ...]
 
 Runs `occlude evaluate cost` on each model in the folder MODELS, keeps its reports as
-RESULTS/NAME.html and RESULTS/NAME.json, and replaces the table between the marks in
-docs/benchmarks.md with what was measured. Only Python's standard library is needed.
+RESULTS/NAME.html and RESULTS/NAME.json, and, where no model was left out, replaces the
+table between the marks in docs/benchmarks.md with what was measured. Only Python's standard library is needed.
 """
 
-import argparse
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
+from bench import BINARY, ROOT, parse_arguments
 from models import BENCHMARKED
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-BINARY = pathlib.Path(os.environ.get("OCCLUDE_BINARY", ROOT / "target" / "release" / "occlude"))
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 
@@ -29,20 +26,16 @@ COLUMNS = (
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", type=pathlib.Path)
-    parser.add_argument("results", type=pathlib.Path)
-    parser.add_argument("names", nargs="*", metavar="MODEL")
-    parser.add_argument("--runs", type=int, default=30)
-    arguments = parser.parse_intermixed_args()
-
-    arguments.results.mkdir(parents=True, exist_ok=True)
+    arguments = parse_arguments(__doc__.splitlines()[0])
     reports = []
-    for name in arguments.names or BENCHMARKED:
+    for name in arguments.names:
         print(f"measuring {name}", file=sys.stderr, flush=True)
         json_file = arguments.results / f"{name}.json"
         measure(arguments.models / f"{name}.onnx", json_file, arguments.runs)
         reports.append(json.loads(json_file.read_text()))
+    if arguments.names != BENCHMARKED:
+        print(f"reports in {arguments.results}; only a run of every model refreshes {DOCUMENT}")
+        return 0
     written = document(reports)
     text = DOCUMENT.read_text()
     before, rest = text.split(BEGIN)

@@ -1,5 +1,6 @@
 //! `occlude bench`
 
+use std::path::Path;
 use std::process::Command;
 
 use occlude_engine::{LibrarySearch, Spill};
@@ -25,12 +26,7 @@ const DIRECT_NOTE: &str = "\
 Sealed weights lie in a file, and are not in it; the buffers that it is read into are.";
 
 pub(crate) fn run(arguments: BenchArguments) -> Result<(), Failure> {
-    let inputs = match &arguments.inputs {
-        Some(path) => Inputs::Given(tensors::read_npz(path).map_err(Failure::failed)?),
-        None => Inputs::Random {
-            batch: arguments.batch,
-        },
-    };
+    let inputs = inputs(arguments.inputs.as_deref(), arguments.batch)?;
     let name = arguments.model.display().to_string();
     let options = BenchOptions {
         model: arguments.model,
@@ -47,16 +43,29 @@ pub(crate) fn run(arguments: BenchArguments) -> Result<(), Failure> {
     let report = bench::bench(&options, &measuring_process, None, &mut |stage| {
         activity.is(describe(stage));
     })
-    .map_err(|error| match error {
-        BenchError::FixedBatch { .. } => Failure::usage(format!("--batch: {error}")),
-        _ => Failure::failed(error).while_doing(name),
-    })?;
+    .map_err(|error| failure(error, name))?;
     drop(activity);
     if arguments.json {
         return output::json(&report);
     }
     print(&report);
     Ok(())
+}
+
+/// What a model is measured on: the arguments of every command that measures.
+pub(super) fn inputs(given: Option<&Path>, batch: u64) -> Result<Inputs, Failure> {
+    Ok(match given {
+        Some(path) => Inputs::Given(tensors::read_npz(path).map_err(Failure::failed)?),
+        None => Inputs::Random { batch },
+    })
+}
+
+/// Why `model` was not measured.
+pub(super) fn failure(error: BenchError, model: String) -> Failure {
+    match error {
+        BenchError::FixedBatch { .. } => Failure::usage(format!("--batch: {error}")),
+        _ => Failure::failed(error).while_doing(model),
+    }
 }
 
 /// One of [`run`]'s measuring processes.

@@ -2,16 +2,14 @@
 
 use occlude_attest::{Machine, TeeChoice, TeeKind, automatic, survey};
 use occlude_engine::LibrarySearch;
-use occlude_evaluate::bench::{BenchError, BenchOptions, Inputs};
+use occlude_evaluate::bench::BenchOptions;
 use occlude_evaluate::cost::{self, CostReport};
 use occlude_evaluate::deployment::{DeploymentOptions, Running};
 
-use super::bench::{describe, measuring_process};
 use crate::arguments::{EvaluateAction, EvaluateArguments, EvaluateCostArguments};
-use crate::commands;
+use crate::commands::{self, bench};
 use crate::failure::Failure;
 use crate::output::{self, Activity};
-use crate::tensors;
 
 pub(crate) async fn run(arguments: EvaluateArguments) -> Result<(), Failure> {
     let EvaluateAction::Cost(arguments) = arguments.action;
@@ -33,12 +31,7 @@ fn cost(arguments: &EvaluateCostArguments, running: Running) -> Result<(), Failu
     for path in [&arguments.report, &arguments.json].into_iter().flatten() {
         commands::check_folder_of(path)?;
     }
-    let inputs = match &arguments.inputs {
-        Some(path) => Inputs::Given(tensors::read_npz(path).map_err(Failure::failed)?),
-        None => Inputs::Random {
-            batch: arguments.batch,
-        },
-    };
+    let inputs = bench::inputs(arguments.inputs.as_deref(), arguments.batch)?;
     let name = arguments.model.display().to_string();
     let options = BenchOptions {
         model: arguments.model.clone(),
@@ -66,13 +59,10 @@ fn cost(arguments: &EvaluateCostArguments, running: Running) -> Result<(), Failu
         &options,
         deployment.as_ref(),
         present,
-        &measuring_process,
-        &mut |stage| activity.is(describe(stage)),
+        &bench::measuring_process,
+        &mut |stage| activity.is(bench::describe(stage)),
     )
-    .map_err(|error| match error {
-        BenchError::FixedBatch { .. } => Failure::usage(format!("--batch: {error}")),
-        _ => Failure::failed(error).while_doing(name),
-    })?;
+    .map_err(|error| bench::failure(error, name))?;
     drop(activity);
     print(&report);
     if let Some(path) = &arguments.json {

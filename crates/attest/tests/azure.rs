@@ -308,7 +308,7 @@ fn evidence_of_one_kind_is_not_evidence_of_another() {
 }
 
 /// Intel's collateral of that machine was not recorded, so that its quote cannot be
-/// verified here; what it carries is compared beside the code.
+/// verified here; the whole is, beside the code, with a processor of the test's own.
 #[test]
 fn a_quote_of_tdx_needs_intels_collateral() {
     if folder().is_none() {

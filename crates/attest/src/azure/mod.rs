@@ -14,6 +14,8 @@
 
 mod collect;
 mod hcl;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 use std::collections::BTreeMap;

@@ -12,7 +12,8 @@ use crate::binding::BindingForm;
 use crate::tpm::{Quote, QuoteBody, Signature};
 use crate::verifier::Part;
 use crate::{
-    Claims, Collateral, Measurement, Platform, TeeKind, UnixTime, VerifyError, canonical, snp, tdx,
+    Claims, Collateral, Measurement, Platform, TeeKind, UnixTime, VerifyError, canonical, intel,
+    snp, tdx,
 };
 
 /// The version of evidence whose paravisor's report was made for it, and the one before.
@@ -63,6 +64,16 @@ pub(crate) fn verify_tdx(
     collateral: &Collateral,
     at: UnixTime,
 ) -> Result<Part, VerifyError> {
+    verify_tdx_under(&intel::ROOT, body, collateral, at)
+}
+
+/// Under the root with this SHA-256.
+pub(super) fn verify_tdx_under(
+    root: &[u8; 32],
+    body: &Value,
+    collateral: &Collateral,
+    at: UnixTime,
+) -> Result<Part, VerifyError> {
     let body: TdxBody = canonical::understood(body)?;
     let report = from_url_safe("hcl_report", &body.hcl_report)?;
     // The hardware's report in it can be checked on that machine alone: nothing is taken
@@ -71,7 +82,7 @@ pub(crate) fn verify_tdx(
     expect(&report, HardwareKind::Tdx)?;
     let quote = from_url_safe("td_quote", &body.td_quote)?;
     let travelled = body.collateral.as_ref();
-    let hardware = tdx::verify_quote(&quote, None, travelled, collateral, at)?;
+    let hardware = tdx::verify_quote(root, &quote, None, travelled, collateral, at)?;
     chain(&report, hardware, &body.tpm_quote, body.version)
 }
 

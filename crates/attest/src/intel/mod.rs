@@ -10,6 +10,9 @@
 //! earlier: that is told in the claims, and the policy judges it.
 
 mod fetch;
+mod sept_ve;
+#[cfg(test)]
+pub(crate) mod synthetic;
 mod verify;
 
 use std::fmt::{Display, Formatter};
@@ -17,7 +20,7 @@ use std::fmt::{Display, Formatter};
 use occlude_keys::hexadecimal_bytes;
 
 pub(crate) use fetch::wanted;
-pub(crate) use verify::{described, verify};
+pub(crate) use verify::{ROOT, described, verify};
 
 hexadecimal_bytes! {
     /// A family, model, platform and stepping of processors, as Intel numbers them.

@@ -2,12 +2,12 @@
 
 use dcap_qvl::quote::{AuthData, Quote};
 use dcap_qvl::verify::QuoteVerifier;
-use dcap_qvl::{Policy as QvlPolicy, QuoteClaims, QuoteCollateralV3};
+use dcap_qvl::{QuoteClaims, QuoteCollateralV3};
 use parity_scale_codec::Encode;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 
-use super::{IntelPlatform, TcbStatus};
+use super::{IntelPlatform, TcbStatus, sept_ve};
 use crate::certificate::{self, Chain};
 use crate::{Collateral, UnixTime, VerifyError, canonical};
 
@@ -16,7 +16,7 @@ const MAX_QUOTE_BYTES: usize = 32 * 1024;
 
 /// SHA-256 of Intel's root certificate ("Intel SGX Root CA"), which comes along with
 /// every quote.
-const ROOT: [u8; 32] = [
+pub(crate) const ROOT: [u8; 32] = [
     0x44, 0xa0, 0x19, 0x6b, 0x2b, 0x99, 0xf8, 0x89, 0xb8, 0xe1, 0x49, 0xe9, 0x5b, 0x80, 0x7a, 0x35,
     0x0e, 0x74, 0x24, 0x96, 0x43, 0x99, 0xe8, 0x85, 0xa7, 0xcb, 0xb8, 0xcc, 0xfa, 0xb6, 0x74, 0xd3,
 ];
@@ -36,17 +36,10 @@ pub(crate) struct VerifiedQuote {
     pub(crate) collateral_until: UnixTime,
 }
 
-/// Leaves the judgement to our own policy.
-struct Everything;
-
-impl QvlPolicy for Everything {
-    fn validate(&self, _: &QuoteClaims) -> anyhow::Result<()> {
-        Ok(())
-    }
-}
-
-/// Verifies a quote as of `at`, with collateral that came along or is the verifier's.
+/// Verifies a quote as of `at`, under the root with this SHA-256, with collateral that came
+/// along or is the verifier's.
 pub(crate) fn verify(
+    root: &[u8; 32],
     bytes: &[u8],
     travelled: Option<&QuoteCollateralV3>,
     own: &Collateral,
@@ -72,7 +65,7 @@ pub(crate) fn verify(
                 hex::encode(fmspc)
             ),
         })?;
-    check_certificates(&pck, collateral, at)?;
+    let root = check_certificates(root, &pck, collateral, at)?;
     let until = UnixTime(dates.until);
     // It may bring another chain for the processor's key than the quote's, which is the
     // one that was checked.
@@ -80,10 +73,9 @@ pub(crate) fn verify(
         pck_certificate_chain: None,
         ..collateral.clone()
     };
-    let claims = QuoteVerifier::new_prod()
-        // Our own policy refuses debugging, and says so.
-        .allow_debug(true)
-        .verify_with_policy(bytes, collateral, at.min(until).0, &Everything)
+    // Our own policy refuses debugging, and says so.
+    let verifier = QuoteVerifier::new(root.to_vec()).allow_debug(true);
+    let claims = sept_ve::verify(verifier, bytes, quote, collateral, at.min(until))
         .map_err(|error| refused(&error))?;
     Ok(VerifiedQuote {
         platform: platform(&claims)?,
@@ -194,12 +186,13 @@ impl Dates {
 }
 
 /// Every certificate must hold now, whenever the collateral was to be replaced, and none
-/// of them may be on a list.
+/// of them may be on a list. The root that they lead to is returned.
 fn check_certificates(
+    root: &[u8; 32],
     pck: &[CertificateDer<'static>],
     collateral: &QuoteCollateralV3,
     at: UnixTime,
-) -> Result<(), VerifyError> {
+) -> Result<CertificateDer<'static>, VerifyError> {
     let lists = [collateral.root_ca_crl.clone(), collateral.pck_crl.clone()];
     let chain = |what: &'static str, pem: &str| {
         let chain = certificate::from_pem_or_der(what, pem.as_bytes())?;
@@ -213,12 +206,11 @@ fn check_certificates(
             &collateral.qe_identity_issuer_chain,
         )?,
     ];
-    let root = chains
+    let found = chains
         .iter()
         .flat_map(|(_, chain)| chain)
-        .find(|certificate| Sha256::digest(certificate)[..] == ROOT)
-        .map(certificate::pinned_root);
-    let roots: Vec<_> = root.into_iter().collect();
+        .find(|certificate| Sha256::digest(certificate)[..] == root[..]);
+    let roots: Vec<_> = found.into_iter().map(certificate::pinned_root).collect();
     for (what, chain) in &chains {
         let [leaf, intermediates @ ..] = &chain[..] else {
             return Err(VerifyError::CollateralMissing {
@@ -234,7 +226,11 @@ fn check_certificates(
         }
         .verify(at)?;
     }
-    Ok(())
+    found
+        .cloned()
+        .ok_or_else(|| VerifyError::CollateralMissing {
+            what: "Intel's root certificate".to_owned(),
+        })
 }
 
 fn platform(claims: &QuoteClaims) -> Result<IntelPlatform, VerifyError> {

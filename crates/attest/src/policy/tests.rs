@@ -257,6 +257,7 @@ fn the_guides_example_is_a_policy_that_names_every_field() {
         "clients",
         "paravisors",
         "require-secure-boot",
+        "require-sept-ve-disable",
         "allow-console",
         "attestation-keys",
         "roots",

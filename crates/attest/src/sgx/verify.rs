@@ -34,7 +34,13 @@ pub(crate) fn verify(
 ) -> Result<Part, VerifyError> {
     let body: Body = canonical::understood(body)?;
     let bytes = canonical::from_base64("quote", &body.quote)?;
-    let quote = intel::verify(&bytes, body.collateral.as_ref(), collateral, at)?;
+    let quote = intel::verify(
+        &intel::ROOT,
+        &bytes,
+        body.collateral.as_ref(),
+        collateral,
+        at,
+    )?;
     let Report::SgxEnclave(report) = &quote.claims.report else {
         return Err(VerifyError::Unsupported {
             what: "a quote of a TDX guest as evidence of sgx".to_owned(),

@@ -27,6 +27,21 @@ hexadecimal_bytes! {
     pub TdxAttributes, 8
 }
 
+impl TdxAttributes {
+    /// The bit of `SEPT_VE_DISABLE`, in the fourth byte.
+    pub(crate) const SEPT_VE_DISABLE: u8 = 0x10;
+
+    /// Whether the host may debug the guest.
+    pub(crate) fn debug(&self) -> bool {
+        self.as_bytes()[0] & 1 != 0
+    }
+
+    /// Whether the guest gets no exception where the host took a page away.
+    pub(crate) fn sept_ve_disable(&self) -> bool {
+        self.as_bytes()[3] & Self::SEPT_VE_DISABLE != 0
+    }
+}
+
 /// What a verified quote says besides what all evidence says.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]

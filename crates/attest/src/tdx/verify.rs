@@ -7,7 +7,7 @@ use dcap_qvl::quote::{Report, TDReport10};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{TdxDigest, TdxPlatform};
+use super::{TdxAttributes, TdxDigest, TdxPlatform};
 use crate::binding::BindingForm;
 use crate::event_log::{Algorithm, EventLog};
 use crate::intel;
@@ -28,9 +28,6 @@ pub(super) struct Body {
     pub(super) collateral: Option<QuoteCollateralV3>,
 }
 
-/// The bit of a guest's attributes that lets the host debug it.
-const DEBUG: u8 = 1;
-
 pub(crate) fn verify(
     body: &Value,
     collateral: &Collateral,
@@ -40,19 +37,20 @@ pub(crate) fn verify(
     let quote = canonical::from_base64("quote", &body.quote)?;
     let event_log = body.cc_eventlog.as_deref().filter(|log| !log.is_empty());
     let travelled = body.collateral.as_ref();
-    verify_quote(&quote, event_log, travelled, collateral, at)
+    verify_quote(&intel::ROOT, &quote, event_log, travelled, collateral, at)
 }
 
-/// Verifies a quote's bytes, with the event log (base64) and Intel's collateral if they
-/// came along.
+/// Verifies a quote's bytes, under the root with this SHA-256, with the event log (base64)
+/// and Intel's collateral if they came along.
 pub(crate) fn verify_quote(
+    root: &[u8; 32],
     quote: &[u8],
     event_log: Option<&str>,
     travelled: Option<&QuoteCollateralV3>,
     collateral: &Collateral,
     at: UnixTime,
 ) -> Result<Part, VerifyError> {
-    let quote = intel::verify(quote, travelled, collateral, at)?;
+    let quote = intel::verify(root, quote, travelled, collateral, at)?;
     let report = match &quote.claims.report {
         Report::TD10(report) => report,
         Report::TD15(report) => &report.base,
@@ -63,6 +61,7 @@ pub(crate) fn verify_quote(
             });
         }
     };
+    let attributes = TdxAttributes::from(report.td_attributes);
     let event_log_entries = event_log
         .map(|log| check_event_log(log, report))
         .transpose()?;
@@ -75,7 +74,7 @@ pub(crate) fn verify_quote(
             protection: Protection::ConfidentialMemory,
             measurement: report.mr_td.into(),
             configuration: ConfigurationDigest::of_launch(&report.mr_config_id),
-            debug: report.td_attributes[0] & DEBUG != 0,
+            debug: attributes.debug(),
             verified_at: at,
             collateral_until: Some(quote.collateral_until),
             additional: Vec::new(),
@@ -85,7 +84,7 @@ pub(crate) fn verify_quote(
                 mr_config_id: report.mr_config_id.into(),
                 mr_owner: report.mr_owner.into(),
                 mr_owner_config: report.mr_owner_config.into(),
-                attributes: report.td_attributes.into(),
+                attributes,
                 xfam: report.xfam.into(),
                 quote_version: quote.claims.header.version,
                 event_log_entries,

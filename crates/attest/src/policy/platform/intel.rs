@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{at_least, check, one_of};
+use super::{at_least, check, one_of, setting};
 use crate::Refusal;
 use crate::intel::{IntelPlatform, TcbStatus};
 use crate::sgx::{SgxMemory, SgxPlatform, SgxSigner};
@@ -25,6 +25,7 @@ pub(in crate::policy) struct TdxPolicy {
     modules: Option<Vec<TdxDigest>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     owners: Option<Vec<TdxDigest>>,
+    require_sept_ve_disable: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +57,7 @@ impl Default for TdxPolicy {
             rtmr3: None,
             modules: None,
             owners: None,
+            require_sept_ve_disable: true,
         }
     }
 }
@@ -88,6 +90,7 @@ impl TdxPolicy {
             // Intel updates it while guests run.
             modules: None,
             owners: Some(vec![seen.mr_owner]),
+            require_sept_ve_disable: seen.attributes.sept_ve_disable(),
         }
     }
 
@@ -110,6 +113,10 @@ impl TdxPolicy {
             if let Some(accepted) = accepted {
                 one_of(field, found, accepted)?;
             }
+        }
+        if self.require_sept_ve_disable {
+            let found = found.attributes.sept_ve_disable();
+            setting("tdx.require-sept-ve-disable", found, true)?;
         }
         Ok(())
     }

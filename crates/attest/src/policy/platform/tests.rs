@@ -168,7 +168,7 @@ fn guest() -> TdxPlatform {
         mr_config_id: [0; 48].into(),
         mr_owner: [6; 48].into(),
         mr_owner_config: [0; 48].into(),
-        attributes: [0; 8].into(),
+        attributes: [0, 0, 0, 0x10, 0, 0, 0, 0].into(),
         xfam: [0; 8].into(),
         quote_version: 4,
         event_log_entries: None,

@@ -44,11 +44,11 @@ test: test-image build postgresql test-packages node-tests ## every test, fuzz t
 	@$(VENV_PYTHON) scripts/test.py --fuzz-seconds $(FUZZ_SECONDS)
 
 .PHONY: build
-build: onnxruntime ## target/release/occlude, with the simulated TEE (for development)
+build: onnxruntime ## target/release/occlude, with the simulated TEE and switches that weaken it (for development)
 	$(CARGO) build --release --locked --package occlude-cli --features simulated
 
 .PHONY: release
-release: production ## target/production/occlude, without the simulated TEE
+release: production ## target/production/occlude, without the simulated TEE and without switches
 
 # Both builds share one target folder, so that the dependencies are compiled once;
 # the copy keeps the production binary when `make build` links the other again.
@@ -59,6 +59,8 @@ production: onnxruntime
 	@install -m 0755 $(DEVELOPMENT)/occlude $(PRODUCTION)/occlude
 	@! grep --quiet --text occlude/v1/simulated-evidence $(PRODUCTION)/occlude || \
 	    { rm $(PRODUCTION)/occlude; echo "error: the production build holds the simulated TEE" >&2; exit 1; }
+	@! grep --quiet --text OCCLUDE_WEAKENING $(PRODUCTION)/occlude || \
+	    { rm $(PRODUCTION)/occlude; echo "error: the production build can be weakened" >&2; exit 1; }
 	@install -m 0755 $(ONNXRUNTIME) $(PRODUCTION)/
 
 .PHONY: onnxruntime

@@ -76,6 +76,9 @@ pub enum CollectError {
         /// The kind.
         tee: TeeKind,
     },
+    /// A process whose protections were left out on purpose.
+    #[error("a weakened process gets no evidence of hardware: only the simulated TEE")]
+    Weakened,
     /// This machine shows no TEE that hides its memory.
     #[error(
         "no TEE that hides memory is present: `occlude tee list` says what is missing of each; the simulated one is never chosen, only named"
@@ -139,6 +142,10 @@ impl Attester {
                 presence::automatic(&machine).ok_or(CollectError::NonePresent)?
             }
         };
+        // Hardware would say of it what it says of every other process of this build.
+        if occlude_weakening::any() && kind != TeeKind::Simulated {
+            return Err(CollectError::Weakened);
+        }
         let backend = match kind {
             TeeKind::Simulated => open_simulated(configuration.into())?,
             TeeKind::Se => {

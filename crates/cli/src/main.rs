@@ -30,6 +30,13 @@ fn main() -> std::process::ExitCode {
     // While this is the only thread. Where it cannot be done, without /proc for example,
     // commands that need ONNX Runtime refuse, and say how else.
     let _ = occlude_engine::forbid_telemetry();
+    let weakening = match occlude_weakening::start() {
+        Ok(weakening) => weakening,
+        Err(error) => {
+            output::error(&Failure::usage(error.to_string()));
+            return Exit::Usage.into();
+        }
+    };
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -50,9 +57,11 @@ fn main() -> std::process::ExitCode {
         tracing::debug!("a TLS provider was installed before");
     }
     logging::start(arguments.log_format);
-    // Whatever the command, it may hold a key: no core dump, no swap where allowed. A
-    // process that measures hardens itself where it measures Occlude.
-    if !matches!(arguments.command, Command::MeasureMemory) {
+    if let Some(weakening) = weakening {
+        tracing::warn!("WEAKENED on purpose: {weakening}");
+    }
+    // It may hold a key: no core dump, no swap where allowed.
+    if arguments.command.holds_secrets() {
         let hardening = occlude_engine::memory::harden_process();
         tracing::debug!(?hardening, "process hardened");
     }

@@ -13,6 +13,7 @@ use occlude_inference_protocol::{
     ServerMetadata,
 };
 use occlude_keys::{ModelId, ModelVersion};
+use occlude_weakening::Weakening;
 use tokio::sync::Mutex;
 use url::Url;
 
@@ -295,6 +296,9 @@ impl Client {
         session: &Session,
         request: &Request<Bytes>,
     ) -> Result<Option<Response<Bytes>>, ClientError> {
+        if occlude_weakening::is(Weakening::PlainChannel) {
+            return self.transport.exchange_plainly(request).await.map(Some);
+        }
         let (encapsulated, opener) = session.sender.seal(request).map_err(ClientError::Request)?;
         let limit = session
             .service

@@ -159,6 +159,28 @@ impl Transport {
         }
     }
 
+    /// Asks outside the channel: for a process that was weakened.
+    pub(crate) async fn exchange_plainly(
+        &self,
+        request: &http::Request<Bytes>,
+    ) -> Result<http::Response<Bytes>, ClientError> {
+        let mut url = self.channel.clone();
+        url.set_path(request.uri().path());
+        let response = self
+            .http
+            .request(request.method().clone(), url)
+            .headers(request.headers().clone())
+            .body(request.body().clone())
+            .send()
+            .await
+            .map_err(|error| self.unavailable(&error))?;
+        let mut plain = http::Response::new(Bytes::new());
+        *plain.status_mut() = response.status();
+        *plain.headers_mut() = response.headers().clone();
+        *plain.body_mut() = self.read(response, self.maximum_answer).await?;
+        Ok(plain)
+    }
+
     /// Reads a body up to a limit.
     async fn read(
         &self,

@@ -18,6 +18,8 @@ use occlude_onnx::{
     Replacement, Source, TensorProblem, splice,
 };
 
+use occlude_weakening::{Weakening, is};
+
 use crate::format::{
     ALIGNMENT, HIGHEST_OPSET, LOWEST_OPSET, MAX_INDEX, PAYLOAD_LOCATION, PRELUDE_LENGTH,
     SMALLEST_EXTRACTED,
@@ -302,6 +304,10 @@ fn resolve(tensor: &FoundTensor, location: &str, folder: &Path) -> Result<PathBu
         tensor: tensor.name.clone(),
         location: location.to_owned(),
     };
+    if is(Weakening::AnyPath) {
+        let path = folder.join(location);
+        return path.canonicalize().map_err(SealError::read(&path));
+    }
     let mut normal = 0;
     for component in Path::new(location).components() {
         match component {

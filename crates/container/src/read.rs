@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
 use occlude_keys::{ModelKey, OwnerPublic};
+use occlude_weakening::{Weakening, is};
 use subtle::ConstantTimeEq;
 
 use crate::chunk::{self, ChunkCipher, ChunkDigest};
@@ -150,9 +151,9 @@ impl Container {
                 found: Box::new(*header.owner()),
             });
         }
-        header
-            .check_signature()
-            .map_err(|_| ContainerError::BadSignature)?;
+        if header.check_signature().is_err() && !is(Weakening::AnySignature) {
+            return Err(ContainerError::BadSignature);
+        }
         let layout = header.layout();
         // At most MAX_CHUNKS, and the file has been found long enough.
         let mut digests = vec![[0; DIGEST_LENGTH]; layout.chunk_count as usize];
@@ -257,6 +258,9 @@ impl Chunks {
                 source,
             })?;
         // Holders of the model key could forge chunks; only the owner signs digests.
+        if is(Weakening::AnyChunk) {
+            return Ok(self.cipher.open_anyway(index, buffer));
+        }
         if chunk::digest(buffer) != self.digests[index as usize] {
             return Err(inauthentic());
         }

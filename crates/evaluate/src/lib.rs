@@ -9,17 +9,25 @@
 //! 3. [`cost::cost`] adds what else one would run, up to a whole [`deployment`] of
 //!    processes asked over its channel, takes the cost apart, and draws it.
 //!
+//! 4. [`protection::protection`] attacks such a deployment, as the operator, the network,
+//!    clients and makers of models would, and each check once more where the protection
+//!    that it is about was left out.
+//!
 //! What this does not do: it prints nothing, and it keeps no secret. The model that
 //! it measures lies in the clear on the caller's disk, and the keys that it seals with
 //! are thrown away. Its deployments listen on loopback alone, accept this very machine
 //! and program, and end with the measurement.
 //!
-//! Nobody is hostile here: whoever measures owns the model and the machine.
+//! Nobody is hostile here: whoever measures owns the model and the machine, and plays the
+//! attacker where it attacks.
 #![forbid(unsafe_code)]
 
 pub mod bench;
 pub mod cost;
 pub mod deployment;
 mod number;
+mod owner;
+mod processes;
+pub mod protection;
 
 pub use number::number;

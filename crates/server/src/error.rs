@@ -178,11 +178,19 @@ impl StartError {
             | Self::Open {
                 source: OpenError::Io { .. },
                 ..
+            }
+            | Self::Model {
+                source: LoadError::Open(OpenError::Io { .. }),
+                ..
             } => StartErrorKind::Failed,
             Self::KeyRefused { .. }
             | Self::SeveralOwners { .. }
             | Self::Container { .. }
             | Self::Open { .. }
+            | Self::Model {
+                source: LoadError::Open(_),
+                ..
+            }
             | Self::Replaced { .. }
             | Self::Tee(CollectError::SimulatedDisabled) => StartErrorKind::Refused,
             Self::KeyUnavailable { .. } => StartErrorKind::Unavailable,

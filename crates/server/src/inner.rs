@@ -5,13 +5,14 @@
 //! Answers say nothing about the model but its metadata: what ONNX Runtime says
 //! when it fails names layers, and stays inside.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Extension, Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
@@ -20,6 +21,7 @@ use occlude_inference_protocol::{
     BINARY_TENSOR_EXTENSION, EncodeError, INFERENCE_HEADER_CONTENT_LENGTH, InferRequest,
     InferResponse, ModelMetadata, ModelReady, ServerLive, ServerMetadata, ServerReady,
 };
+use occlude_weakening::{Weakening, is};
 
 use crate::admission::Reservation;
 use crate::answer;
@@ -131,6 +133,9 @@ async fn model_metadata(
     ))
 }
 
+/// What a process that was weakened keeps.
+static KEPT: Mutex<Vec<Bytes>> = Mutex::new(Vec::new());
+
 async fn infer(
     State(inner): State<Arc<Inner>>,
     Path(named): Path<Named>,
@@ -145,6 +150,15 @@ async fn infer(
         .await
         .map_err(|_| InferError::bad_request("the body ended early"))?
         .to_bytes();
+    if is(Weakening::LoggedRequests) {
+        let body: String = body.iter().map(|byte| format!("{byte:02x}")).collect();
+        tracing::info!(body, "asked");
+    }
+    if is(Weakening::KeptRequests) {
+        KEPT.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(body.clone());
+    }
     let text = header_length.unwrap_or(body.len()).min(body.len());
     if is_mostly_text(text, body.len()) && reservation.reserve_text().is_err() {
         return Err(InferError::no_memory(NO_MEMORY_FOR_TEXT));
@@ -187,6 +201,9 @@ fn run(
         .map(|output| output.name.clone())
         .collect();
     let inputs = std::mem::take(&mut request.inputs);
+    if is(Weakening::EarlyAnswers) && !body.is_ascii() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let outputs = model
         .run_admitted(inputs, &requested, &admit)
         .map_err(|error| match error {

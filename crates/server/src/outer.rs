@@ -24,6 +24,7 @@ use occlude_channel::{
     Gateway, KEY_PROBLEM_TYPE, OpenError, REQUEST_MEDIA_TYPE, RESPONSE_MEDIA_TYPE, Responder,
     SealError,
 };
+use occlude_weakening::{Weakening, is};
 use tower::ServiceExt;
 
 use crate::admission::{Admission, AnswerMemory, Memory, Overloaded, Reservation};
@@ -159,6 +160,7 @@ async fn exchange(outer: &Arc<Outer>, request: Request) -> Result<Bytes, Refusal
             let answer = answer::error(StatusCode::BAD_REQUEST, reason.to_string());
             return seal(*responder, whole(answer).await, Arc::new(reservation)).await;
         }
+        Err(_) if is(Weakening::Fragile) => std::process::abort(),
         Err(error) => return Err(not_opened(&error)),
     };
     outer.metrics.encapsulation("opened");
@@ -173,14 +175,19 @@ async fn exchange(outer: &Arc<Outer>, request: Request) -> Result<Bytes, Refusal
 impl Outer {
     /// Reads a body and reserves what the request takes.
     async fn receive(&self, request: Request) -> Result<(Bytes, Reservation), Refusal> {
+        let maximum = if is(Weakening::NoLimits) {
+            u64::MAX
+        } else {
+            self.maximum_request
+        };
         let declared = request
             .headers()
             .get(CONTENT_LENGTH)
             .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        if declared.is_some_and(|length| length > self.maximum_request) {
+        if declared.is_some_and(|length| length > maximum) {
             return Err(self.too_large());
         }
-        let read = self.read(request.into_body());
+        let read = self.read(request.into_body(), maximum);
         let Ok(read) = tokio::time::timeout(self.body_time, read).await else {
             return Err(Refusal::new(
                 "slow",
@@ -196,7 +203,7 @@ impl Outer {
     }
 
     /// Reads a body, reserving memory for what came and not for what was declared.
-    async fn read(&self, mut body: Body) -> Result<(Bytes, Memory), Refusal> {
+    async fn read(&self, mut body: Body, maximum: u64) -> Result<(Bytes, Memory), Refusal> {
         let mut memory = self.admission.begin()?;
         let mut read = Vec::new();
         while let Some(frame) = body.frame().await {
@@ -208,7 +215,7 @@ impl Outer {
                 continue;
             };
             let length = (read.len() + data.len()) as u64;
-            if length > self.maximum_request {
+            if length > maximum {
                 return Err(self.too_large());
             }
             memory.grow(length)?;
@@ -222,6 +229,22 @@ impl Outer {
     async fn answer(&self, request: http::Request<Bytes>) -> http::Response<Bytes> {
         let Ok(response) = self.inner.clone().oneshot(request.map(Body::from)).await;
         whole(response).await
+    }
+
+    /// Answers outside the channel: for a process that was weakened.
+    async fn answer_plainly(&self, request: Request) -> Response {
+        let (method, uri) = (request.method().clone(), request.uri().clone());
+        let headers = request.headers().clone();
+        let (body, reservation) = match self.receive(request).await {
+            Ok(received) => received,
+            Err(refusal) => return refusal.into_response(),
+        };
+        let mut request = http::Request::new(body);
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
+        request.extensions_mut().insert(Arc::new(reservation));
+        self.answer(request).await.map(Body::from)
     }
 
     /// Replaces and destroys the channel's keys that are due.
@@ -393,7 +416,10 @@ async fn metrics(State(outer): State<Arc<Outer>>) -> Response {
         .into_response()
 }
 
-async fn not_encapsulated() -> Response {
+async fn not_encapsulated(State(outer): State<Arc<Outer>>, request: Request) -> Response {
+    if is(Weakening::PlainChannel) {
+        return outer.answer_plainly(request).await;
+    }
     answer::error(
         StatusCode::MISDIRECTED_REQUEST,
         "inference is answered only inside the channel: use `occlude infer` or `occlude proxy`",

@@ -10,6 +10,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use occlude_weakening::Weakening;
 use zeroize::Zeroizing;
 
 use crate::cipher::CipherKind;
@@ -229,7 +230,7 @@ impl Sealer {
         let opened = self
             .cipher
             .open(source, ticket.number, associated, &ticket.tag, out);
-        if opened {
+        if opened || occlude_weakening::is(Weakening::AnyPanel) {
             Ok(())
         } else {
             Err(OpenError::Inauthentic { name })

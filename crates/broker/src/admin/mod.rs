@@ -19,6 +19,7 @@ use occlude_keys::{
     Domain, HeaderDigest, ModelId, ModelKey, ModelVersion, OwnerFingerprint, OwnerKey, OwnerPublic,
     Signature,
 };
+use occlude_weakening::{Weakening, is};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -201,13 +202,14 @@ impl SignedRequest {
         let mut signature: Signature = [0; 64];
         hex::decode_to_slice(&self.signature, &mut signature)
             .map_err(|_| malformed("the signature is not 128 hexadecimal digits"))?;
-        self.owner
-            .verify(Domain::BrokerRequest, &bytes, &signature)
-            .map_err(|_| EnvelopeError::Signature)?;
+        let signed = self.owner.verify(Domain::BrokerRequest, &bytes, &signature);
+        if signed.is_err() && !is(Weakening::AnyOrder) {
+            return Err(EnvelopeError::Signature);
+        }
         let request: AdminRequest =
             serde_json::from_slice(&bytes).map_err(|error| malformed(&error.to_string()))?;
         let signer = self.owner.fingerprint();
-        if request.owner != signer {
+        if request.owner != signer && !is(Weakening::AnyOrder) {
             return Err(EnvelopeError::ForeignOwner {
                 owner: request.owner,
                 signer,

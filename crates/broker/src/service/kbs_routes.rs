@@ -20,6 +20,7 @@ use occlude_attest::{
     AdditionalEvidence, Claims, Evidence, LastingVerifier, PolicyFile, TeeKind, UnixTime,
 };
 use occlude_keys::{HeaderDigest, ModelKey, OwnerFingerprint};
+use occlude_weakening::{Weakening, is};
 use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
@@ -255,7 +256,7 @@ fn judge_release<'a>(
         .map_err(Problem::tampered)?
         .ok_or_else(unknown_resource)?;
     let record = &model.record;
-    if record.version < model.below_version {
+    if record.version < model.below_version && !is(Weakening::AnyVersion) {
         return Err(Problem::forbidden(format!(
             "version {} of {} is withdrawn: the lowest that still gets its key is {}",
             record.version, record.id, model.below_version

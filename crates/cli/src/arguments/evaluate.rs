@@ -1,4 +1,4 @@
-//! `occlude evaluate`: what protection costs.
+//! `occlude evaluate`: what protection costs, and whether it protects.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -20,6 +20,43 @@ pub(crate) struct EvaluateArguments {
 pub(crate) enum EvaluateAction {
     /// Measure what protection costs for a model, on this machine.
     Cost(EvaluateCostArguments),
+    /// Attack a deployment on this machine, and see whether its protections hold.
+    Protection(EvaluateProtectionArguments),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each check starts a deployment of its own on loopback (an owner, a broker, servers, users) with
+a model that is made for it, attacks it as its attacker could, and says what was tried and what
+was seen. The cloud's operator is root on the host, and so has to be whoever runs this.
+
+A development build runs each check once more on a deployment without the protection that the
+check is about, and expects it to fail: a check that cannot fail shows nothing. Such a
+deployment says in its evidence that it is being debugged, and others refuse it.
+
+What no check can try is whether a TEE keeps root out of live memory: that is its hardware's
+promise.
+
+Everything lies in temporary folders, and is removed. The last line counts; where a check did
+not hold or could not be carried out, or a weakening went unnoticed, the exit code is 1.
+
+Examples:
+  occlude evaluate protection
+  occlude evaluate protection --json protection.json
+  occlude evaluate protection --check replayed-request --check wires")]
+pub(crate) struct EvaluateProtectionArguments {
+    /// Only this check; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) check: Vec<String>,
+    /// The TEE that this machine is; `auto` looks, and takes the simulated one where there is
+    /// none.
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    pub(crate) tee: TeeChoice,
+    #[command(flatten)]
+    pub(crate) collateral: CollateralArguments,
+    /// Write what came of each check here as JSON, replacing what is there.
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) json: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -16,7 +16,9 @@ pub(crate) use attest::{
 };
 use bytesize::ByteSize;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-pub(crate) use evaluate::{EvaluateAction, EvaluateArguments, EvaluateCostArguments};
+pub(crate) use evaluate::{
+    EvaluateAction, EvaluateArguments, EvaluateCostArguments, EvaluateProtectionArguments,
+};
 use occlude_attest::TeeChoice;
 use occlude_engine::{CipherKind, LargestShape, Spill};
 use occlude_evaluate::bench::Budget;
@@ -76,13 +78,28 @@ pub(crate) enum Command {
     Proxy(ProxyArguments),
     /// Measure time and memory against plain ONNX Runtime.
     Bench(BenchArguments),
-    /// Measure, for others to see, what protection costs.
+    /// Measure, for others to see, what protection costs, and whether it holds.
     Evaluate(EvaluateArguments),
     /// One process of `bench`, which measures its own memory.
     #[command(hide = true)]
     MeasureMemory,
     /// Print a shell's completions.
     Completions(CompletionsArguments),
+}
+
+impl Command {
+    /// Whether it may hold somebody's key or data. A process that measures hardens itself
+    /// where it measures Occlude; one that attacks has processes of its own attacked, which
+    /// would inherit its limits.
+    pub(crate) fn holds_secrets(&self) -> bool {
+        !matches!(
+            self,
+            Self::MeasureMemory
+                | Self::Evaluate(EvaluateArguments {
+                    action: EvaluateAction::Protection(_)
+                })
+        )
+    }
 }
 
 #[derive(Debug, Args)]

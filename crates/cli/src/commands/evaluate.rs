@@ -5,17 +5,22 @@ use occlude_engine::LibrarySearch;
 use occlude_evaluate::bench::BenchOptions;
 use occlude_evaluate::cost::{self, CostReport};
 use occlude_evaluate::deployment::{DeploymentOptions, Running};
+use occlude_evaluate::protection::{self, CheckReport, ProtectionOptions, Verdict};
 
-use crate::arguments::{EvaluateAction, EvaluateArguments, EvaluateCostArguments};
+use crate::arguments::{
+    EvaluateAction, EvaluateArguments, EvaluateCostArguments, EvaluateProtectionArguments,
+};
 use crate::commands::{self, bench};
 use crate::failure::Failure;
 use crate::output::{self, Activity};
 
 pub(crate) async fn run(arguments: EvaluateArguments) -> Result<(), Failure> {
-    let EvaluateAction::Cost(arguments) = arguments.action;
     let running = Running::default();
-    let deployed = running.clone();
-    let mut measuring = tokio::task::spawn_blocking(move || cost(&arguments, deployed));
+    let started = running.clone();
+    let mut measuring = tokio::task::spawn_blocking(move || match arguments.action {
+        EvaluateAction::Cost(arguments) => cost(&arguments, started),
+        EvaluateAction::Protection(arguments) => protection(&arguments, started),
+    });
     tokio::select! {
         outcome = &mut measuring => outcome.map_err(Failure::failed)?,
         () = commands::shutdown_signal() => {
@@ -74,6 +79,78 @@ fn cost(arguments: &EvaluateCostArguments, running: Running) -> Result<(), Failu
         commands::write_file(path, cost::html(&report).as_bytes())?;
     }
     Ok(())
+}
+
+fn protection(arguments: &EvaluateProtectionArguments, running: Running) -> Result<(), Failure> {
+    if let Some(path) = &arguments.json {
+        commands::check_folder_of(path)?;
+    }
+    let tee = tee(arguments.tee)?.ok_or_else(|| {
+        Failure::usage(
+            "this machine has no TEE, and this build no simulated one: nothing serves here",
+        )
+    })?;
+    let options = ProtectionOptions {
+        binary: "/proc/self/exe".into(),
+        tee,
+        collateral: arguments.collateral.collateral.clone(),
+        only: arguments.check.clone(),
+        running,
+    };
+    let activity = Activity::new();
+    let report = protection::protection(&options, &mut |done, of, name| {
+        activity.is(format!("check {} of {of}: {name}", done + 1));
+    })
+    .map_err(|error| Failure::usage(format!("--check: {error}")))?;
+    drop(activity);
+    for check in &report.checks {
+        print_check(check);
+    }
+    output::line(&report.meaning);
+    if report.weakened() == 0 {
+        output::line(
+            "This build leaves no protection out: that each check can fail was not shown.",
+        );
+    }
+    if let Some(path) = &arguments.json {
+        let mut json = serde_json::to_vec_pretty(&report).map_err(Failure::failed)?;
+        json.push(b'\n');
+        commands::write_file(path, &json)?;
+    }
+    output::line(report.summary());
+    if report.complete() {
+        return Ok(());
+    }
+    Err(Failure::failed(anyhow::anyhow!(
+        "not everything held, or was noticed: see above"
+    )))
+}
+
+fn print_check(check: &CheckReport) {
+    let said = |verdict: &Verdict| match verdict {
+        Verdict::Held(seen) => ("held", seen.clone()),
+        Verdict::Broke(seen) => ("BROKE", seen.clone()),
+        Verdict::NotTried(reason) => ("NOT TRIED", reason.clone()),
+    };
+    let (verdict, seen) = said(&check.verdict);
+    let (name, attacker) = (check.name, check.attacker.name());
+    output::line(format_args!("{verdict}  {name} (the {attacker})"));
+    output::line(format_args!("  tried: {}", check.tried));
+    output::line(format_args!("  seen:  {seen}"));
+    if let Some(weakened) = &check.weakened {
+        let (verdict, seen) = said(&weakened.verdict);
+        let noticed = if weakened.caught() {
+            "noticed"
+        } else {
+            "NOT NOTICED"
+        };
+        output::line(format_args!(
+            "  weakened ({}): {noticed}: {}{seen}",
+            weakened.without,
+            if weakened.caught() { "" } else { verdict },
+        ));
+    }
+    output::line("");
 }
 
 /// The TEE to deploy in, if there is any.

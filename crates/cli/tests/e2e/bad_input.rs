@@ -461,12 +461,8 @@ fn empty_oversized_and_unknown_encapsulations_are_refused_and_nothing_is_lost() 
         &["--maximum-request", "1MiB"],
     );
     let server = Service::start(&mut command, owner.at("small.log"), address);
-    let request = |body: Vec<u8>| Seen {
-        method: "POST".to_owned(),
-        path_and_query: "/.well-known/occlude/channel".to_owned(),
-        content_type: "message/ohttp-req".to_owned(),
-        body,
-    };
+    let channel = "/.well-known/occlude/channel";
+    let request = |body| Seen::new("POST", channel, "message/ohttp-req", body);
     let post = |body: Vec<u8>| ask(address, &request(body));
     let refused = |given: Given, status: u16, reason: &str| {
         let body = String::from_utf8_lossy(&given.body).into_owned();
@@ -522,11 +518,8 @@ fn a_broker_that_is_down_or_lies_is_told_apart() {
              client error (Connect): tcp connect error: Connection refused (os error 111)"
         ),
     );
-    let liar = man_in_the_middle(|_| Given {
-        status: 200,
-        content_type: "application/json".to_owned(),
-        body: b"{\"nonce\": 7}".to_vec(),
-    });
+    let lie = b"{\"nonce\": 7}".to_vec();
+    let liar = man_in_the_middle(move |_| Given::new(200, "application/json", lie.clone()));
     serve(format!("http://{liar}")).fails_saying(4, &format!(
             "the key of model classifier version 1 is not to be had from the broker http://{liar}/: \
              the broker's answer to the challenge is malformed: invalid type: integer `7`, expected \

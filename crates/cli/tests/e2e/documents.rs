@@ -33,7 +33,12 @@ fn every_attack_names_tests_that_exist_or_says_that_there_is_none() {
     let mut known = BTreeSet::new();
     functions(&repository().join("crates"), &mut known);
     assert!(known.len() > 1000, "{}", known.len());
+    let checks = occlude_evaluate::protection::names();
+    known.extend(checks.iter().map(|name| (*name).to_owned()));
     let page = std::fs::read_to_string(repository().join("docs/attacks.md")).expect("readable");
+    for check in checks {
+        assert!(page.contains(&format!("`{check}`")), "{check} is not there");
+    }
     let mut rows = 0;
     for line in page.lines().filter(|line| line.starts_with("| ")) {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
@@ -46,7 +51,10 @@ fn every_attack_names_tests_that_exist_or_says_that_there_is_none() {
         rows += 1;
         let named: Vec<&str> = proof.split('`').skip(1).step_by(2).collect();
         for name in &named {
-            assert!(known.contains(*name), "{attack}: there is no test {name}");
+            assert!(
+                known.contains(*name),
+                "{attack}: there is no test and no check {name}"
+            );
         }
         if named.is_empty() {
             assert!(remains.contains("**Open**"), "{attack}: {remains}");

@@ -6,9 +6,11 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::deployment::text;
+use crate::support::deployment::{Owner, text};
 use crate::support::model;
-use crate::support::process::{Service, binary, free_address, occlude, run};
+use crate::support::process::{
+    Service, binary, free_address, occlude, production_binary, run, run_binary, said,
+};
 
 /// A folder with the small model.
 fn folder() -> tempfile::TempDir {
@@ -132,6 +134,85 @@ fn shown(home: &Path, page: &Path) -> Option<String> {
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Every attack fails, and each succeeds where the protection that it is about was left
+/// out, or the check would show nothing.
+#[test]
+fn every_protection_holds_and_every_weakening_is_caught() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let json = folder.path().join("protection.json");
+    let printed = run(["evaluate", "protection", "--json", text(&json)]).success();
+    let report: Value =
+        serde_json::from_slice(&std::fs::read(&json).expect("written")).expect("one JSON document");
+    let checks = report["checks"].as_array().expect("checks");
+    let names: Vec<&str> = checks
+        .iter()
+        .filter_map(|one| one["name"].as_str())
+        .collect();
+    assert_eq!(names, occlude_evaluate::protection::names());
+    for check in checks {
+        assert_eq!(check["verdict"], "held", "{check}");
+        assert_eq!(check["weakened"]["verdict"], "broke", "{check}");
+        assert!(!check["tried"].as_str().unwrap_or_default().is_empty());
+    }
+    let count = checks.len();
+    let last = printed.lines().last().unwrap_or_default();
+    assert_eq!(
+        last,
+        format!("{count} checks, {count} held, {count} of {count} weakenings caught")
+    );
+    assert!(printed.contains("The TEE is simulated"), "{printed}");
+}
+
+/// What could not be carried out is a shortfall, and is told.
+#[test]
+fn a_check_that_cannot_be_carried_out_is_none_that_held() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let copy = folder.path().join("occlude");
+    // Without the library beside it nothing serves.
+    std::fs::copy(binary(), &copy).expect("copied");
+    let said = run_binary(
+        &copy,
+        ["evaluate", "protection", "--check", "replayed-request"],
+    );
+    let last = said.out.lines().last().unwrap_or_default();
+    assert_eq!(
+        last, "1 checks, 0 held, 0 of 1 weakenings caught",
+        "{}",
+        said.out
+    );
+    assert!(
+        said.out.contains("NOT TRIED  replayed-request"),
+        "{}",
+        said.out
+    );
+    said.fails_saying(1, "not everything held, or was noticed: see above");
+    run(["evaluate", "protection", "--check", "everything"]).fails_with(2, "there is no check");
+}
+
+/// Whoever left a protection out has evidence that says so, and nobody else believes it.
+#[test]
+fn a_weakened_process_is_refused_by_every_other() {
+    let owner = Owner::new(95, &binary());
+    let address = free_address();
+    let mut command = owner.serve_command(&binary(), "model.occ", address, &[]);
+    command.env("OCCLUDE_WEAKENING", "no-padding");
+    let weakened = Service::spawn(&mut command, owner.at("weakened.log"), address);
+    weakened.ends().fails_with(3, "debug");
+    let mut unknown = occlude(&binary());
+    unknown
+        .env("OCCLUDE_WEAKENING", "everything")
+        .args(["tee", "list"]);
+    said(&unknown.output().expect("it runs"))
+        .fails_saying(2, "OCCLUDE_WEAKENING=everything: no such weakening");
+    let Some(production) = production_binary() else {
+        return;
+    };
+    let mut deaf = occlude(&production);
+    deaf.env("OCCLUDE_WEAKENING", "everything")
+        .args(["tee", "list"]);
+    said(&deaf.output().expect("it runs")).success();
+}
+
 #[test]
 fn an_interrupted_evaluation_leaves_nothing() {
     let folder = folder();
@@ -147,10 +228,11 @@ fn an_interrupted_evaluation_leaves_nothing() {
     let evaluation = Service::spawn(&mut command, log, free_address());
     let begun = std::time::Instant::now();
     let server_log = || {
-        let mut entries = std::fs::read_dir(&temporary).expect("readable");
-        entries.next().is_some_and(|entry| {
-            let folder = entry.expect("an entry").path();
-            folder.join("server.log").exists()
+        let folders = std::fs::read_dir(&temporary).expect("readable").flatten();
+        let files = folders.flat_map(|folder| std::fs::read_dir(folder.path()));
+        files.flatten().flatten().any(|file| {
+            let name = file.file_name();
+            name.to_string_lossy().starts_with("server-")
         })
     };
     while !server_log() {

@@ -115,11 +115,7 @@ fn a_server_tells_totals_and_which_layer_is_too_large_and_names_none() {
     owner
         .infer(&server.url(), "policy.toml", &model::secret_input(203))
         .success();
-    let mut two = model::npy(&[0.5; 128]);
-    let shape = two.windows(8).position(|window| window == b"(1, 128)");
-    let shape = shape.expect("a shape");
-    two[shape..shape + 8].copy_from_slice(b"(2, 64) ");
-    std::fs::write(owner.at("two.npy"), two).expect("written");
+    std::fs::write(owner.at("two.npy"), model::npy(&[0.5; 128])).expect("written");
     run([
         "infer",
         &server.url(),

@@ -3,5 +3,4 @@
 pub(crate) mod deployment;
 pub(crate) mod model;
 pub(crate) mod process;
-pub(crate) mod search;
 pub(crate) mod wire;

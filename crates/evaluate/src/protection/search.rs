@@ -10,13 +10,18 @@ const DISTINCT: usize = 7;
 const SHORTEST_NAME: usize = 8;
 
 /// Secrets, cut into every window of 16 bytes.
-pub(crate) struct Secrets {
+#[derive(Debug)]
+pub struct Secrets {
     windows: HashSet<[u8; WINDOW]>,
     names: Vec<String>,
 }
 
 impl Secrets {
-    pub(crate) fn new<'a>(bytes: impl IntoIterator<Item = &'a [u8]>, names: &[String]) -> Self {
+    /// Of some bytes, and names.
+    ///
+    /// # Panics
+    /// Never: windows have one length.
+    pub fn new<'a>(bytes: impl IntoIterator<Item = &'a [u8]>, names: &[String]) -> Self {
         let windows = bytes
             .into_iter()
             .flat_map(|secret| secret.windows(WINDOW))
@@ -32,7 +37,8 @@ impl Secrets {
     }
 
     /// Where a secret stands in `bytes`: its offset, and its name if it is one.
-    pub(crate) fn find(&self, bytes: &[u8]) -> Option<(usize, Option<&str>)> {
+    #[must_use]
+    pub fn find(&self, bytes: &[u8]) -> Option<(usize, Option<&str>)> {
         let window = bytes.windows(WINDOW).position(|window| {
             <[u8; WINDOW]>::try_from(window).is_ok_and(|window| self.windows.contains(&window))
         });
@@ -48,7 +54,9 @@ impl Secrets {
     }
 
     /// How many windows and names are searched for.
-    pub(crate) fn len(&self) -> usize {
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "it is a count for people")]
+    pub fn len(&self) -> usize {
         self.windows.len() + self.names.len()
     }
 }

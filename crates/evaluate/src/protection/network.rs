@@ -1,0 +1,412 @@
+//! Somebody on the way, and somebody who asks: messages altered, repeated, malformed,
+//! counted and timed.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use occlude_weakening::Weakening;
+
+use super::site::{MODEL, Middle, Site, is_of_a_model, judge, tidy};
+use super::wire::{Given, Seen as Request, ask, ask_announcing};
+use super::{Attacker, Check, Seen, model};
+use crate::processes::{DeploymentError, Service, failed, free_address};
+
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        name: "replayed-request",
+        attacker: Attacker::Network,
+        tried: "send a recorded request once more, at once and after the server was restarted",
+        weakening: Weakening::NoReplayMemory,
+        carry_out: replayed_request,
+    },
+    Check {
+        name: "altered-answer",
+        attacker: Attacker::Network,
+        tried: "change one byte of an answer, at several places",
+        weakening: Weakening::PlainChannel,
+        carry_out: altered_answer,
+    },
+    Check {
+        name: "plain-answer",
+        attacker: Attacker::Network,
+        tried: "answer a request with a result that was never encapsulated, and ask the server \
+                without encapsulating",
+        weakening: Weakening::PlainChannel,
+        carry_out: plain_answer,
+    },
+    Check {
+        name: "malformed-messages",
+        attacker: Attacker::Client,
+        tried: "send requests that are empty, cut, put together otherwise, or changed at several \
+                places, and see whether others are served",
+        weakening: Weakening::Fragile,
+        carry_out: malformed_messages,
+    },
+    Check {
+        name: "oversized-message",
+        attacker: Attacker::Client,
+        tried: "announce a request of a terabyte",
+        weakening: Weakening::NoLimits,
+        carry_out: oversized_message,
+    },
+    Check {
+        name: "message-sizes",
+        attacker: Attacker::Network,
+        tried: "tell requests of different inputs apart by their length, and answers and errors by \
+                theirs",
+        weakening: Weakening::NoPadding,
+        carry_out: message_sizes,
+    },
+    Check {
+        name: "answer-times",
+        attacker: Attacker::Network,
+        tried: "tell an input of zeros from a random one by how long the answer takes: in turns, \
+                Mann-Whitney test",
+        weakening: Weakening::EarlyAnswers,
+        carry_out: answer_times,
+    },
+];
+
+/// A genuine request, encapsulated, as somebody on the way has it.
+fn captured(site: &Site, server: &Service) -> Result<Request, DeploymentError> {
+    let middle = Middle::looking(server.address)?;
+    site.must_infer(&middle.url(), &model::secret_input(30))?;
+    let first = middle.exchanges().into_iter().next();
+    let (request, _) = first.ok_or_else(|| failed("recording a request")("none passed"))?;
+    Ok(request)
+}
+
+/// A refusal from outside of the channel.
+fn not_answered(when: &str, given: &Given) -> Result<String, String> {
+    if given.status == 200 {
+        return Err(format!("{when}: it was answered"));
+    }
+    Ok(format!("{when}: refused with {}", given.status))
+}
+
+fn replayed_request(site: &Site) -> Result<Seen, DeploymentError> {
+    const DOING: &str = "sending a request again";
+    let server = site.serve()?;
+    let request = captured(site, &server)?;
+    let at_once = ask(server.address, &request).map_err(failed(DOING))?;
+    drop(server);
+    let again = site.serve()?;
+    let restarted = ask(again.address, &request).map_err(failed(DOING))?;
+    Ok(judge([
+        not_answered("at once", &at_once),
+        not_answered("after a restart", &restarted),
+    ]))
+}
+
+fn altered_answer(site: &Site) -> Result<Seen, DeploymentError> {
+    let server = site.serve()?;
+    let input = model::secret_input(31);
+    let mut attempts = Vec::new();
+    for part in 1..12 {
+        let passed = AtomicUsize::new(0);
+        let middle = Middle::new(
+            server.address,
+            |_| (),
+            move |seen, given| {
+                // The first answer says what the model takes.
+                if is_of_a_model(seen) && passed.fetch_add(1, Ordering::SeqCst) > 0 {
+                    let place = given.body.len() * part / 12;
+                    given.body[place] ^= 1;
+                }
+            },
+        )?;
+        let said = site.infer(&middle.url(), &input)?;
+        attempts.push(match said.code {
+            0 => Err("a changed answer was taken for one".to_owned()),
+            _ => Ok(tidy(&said)),
+        });
+    }
+    Ok(judge(attempts))
+}
+
+fn plain_answer(site: &Site) -> Result<Seen, DeploymentError> {
+    const DOING: &str = "answering in the clear";
+    let server = site.serve()?;
+    let body = serde_json::json!({
+        "model_name": MODEL,
+        "outputs": [{
+            "name": model::OUTPUT, "datatype": "FP32", "shape": [1, 10],
+            "data": [1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        }],
+    });
+    let forged = Given::new(200, "application/json", body.to_string().into_bytes());
+    let middle = Middle::new(
+        server.address,
+        |_| (),
+        move |seen, given| {
+            if is_of_a_model(seen) {
+                *given = forged.clone();
+            }
+        },
+    )?;
+    let said = site.infer(&middle.url(), &model::secret_input(32))?;
+    let answer = match said.code {
+        0 => Err("a forged answer was taken for one".to_owned()),
+        _ => Ok(tidy(&said)),
+    };
+    let path = format!("/v2/models/{MODEL}/infer");
+    let asked = ask(
+        server.address,
+        &Request::new("POST", &path, "application/json", b"{}".to_vec()),
+    );
+    let asked = asked.map_err(failed(DOING))?;
+    let request = match asked.status {
+        421 => Ok("a request in the clear: refused with 421".to_owned()),
+        other => Err(format!("a request in the clear was answered with {other}")),
+    };
+    Ok(judge([answer, request]))
+}
+
+fn malformed_messages(site: &Site) -> Result<Seen, DeploymentError> {
+    let server = site.serve()?;
+    let genuine = captured(site, &server)?;
+    let body = &genuine.body;
+    let (first, second) = body.split_at(body.len() / 2);
+    let mut bodies = vec![
+        Vec::new(),
+        vec![0],
+        vec![0xff; 100],
+        first.to_vec(),
+        body[..body.len() - 1].to_vec(),
+        [second, first].concat(),
+        [body.as_slice(), b"more"].concat(),
+    ];
+    for place in (0..body.len()).step_by(body.len() / 12) {
+        let mut changed = body.clone();
+        changed[place] ^= 1;
+        bodies.push(changed);
+    }
+    let count = bodies.len();
+    let mut attempts = Vec::new();
+    for body in bodies {
+        let request = Request {
+            body,
+            ..genuine.clone()
+        };
+        attempts.push(match ask(server.address, &request) {
+            Ok(given) if given.status == 200 => Err("one was answered".to_owned()),
+            Ok(given) if given.status >= 500 => Err(format!("one led to {}", given.status)),
+            Ok(_) => Ok(String::new()),
+            Err(error) => Err(format!("one got no answer: {error}")),
+        });
+    }
+    let said = site.infer(&server.url(), &model::secret_input(33))?;
+    attempts.push(match said.code {
+        0 => Ok(String::new()),
+        _ => Err(format!("nobody is served afterwards: {}", said.reason())),
+    });
+    Ok(match judge(attempts) {
+        Seen::Held(_) => Seen::Held(format!("{count} refused, and the next one answered")),
+        broke @ Seen::Broke(_) => broke,
+    })
+}
+
+fn oversized_message(site: &Site) -> Result<Seen, DeploymentError> {
+    let server = site.serve()?;
+    let genuine = captured(site, &server)?;
+    let empty = Request {
+        body: Vec::new(),
+        ..genuine
+    };
+    let given = ask_announcing(server.address, &empty, 1 << 40, Duration::from_secs(3));
+    Ok(judge([match given {
+        Ok(given) if given.status == 413 => Ok("refused with 413, before it came".to_owned()),
+        Ok(given) => Err(format!("it led to {}", given.status)),
+        Err(_) => Err("the server waits for it".to_owned()),
+    }]))
+}
+
+fn message_sizes(site: &Site) -> Result<Seen, DeploymentError> {
+    let server = site.serve()?;
+    let middle = Middle::looking(server.address)?;
+    let one = model::secret_input(34);
+    // Twice the batch: another length inside, in the same bucket.
+    let two = [one.clone(), model::secret_input(35)].concat();
+    for input in [&one, &two] {
+        let said = site.infer(&middle.url(), input)?;
+        if said.code != 0 {
+            return Err(failed("asking for an answer")(said.reason()));
+        }
+    }
+    // A wrong input: an error, which is told inside.
+    let said = site.infer(&middle.url(), &one[..8])?;
+    if said.code == 0 {
+        return Err(failed("asking for an error")("it was answered"));
+    }
+    let exchanges = middle.exchanges();
+    let sizes = |which: fn(&(Request, Given)) -> usize| -> Vec<usize> {
+        let mut sizes: Vec<usize> = exchanges.iter().map(which).collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
+    };
+    let requests = sizes(|(seen, _)| seen.body.len());
+    let answers = sizes(|(_, given)| given.body.len());
+    let of = |what: &str, sizes: &[usize]| match sizes {
+        [one] => Ok(format!("{what} of {one} bytes")),
+        several => Err(format!("{what} of {several:?} bytes")),
+    };
+    Ok(judge([
+        of("requests", &requests),
+        of("answers and errors", &answers),
+    ]))
+}
+
+fn answer_times(site: &Site) -> Result<Seen, DeploymentError> {
+    const DOING: &str = "timing answers";
+    const RUNS: usize = 150;
+    let server = site.serve()?;
+    let address = free_address()?;
+    let (listen, policy) = (address.to_string(), site.owner.text(crate::owner::POLICY));
+    let proxy = [
+        "proxy",
+        &server.url(),
+        "--policy",
+        &policy,
+        "--listen",
+        &listen,
+    ];
+    let proxy = site.owner.grounds.binary.command(&proxy);
+    let proxy = site.owner.spawn(proxy, address)?.listening(DOING)?;
+    let time = |values: &[f32]| -> Result<f64, DeploymentError> {
+        let request = request(values);
+        let begun = Instant::now();
+        let given = ask(proxy.address, &request).map_err(failed(DOING))?;
+        let elapsed = begun.elapsed().as_secs_f64();
+        if given.status != 200 {
+            return Err(failed(DOING)(String::from_utf8_lossy(&given.body)));
+        }
+        Ok(elapsed)
+    };
+    let (zeros, random) = (vec![0.0; model::FEATURES], model::secret_input(36));
+    for _ in 0..20 {
+        time(&zeros)?;
+        time(&random)?;
+    }
+    let (mut of_zeros, mut of_random) = (Vec::new(), Vec::new());
+    for run in 0..RUNS {
+        // Each goes first as often as the other.
+        if run % 2 == 0 {
+            of_zeros.push(time(&zeros)?);
+            of_random.push(time(&random)?);
+        } else {
+            of_random.push(time(&random)?);
+            of_zeros.push(time(&zeros)?);
+        }
+    }
+    let test = MannWhitney::of(&of_zeros, &of_random);
+    let (zeros, random) = (median(&mut of_zeros), median(&mut of_random));
+    let seen = format!(
+        "medians of {RUNS} answers {:.2} and {:.2} ms, effect (rank-biserial) {:.2}, p = {:.2}",
+        zeros * 1e3,
+        random * 1e3,
+        test.effect,
+        test.p
+    );
+    Ok(if test.p < 0.001 && test.effect.abs() > 0.3 {
+        Seen::Broke(seen)
+    } else {
+        Seen::Held(seen)
+    })
+}
+
+/// A request whose tensor is binary data, so that its length says nothing of its values.
+fn request(values: &[f32]) -> Request {
+    let data: Vec<u8> = values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
+    let head = serde_json::json!({
+        "inputs": [{
+            "name": model::INPUT, "datatype": "FP32", "shape": [1, values.len()],
+            "parameters": {"binary_data_size": data.len()},
+        }],
+        "parameters": {"binary_data_output": true},
+    })
+    .to_string();
+    let length = head.len().to_string();
+    let path = format!("/v2/models/{MODEL}/infer");
+    let body = [head.into_bytes(), data].concat();
+    let mut request = Request::new("POST", &path, "application/octet-stream", body);
+    let begins = "inference-header-content-length".to_owned();
+    request.fields.push((begins, length));
+    request
+}
+
+/// Whether two samples are of one distribution (Mann and Whitney, "On a test of whether one
+/// of two random variables is stochastically larger than the other", 1947), by the normal
+/// approximation; ties are as good as none in times.
+struct MannWhitney {
+    /// Rank-biserial correlation: 0 where neither is larger, 1 and -1 where one always is.
+    effect: f64,
+    /// The chance of a difference like this where there is none.
+    p: f64,
+}
+
+impl MannWhitney {
+    fn of(one: &[f64], other: &[f64]) -> Self {
+        let (n, m) = (one.len() as f64, other.len() as f64);
+        let wins: f64 = one
+            .iter()
+            .flat_map(|x| other.iter().map(move |y| if x > y { 1.0 } else { 0.0 }))
+            .sum();
+        let deviation = (n * m * (n + m + 1.0) / 12.0).sqrt();
+        let z = (wins - n * m / 2.0) / deviation;
+        Self {
+            effect: 2.0 * wins / (n * m) - 1.0,
+            p: complementary_error(z.abs() / std::f64::consts::SQRT_2),
+        }
+    }
+}
+
+/// The complementary error function of a number that is not negative, to 1.5e-7
+/// (Abramowitz and Stegun, 7.1.26).
+fn complementary_error(x: f64) -> f64 {
+    let t = 1.0 / (1.0 + 0.327_591_1 * x);
+    let polynomial = [
+        1.061_405_429,
+        -1.453_152_027,
+        1.421_413_741,
+        -0.284_496_736,
+        0.254_829_592,
+    ]
+    .into_iter()
+    .fold(0.0, |sum, factor| sum * t + factor);
+    polynomial * t * (-x * x).exp()
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The chance beyond 1.96 standard deviations is every table's.
+    #[test]
+    fn a_difference_is_told_from_none() {
+        let (odd, even): (Vec<f64>, Vec<f64>) = (
+            (0..50).map(|n| f64::from(2 * n + 1)).collect(),
+            (0..50).map(|n| f64::from(2 * n)).collect(),
+        );
+        let none = MannWhitney::of(&odd, &even);
+        assert!(
+            none.effect.abs() < 0.03 && none.p > 0.8,
+            "{} {}",
+            none.effect,
+            none.p
+        );
+        let later: Vec<f64> = even.iter().map(|x| x + 1000.0).collect();
+        let all = MannWhitney::of(&later, &odd);
+        assert!((all.effect - 1.0).abs() < 1e-12 && all.p < 1e-15);
+        assert!((complementary_error(1.96 / std::f64::consts::SQRT_2) - 0.049_995_8).abs() < 1e-6);
+        assert!((complementary_error(0.0) - 1.0).abs() < 1e-6);
+    }
+}

@@ -49,7 +49,7 @@ pub use inspect::{
 };
 pub use new_file::OutputError;
 pub use open::{OpenContainer, OpenError};
-pub use read::{Container, ContainerError, SignedContainer};
+pub use read::{ChunkRepair, Container, ContainerError, SignedContainer};
 pub use seal::{SealError, SealOptions, Sealed, seal, seal_file};
 pub use unseal::{UnsealError, unseal_file};
 

@@ -83,6 +83,43 @@ pub(crate) struct ContainerFile {
     pub(crate) file: File,
     pub(crate) path: PathBuf,
     pub(crate) header: Header,
+    second: Option<Second>,
+}
+
+/// A second copy of a container's file, and who is told of what came from it.
+struct Second {
+    file: File,
+    tell: Box<dyn Fn(ChunkRepair) + Send + Sync>,
+}
+
+impl std::fmt::Debug for Second {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Second").finish_non_exhaustive()
+    }
+}
+
+/// How a chunk was had that could not be read from its place, or was not authentic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ChunkRepair {
+    /// It was right when it was read once more.
+    ReadAgain,
+    /// It came from the second copy, and was written back to the first.
+    Repaired,
+    /// It came from the second copy; the first takes nothing.
+    NotWritten,
+}
+
+impl ChunkRepair {
+    /// What it is called in metrics and logs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ReadAgain => "read-again",
+            Self::Repaired => "repaired",
+            Self::NotWritten => "not-written",
+        }
+    }
 }
 
 impl Container {
@@ -127,6 +164,7 @@ impl Container {
                 file,
                 path: path.to_owned(),
                 header,
+                second: None,
             },
         })
     }
@@ -174,6 +212,24 @@ impl SignedContainer {
         &self.file.header
     }
 
+    /// Reads chunks from a copy of the file too, where they are not authentic in the file
+    /// itself, and writes them back there; `tell` is called for each. Nothing in the copy is
+    /// believed but what has the digest that the owner signed.
+    ///
+    /// # Errors
+    /// [`ContainerError::Io`]: the copy cannot be opened.
+    pub fn with_copy(
+        mut self,
+        copy: &Path,
+        tell: impl Fn(ChunkRepair) + Send + Sync + 'static,
+    ) -> Result<Self, ContainerError> {
+        self.file.second = Some(Second {
+            file: File::open(copy).map_err(io_error(copy))?,
+            tell: Box::new(tell),
+        });
+        Ok(self)
+    }
+
     /// Reads every chunk and compares it with what the owner signed. No key needed.
     ///
     /// # Errors
@@ -186,7 +242,9 @@ impl SignedContainer {
         let layout = self.file.header.layout();
         let length = layout.sealed_chunk_length();
         let check = |index, buffer: &mut [u8]| {
-            self.file.read_chunk(index, buffer)?;
+            self.file
+                .read_chunk(index, buffer)
+                .map_err(io_error(&self.file.path))?;
             if chunk::digest(buffer) == self.digests[index as usize] {
                 Ok(())
             } else {
@@ -222,11 +280,36 @@ impl SignedContainer {
 
 impl ContainerFile {
     /// Copies one sealed chunk into private memory.
-    fn read_chunk(&self, index: u64, into: &mut [u8]) -> Result<(), ContainerError> {
-        let layout = self.header.layout();
-        self.file
-            .read_exact_at(into, layout.chunk_offset(index))
-            .map_err(io_error(&self.path))
+    fn read_chunk(&self, index: u64, into: &mut [u8]) -> io::Result<()> {
+        let offset = self.header.layout().chunk_offset(index);
+        self.file.read_exact_at(into, offset)
+    }
+
+    /// Has a chunk with this digest that was not read from its place: from there once more,
+    /// or from the second copy, and then it is written back. Whether it is in `into`.
+    fn recover(&self, index: u64, digest: &ChunkDigest, into: &mut [u8]) -> bool {
+        let Some(second) = &self.second else {
+            return false;
+        };
+        let offset = self.header.layout().chunk_offset(index);
+        if self.read_chunk(index, into).is_ok() && chunk::digest(into) == *digest {
+            (second.tell)(ChunkRepair::ReadAgain);
+            return true;
+        }
+        let read = second.file.read_exact_at(into, offset);
+        if read.is_err() || chunk::digest(into) != *digest {
+            return false;
+        }
+        // It was opened for reading: most of its users may not write it.
+        let written = File::options()
+            .write(true)
+            .open(&self.path)
+            .and_then(|file| file.write_all_at(into, offset));
+        (second.tell)(match written {
+            Ok(()) => ChunkRepair::Repaired,
+            Err(_) => ChunkRepair::NotWritten,
+        });
+        true
     }
 }
 
@@ -250,21 +333,22 @@ impl Chunks {
     /// authenticates the copy and decrypts it there.
     pub(crate) fn open<'b>(&self, index: u64, buffer: &'b mut [u8]) -> Result<&'b [u8], OpenError> {
         let inauthentic = || OpenError::Inauthentic { chunk: index };
-        self.file
-            .file
-            .read_exact_at(buffer, self.layout().chunk_offset(index))
-            .map_err(|source| OpenError::Io {
-                path: self.file.path.clone(),
-                source,
-            })?;
-        // Holders of the model key could forge chunks; only the owner signs digests.
+        let read = self.file.read_chunk(index, buffer);
+        let digest = &self.digests[index as usize];
+        if (read.is_ok() && chunk::digest(buffer) == *digest)
+            || self.file.recover(index, digest, buffer)
+        {
+            return self.cipher.open(index, buffer).map_err(|_| inauthentic());
+        }
+        read.map_err(|source| OpenError::Io {
+            path: self.file.path.clone(),
+            source,
+        })?;
         if is(Weakening::AnyChunk) {
             return Ok(self.cipher.open_anyway(index, buffer));
         }
-        if chunk::digest(buffer) != self.digests[index as usize] {
-            return Err(inauthentic());
-        }
-        self.cipher.open(index, buffer).map_err(|_| inauthentic())
+        // Holders of the model key could forge chunks; only the owner signs digests.
+        Err(inauthentic())
     }
 }
 

@@ -4,10 +4,11 @@ mod support;
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use occlude_container::{
-    Container, ContainerError, HEADER_LENGTH, Header, HeaderError, OpenError, SealOptions,
-    SignedContainer, UnsealError, model_key, seal_file, unseal_file,
+    ChunkRepair, Container, ContainerError, HEADER_LENGTH, Header, HeaderError, OpenError,
+    SealOptions, SignedContainer, UnsealError, model_key, seal_file, unseal_file,
 };
 use occlude_keys::{ModelKey, OwnerPublic};
 use support::{Folder, floats, key, model, node, noise, options, other_key, quiet, small_model};
@@ -287,6 +288,54 @@ fn a_flipped_bit_in_any_chunk_is_found_with_and_without_the_key() {
             assert!(matches!(error, OpenError::Inauthentic { chunk } if chunk == expected));
         }
     }
+}
+
+/// What came from a copy instead of the file, told chunk by chunk.
+fn open_all_with(path: &Path, copy: &Path) -> (Result<(), OpenError>, Vec<ChunkRepair>) {
+    let told: Arc<Mutex<Vec<ChunkRepair>>> = Arc::default();
+    let noted = Arc::clone(&told);
+    let signed = Container::read(path)
+        .unwrap()
+        .verify_owner(&key().public())
+        .unwrap()
+        .with_copy(copy, move |repair| noted.lock().unwrap().push(repair))
+        .unwrap();
+    let model_key = model_key(&key(), signed.header());
+    // The first chunk is read once when it is opened, and then once more.
+    let opened = signed
+        .open(&model_key)
+        .and_then(|open| open.verify_all(&mut quiet));
+    let told = std::mem::take(&mut *told.lock().unwrap());
+    (opened, told)
+}
+
+#[test]
+fn an_altered_chunk_comes_from_a_copy_and_is_written_back() {
+    let folder = Folder::new();
+    let (path, bytes) = sealed(&folder);
+    let copy = folder.write("copy.occ", &bytes);
+    let at = |chunk: usize| HEADER_LENGTH + chunk * CHUNK + 777;
+    assert!(matches!(open_all_with(&path, &copy), (Ok(()), told) if told.is_empty()));
+    for chunk in 0..4 {
+        std::fs::write(&path, flipped(&bytes, at(chunk))).unwrap();
+        let (opened, told) = open_all_with(&path, &copy);
+        opened.unwrap();
+        assert_eq!(told, [ChunkRepair::Repaired], "{chunk}");
+        assert!(std::fs::read(&path).unwrap() == bytes, "{chunk}");
+    }
+    // A copy is believed as little as the file.
+    let altered = flipped(&bytes, at(2));
+    std::fs::write(&path, &altered).unwrap();
+    let altered = folder.write("altered-copy.occ", &altered);
+    let (opened, told) = open_all_with(&path, &altered);
+    assert!(matches!(opened, Err(OpenError::Inauthentic { chunk: 2 })));
+    assert!(told.is_empty());
+    let other = folder.write("other.occ", &bytes[..HEADER_LENGTH]);
+    let (opened, _) = open_all_with(&path, &other);
+    assert!(matches!(opened, Err(OpenError::Inauthentic { chunk: 2 })));
+    let signed = verify(&bytes).unwrap();
+    let absent = signed.with_copy(Path::new("/no-such-copy.occ"), |_| ());
+    assert!(matches!(absent, Err(ContainerError::Io { .. })));
 }
 
 #[test]

@@ -50,7 +50,7 @@ pub use library::{
     RuntimeOptions,
 };
 pub use model::{LayerCounts, LoadOptions, Model, ProcessMemory, ProtectedMemory};
-pub use occlude_spill::{CipherError, CipherKind};
+pub use occlude_spill::{CipherError, CipherKind, Mirror, Repair};
 pub use plan::{Plan, PlannedLayer, SetBy, WeightKind};
 pub use spill::{Spill, UnknownSpill};
 pub use telemetry::{ForbidTelemetryError, forbid_telemetry};

@@ -108,7 +108,11 @@ impl<'a> Prepared<'a> {
         let (destination, borrowed) = match options.memory {
             ProtectedMemory::Resident => (layers::Destination::Resident, wholes(&survey)),
             ProtectedMemory::WeightShare(_) | ProtectedMemory::Bytes(_) => (
-                layers::Destination::Store(plan::cipher(options.cipher).0, &options.spill),
+                layers::Destination::Store(
+                    plan::cipher(options.cipher).0,
+                    &options.spill,
+                    options.mirror.as_ref(),
+                ),
                 vec![false; survey.layers().len()],
             ),
         };

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use occlude_container::OpenContainer;
 use occlude_inference_protocol::{Tensor, TensorMetadata};
-use occlude_spill::CipherKind;
+use occlude_spill::{CipherKind, Mirror};
 use ort::session::{NoSelectedOutputs, OutputSelector, RunOptions, SessionInputValue};
 use ort::value::{Outlet, ValueType};
 
@@ -93,6 +93,8 @@ pub struct LoadOptions {
     pub spill: Spill,
     /// What they are encrypted with there; `None` is the fastest on this processor.
     pub cipher: Option<CipherKind>,
+    /// Where they lie a second time, if a file does; `None` is nowhere.
+    pub mirror: Option<Mirror>,
 }
 
 /// Below this, opening a weight for each run costs more than it saves.
@@ -110,6 +112,7 @@ impl Default for LoadOptions {
             smallest_streamed: SMALLEST_STREAMED,
             spill: Spill::default(),
             cipher: None,
+            mirror: None,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use occlude_spill::{CipherKind, DirectStore, MappedStore, Store};
+use occlude_spill::{CipherKind, DirectStore, MappedStore, Mirror, Store};
 
 /// Where streamed weights lie. Either way only ciphertext does, which the host may have.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -54,12 +54,13 @@ impl fmt::Display for Spill {
 
 impl Spill {
     /// A store for the panels of these lengths, layer by layer, of the model that
-    /// `context` names.
+    /// `context` names. What is in memory has no mirror.
     pub(crate) fn store(
         &self,
         kind: CipherKind,
         layers: &[Vec<usize>],
         context: [u8; 32],
+        mirror: Option<&Mirror>,
     ) -> io::Result<Arc<dyn Store>> {
         Ok(match self {
             Self::SharedMemory => {
@@ -68,7 +69,7 @@ impl Spill {
                 Arc::new(MappedStore::new(kind, length, context)?)
             }
             Self::Direct(folder) => {
-                let store = DirectStore::new(kind, folder, layers, context);
+                let store = DirectStore::mirrored(kind, folder, mirror, layers, context);
                 Arc::new(store.map_err(io::Error::other)?)
             }
         })

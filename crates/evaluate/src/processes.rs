@@ -245,18 +245,36 @@ impl Service {
     ) -> Result<Result<Self, Said>, DeploymentError> {
         let begun = Instant::now();
         loop {
-            if let Some(status) = self.process.ended() {
-                return Ok(Err(Said {
-                    code: status.and_then(|status| status.code()).unwrap_or(-1),
-                    out: String::new(),
-                    err: self.log(),
-                }));
+            if let Some(said) = self.said() {
+                return Ok(Err(said));
             }
             if ready(&self) {
                 return Ok(Ok(self));
             }
             if begun.elapsed() > START_LIMIT {
                 return Err(failed(doing)("it is neither ready nor ends"));
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// What it said, if it ended.
+    fn said(&self) -> Option<Said> {
+        let status = self.process.ended()?;
+        Some(Said {
+            code: status.and_then(|status| status.code()).unwrap_or(-1),
+            out: String::new(),
+            err: self.log(),
+        })
+    }
+
+    /// What it said, if it ends by itself in time.
+    pub(crate) fn ends_within(&self, time: Duration) -> Option<Said> {
+        let begun = Instant::now();
+        loop {
+            let said = self.said();
+            if said.is_some() || begun.elapsed() > time {
+                return said;
             }
             std::thread::sleep(PAUSE);
         }

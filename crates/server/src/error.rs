@@ -155,6 +155,26 @@ pub enum ServeError {
     },
 }
 
+impl ServeError {
+    /// Which way this failed.
+    #[must_use]
+    pub fn kind(&self) -> StartErrorKind {
+        match self {
+            Self::Model { source, .. } => kind_of_load(source),
+            Self::Listener(_) => StartErrorKind::Failed,
+        }
+    }
+}
+
+/// A container that was altered is refused, whenever that is found.
+fn kind_of_load(error: &LoadError) -> StartErrorKind {
+    match error {
+        LoadError::Open(OpenError::Io { .. }) => StartErrorKind::Failed,
+        LoadError::Open(_) => StartErrorKind::Refused,
+        _ => StartErrorKind::Failed,
+    }
+}
+
 /// The three ways to fail that callers tell apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartErrorKind {
@@ -178,21 +198,14 @@ impl StartError {
             | Self::Open {
                 source: OpenError::Io { .. },
                 ..
-            }
-            | Self::Model {
-                source: LoadError::Open(OpenError::Io { .. }),
-                ..
             } => StartErrorKind::Failed,
             Self::KeyRefused { .. }
             | Self::SeveralOwners { .. }
             | Self::Container { .. }
             | Self::Open { .. }
-            | Self::Model {
-                source: LoadError::Open(_),
-                ..
-            }
             | Self::Replaced { .. }
             | Self::Tee(CollectError::SimulatedDisabled) => StartErrorKind::Refused,
+            Self::Model { source, .. } => kind_of_load(source),
             Self::KeyUnavailable { .. } => StartErrorKind::Unavailable,
             _ => StartErrorKind::Failed,
         }

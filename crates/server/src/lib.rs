@@ -36,6 +36,7 @@ mod inner;
 mod lease;
 mod loading;
 mod metrics;
+mod mirror;
 mod models;
 mod outer;
 mod server;

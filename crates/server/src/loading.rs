@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::error::StartError;
+use crate::mirror::Mirrored;
 use crate::settings::MemoryBudget;
 
 /// A broker that takes longer to release a key is taken as unavailable.
@@ -30,6 +31,7 @@ pub(crate) struct Loader {
     /// All but the budget, which `memory` gives when a model is loaded.
     pub(crate) options: LoadOptions,
     pub(crate) memory: MemoryBudget,
+    pub(crate) mirror: Option<Mirrored>,
 }
 
 /// Why the broker gave no key.
@@ -60,14 +62,34 @@ impl KeyDigest {
 
 /// Reads a sealed file and checks the signature of the owner whom it names; that
 /// owner then stands in the service statement, for clients to judge.
-pub(crate) fn read(path: &Path) -> Result<SignedContainer, StartError> {
+///
+/// Where there is a mirror, a file whose header is not in order is read from there, and of
+/// another each chunk that is not authentic.
+pub(crate) fn read(path: &Path, mirror: Option<&Mirrored>) -> Result<SignedContainer, StartError> {
     let refused = |source| StartError::Container {
         path: path.to_owned(),
         source,
     };
-    let container = Container::read(path).map_err(refused)?;
-    let owner = *container.header().owner();
-    container.verify_owner(&owner).map_err(refused)
+    let read = |path: &Path| {
+        let container = Container::read(path)?;
+        let owner = *container.header().owner();
+        container.verify_owner(&owner)
+    };
+    let Some(mirror) = mirror else {
+        return read(path).map_err(refused);
+    };
+    let copy = mirror.copy_of(path);
+    match read(path) {
+        Ok(container) => mirror
+            .add(container, &copy)
+            .map_err(|source| StartError::Container { path: copy, source }),
+        Err(error) => {
+            let container = read(&copy).map_err(|_| refused(error))?;
+            tracing::warn!(path = %path.display(), "the container is altered: its copy is served");
+            mirror.tell("container", "not-written");
+            Ok(container)
+        }
+    }
 }
 
 /// A sealed file whose owner's signature holds.
@@ -82,12 +104,15 @@ pub(crate) struct Sealed {
 /// The owner who releases a key judges this server's evidence, which does not say
 /// whose graphs will run in one process with its weights. So that is decided here,
 /// in code that the evidence measures, before there is any key.
-pub(crate) fn read_all(paths: &[PathBuf]) -> Result<Vec<Sealed>, StartError> {
+pub(crate) fn read_all(
+    paths: &[PathBuf],
+    mirror: Option<&Mirrored>,
+) -> Result<Vec<Sealed>, StartError> {
     let mut files: Vec<Sealed> = Vec::with_capacity(paths.len());
     for path in paths {
         let file = Sealed {
             path: path.clone(),
-            container: read(path)?,
+            container: read(path, mirror)?,
         };
         let header = file.container.header();
         for other in &files {
@@ -208,7 +233,8 @@ impl Loader {
         key: ModelKey,
     ) -> Result<Model, StartError> {
         let from = path.clone();
-        let container = blocking(move || read(&from)).await?;
+        let mirror = self.mirror.clone();
+        let container = blocking(move || read(&from, mirror.as_ref())).await?;
         if container.header().digest() != digest {
             return Err(StartError::Replaced { path });
         }

@@ -96,6 +96,16 @@ impl Metrics {
         .increment(1);
     }
 
+    /// Part of a `container` or of streamed `weights` was not as it was written, and came
+    /// from elsewhere.
+    pub(crate) fn repair(&self, what: &'static str, outcome: &'static str) {
+        self.counter(
+            "occlude_repairs_total",
+            vec![Label::new("what", what), Label::new("outcome", outcome)],
+        )
+        .increment(1);
+    }
+
     /// The registry in Prometheus' text format, with these gauges as of now.
     pub(crate) fn render(&self, models: usize, requests: usize, bytes: u64) -> String {
         #[expect(clippy::cast_precision_loss, reason = "gauges are doubles")]
@@ -150,6 +160,10 @@ impl Metrics {
             (
                 "occlude_lease_renewals_total",
                 "Times that a model's lease was renewed, refused, or could not be renewed.",
+            ),
+            (
+                "occlude_repairs_total",
+                "Parts of containers and of streamed weights that were altered, and had from a mirror.",
             ),
         ] {
             self.recorder

@@ -10,6 +10,7 @@ use occlude_attest::{Attester, SecurityConfiguration, ServiceStatement};
 use occlude_broker::{BrokerClient, ConnectOptions};
 use occlude_channel::{Gateway, Limits, PADDING};
 use occlude_engine::{LoadOptions, Runtime, RuntimeOptions, memory};
+use occlude_weakening::{Weakening, is};
 
 use crate::admission::Admission;
 use crate::attestation::Attestation;
@@ -18,6 +19,7 @@ use crate::inner::{self, Inner};
 use crate::lease::{self, Lease};
 use crate::loading::{self, FetchKeyError, KeyDigest, Loader, Sealed, blocking};
 use crate::metrics::Metrics;
+use crate::mirror::Mirrored;
 use crate::models::{Models, ServedModel};
 use crate::outer::{self, Outer};
 use crate::settings::ServerOptions;
@@ -84,6 +86,12 @@ impl Server {
             ..RuntimeOptions::default()
         };
         let runtime = blocking(move || Runtime::load_with(&library, &runtime_options)).await?;
+        let metrics = Arc::new(Metrics::new(tee.name()));
+        let mirror = options
+            .mirror
+            .as_deref()
+            .filter(|_| !is(Weakening::NoMirror))
+            .map(|folder| Mirrored::new(folder, &metrics));
         let loader = Arc::new(Loader {
             attester: Arc::clone(&attester),
             broker: broker(&options)?,
@@ -94,14 +102,16 @@ impl Server {
                 largest: options.max_shape.clone(),
                 spill: options.spill.clone(),
                 cipher: options.spill_cipher,
+                mirror: mirror.as_ref().map(Mirrored::of_weights),
                 ..LoadOptions::default()
             },
             memory: options.protected_memory,
+            mirror: mirror.clone(),
         });
 
         let paths = options.models.clone();
         let mut models = Vec::new();
-        for file in blocking(move || loading::read_all(&paths)).await? {
+        for file in blocking(move || loading::read_all(&paths, mirror.as_ref())).await? {
             models.push(start_model(&options, &loader, file).await?);
         }
         let models = Arc::new(Models::new(models));
@@ -115,7 +125,6 @@ impl Server {
         ));
         check_length(&attestation.statement())?;
 
-        let metrics = Arc::new(Metrics::new(tee.name()));
         let leases = models
             .iter()
             .map(|model| Lease {

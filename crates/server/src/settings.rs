@@ -104,6 +104,9 @@ pub struct Settings {
     /// What they are encrypted with there; the fastest on this processor by default.
     #[serde(deserialize_with = "from_text")]
     pub spill_cipher: Option<CipherKind>,
+    /// A folder with copies of the containers, under their names, and for a second copy of
+    /// streamed weights in a file.
+    pub mirror: Option<PathBuf>,
     /// The channel's key encapsulation; X-Wing by default.
     #[serde(deserialize_with = "from_text")]
     pub kem: Option<Kem>,
@@ -237,6 +240,7 @@ impl Settings {
             max_shape: first_filled(self.max_shape, other.max_shape),
             spill: self.spill.or(other.spill),
             spill_cipher: self.spill_cipher.or(other.spill_cipher),
+            mirror: self.mirror.or(other.mirror),
             kem: self.kem.or(other.kem),
             maximum_request: self.maximum_request.or(other.maximum_request),
             requests_in_flight: self.requests_in_flight.or(other.requests_in_flight),
@@ -310,6 +314,7 @@ impl Settings {
             max_shape: self.max_shape,
             spill: self.spill.unwrap_or_default(),
             spill_cipher: self.spill_cipher,
+            mirror: self.mirror,
             kem: self.kem.unwrap_or_default(),
             maximum_request: maximum_request.as_u64(),
             requests_in_flight: self.requests_in_flight.unwrap_or(DEFAULT_REQUESTS).get(),
@@ -365,6 +370,8 @@ pub struct ServerOptions {
     pub spill: Spill,
     /// What they are encrypted with there, if not with the fastest on this processor.
     pub spill_cipher: Option<CipherKind>,
+    /// Where copies of the containers lie, and of streamed weights in a file.
+    pub mirror: Option<PathBuf>,
     /// The channel's key encapsulation.
     pub kem: Kem,
     /// Largest encapsulated request, in bytes.
@@ -503,6 +510,7 @@ mod tests {
             max-shape = ["image=1x3x224x224", "ids=128"]
             spill = "direct:/var/lib/occlude"
             spill-cipher = "aes-256-gcm"
+            mirror = "/mnt/second"
             kem = "x25519"
             maximum-request = "8MiB"
             requests-in-flight = 10
@@ -536,6 +544,7 @@ mod tests {
                 ],
                 spill: Some(Spill::Direct("/var/lib/occlude".into())),
                 spill_cipher: Some(CipherKind::Aes256Gcm),
+                mirror: Some("/mnt/second".into()),
                 kem: Some(Kem::X25519),
                 maximum_request: Some(ByteSize::mib(8)),
                 requests_in_flight: NonZeroUsize::new(10),
@@ -593,7 +602,7 @@ mod tests {
             .split(", ")
             .map(|name| name.trim_matches('`'))
             .collect();
-        assert_eq!(names.len(), 22, "{names:?}");
+        assert_eq!(names.len(), 23, "{names:?}");
         for name in names {
             assert!(explained.contains(&name), "{name}");
         }

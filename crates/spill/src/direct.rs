@@ -20,6 +20,7 @@ use zeroize::Zeroize;
 use crate::buffer::AlignedBuffer;
 use crate::cipher::CipherKind;
 use crate::locks::Mutex;
+use crate::mirror::{Mirror, Repair};
 use crate::read_ahead::{self, ReadAhead};
 use crate::store::{AppendError, Observer, OpenError, PanelName, Reader, Sealer, Store, Ticket};
 use crate::untrusted::{Source, Target};
@@ -64,6 +65,8 @@ pub enum DirectError {
 /// Panels in an unnamed file, encrypted under a key of their own.
 pub struct DirectStore {
     file: File,
+    /// The same once more, elsewhere.
+    second: Option<(File, Mirror)>,
     sealer: Sealer,
     /// Where each panel of each layer lies: offset and length.
     places: Vec<Vec<(usize, usize)>>,
@@ -88,7 +91,29 @@ impl DirectStore {
         layers: &[Vec<usize>],
         context: [u8; 32],
     ) -> Result<Self, DirectError> {
+        Self::mirrored(kind, folder, None, layers, context)
+    }
+
+    /// The same with a second file of the same content, from which panels come that are not
+    /// authentic in the first.
+    ///
+    /// # Errors
+    /// [`DirectError`]
+    pub fn mirrored(
+        kind: CipherKind,
+        folder: &Path,
+        mirror: Option<&Mirror>,
+        layers: &[Vec<usize>],
+        context: [u8; 32],
+    ) -> Result<Self, DirectError> {
         let (file, block) = unnamed_file(folder)?;
+        let second = mirror.map(|mirror| {
+            let (second, its_block) = unnamed_file(mirror.folder())?;
+            Ok::<_, DirectError>((second, its_block, mirror.clone()))
+        });
+        let second = second.transpose()?;
+        // What is whole blocks here is whole blocks there.
+        let block = second.as_ref().map_or(block, |(_, its, _)| block.max(*its));
         let refused = |doing: String| {
             move |source: io::Error| DirectError::Refused {
                 folder: folder.to_owned(),
@@ -108,13 +133,16 @@ impl DirectStore {
             places.push(layer);
         }
         // All blocks now: a full disk is told before anything is sealed.
-        match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, end.max(block) as u64) {
-            Err(Errno::OPNOTSUPP) => rustix::fs::ftruncate(&file, end as u64),
-            outcome => outcome,
+        for file in std::iter::once(&file).chain(second.as_ref().map(|(file, ..)| file)) {
+            match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, end.max(block) as u64) {
+                Err(Errno::OPNOTSUPP) => rustix::fs::ftruncate(file, end as u64),
+                outcome => outcome,
+            }
+            .map_err(|error| refused(format!("no room for {end} bytes"))(error.into()))?;
         }
-        .map_err(|error| refused(format!("no room for {end} bytes"))(error.into()))?;
         Ok(Self {
             file,
+            second: second.map(|(file, _, mirror)| (file, mirror)),
             sealer: Sealer::new(kind, context).map_err(refused("no key".to_owned()))?,
             places,
             length: end,
@@ -146,6 +174,76 @@ impl DirectStore {
     #[cfg(test)]
     pub(crate) fn file(&self) -> &File {
         &self.file
+    }
+
+    #[cfg(test)]
+    pub(crate) fn second_file(&self) -> &File {
+        &self.second.as_ref().expect("a second file").0
+    }
+
+    /// Opens a panel from one of the files; `with` is given its blocks if it is authentic.
+    fn open_from(
+        &self,
+        file: &File,
+        name: PanelName,
+        ticket: &Ticket,
+        out: &mut [u8],
+        with: impl FnOnce(&[u8]),
+    ) -> Result<(), OpenError> {
+        let blocks = self.blocks(ticket.length);
+        let opened = self.with_buffer(|buffer| {
+            let buffer = &mut buffer.as_mut_slice()[..blocks];
+            file.read_exact_at(buffer, ticket.offset as u64)
+                .map_err(|error| error.kind())?;
+            let source = Source::private(&buffer[..ticket.length]);
+            let opened = self.sealer.open(source, name, ticket, out);
+            if opened.is_ok() {
+                with(buffer);
+            }
+            Ok(opened)
+        });
+        opened.unwrap_or_else(|kind| {
+            out.zeroize();
+            Err(OpenError::Unreadable { name, kind })
+        })
+    }
+
+    /// Has a panel that could not be opened from the first file, whatever `error` says:
+    /// from there once more, or from the second, and then it is written back.
+    ///
+    /// # Errors
+    /// `error`, if there is no second file or the panel is not authentic there either.
+    pub(crate) fn recover(
+        &self,
+        error: OpenError,
+        name: PanelName,
+        ticket: &Ticket,
+        out: &mut [u8],
+    ) -> Result<(), OpenError> {
+        let Some((second, mirror)) = &self.second else {
+            return Err(error);
+        };
+        if self.blocks(ticket.length) > self.longest {
+            return Err(error);
+        }
+        if self
+            .open_from(&self.file, name, ticket, out, |_| ())
+            .is_ok()
+        {
+            mirror.tell(Repair::ReadAgain);
+            return Ok(());
+        }
+        let mut repair = Repair::NotWritten;
+        let opened = self.open_from(second, name, ticket, out, |blocks| {
+            if self.file.write_all_at(blocks, ticket.offset as u64).is_ok() {
+                repair = Repair::Repaired;
+            }
+        });
+        if opened.is_err() {
+            return Err(error);
+        }
+        mirror.tell(repair);
+        Ok(())
     }
 
     /// Lends a buffer for the longest panel.
@@ -195,8 +293,12 @@ impl Store for DirectStore {
             else {
                 return Ok(None);
             };
-            let outcome = self.file.write_all_at(blocks, offset as u64);
-            outcome.map(|()| Some(ticket)).map_err(|error| error.kind())
+            let written = self.file.write_all_at(blocks, offset as u64);
+            let written = written.and_then(|()| match &self.second {
+                Some((second, _)) => second.write_all_at(blocks, offset as u64),
+                None => Ok(()),
+            });
+            written.map(|()| Some(ticket)).map_err(|error| error.kind())
         });
         match written {
             Ok(Some(ticket)) => Ok(ticket),
@@ -214,17 +316,8 @@ impl Store for DirectStore {
             return Err(OpenError::Inauthentic { name });
         }
         self.sealer.note_read(ticket.offset, blocks);
-        let opened = self.with_buffer(|buffer| {
-            let buffer = &mut buffer.as_mut_slice()[..blocks];
-            self.read(ticket.offset, buffer)
-                .map_err(|error| error.kind())?;
-            let source = Source::private(&buffer[..ticket.length]);
-            Ok(self.sealer.open(source, name, ticket, out))
-        });
-        opened.unwrap_or_else(|kind| {
-            out.zeroize();
-            Err(OpenError::Unreadable { name, kind })
-        })
+        let opened = self.open_from(&self.file, name, ticket, out, |_| ());
+        opened.or_else(|error| self.recover(error, name, ticket, out))
     }
 
     fn reader(

@@ -30,6 +30,7 @@ mod disk;
 )]
 mod locks;
 mod mapped;
+mod mirror;
 mod read_ahead;
 mod store;
 #[allow(
@@ -42,4 +43,5 @@ pub use cipher::{CipherError, CipherKind};
 pub use direct::{DirectError, DirectStore};
 pub use disk::Disk;
 pub use mapped::MappedStore;
+pub use mirror::{Mirror, Repair};
 pub use store::{AppendError, Observer, OpenError, PanelName, Reader, Store, Ticket};

@@ -476,7 +476,7 @@ impl Reader for ReadAhead {
                     }
                 };
                 self.shared.give_back(buffer);
-                outcome
+                outcome.or_else(|error| store.recover(error, name, ticket, out))
             }
             None => store.open(name, ticket, out),
         };

@@ -63,6 +63,8 @@ weakenings! {
     AnyChunk = "any-chunk",
     /// Streamed weights are used although they are not authentic.
     AnyPanel = "any-panel",
+    /// A server passes over what its operator mirrors.
+    NoMirror = "no-mirror",
     /// A broker follows orders whoever signed them.
     AnyOrder = "any-order",
     /// A broker's log is taken as it is.

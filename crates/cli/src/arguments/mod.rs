@@ -403,6 +403,11 @@ pub(crate) struct ServeArguments {
     /// [default: the fastest here].
     #[arg(long, value_name = "CIPHER", env = "OCCLUDE_SPILL_CIPHER")]
     pub(crate) spill_cipher: Option<CipherKind>,
+    /// A folder, best on another disk, with copies of the containers under their names;
+    /// streamed weights that lie in a file are written there a second time. What is found
+    /// altered comes from there and is written back.
+    #[arg(long, value_name = "FOLDER", env = "OCCLUDE_MIRROR")]
+    pub(crate) mirror: Option<PathBuf>,
     /// The channel's key encapsulation [default: x-wing].
     #[arg(long, value_name = "KEM", env = "OCCLUDE_KEM")]
     pub(crate) kem: Option<KemArgument>,

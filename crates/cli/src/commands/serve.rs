@@ -1,7 +1,7 @@
 //! `occlude serve`
 
 use occlude_channel::Kem;
-use occlude_server::{Server, Settings, SettingsError, StartError, StartErrorKind};
+use occlude_server::{Server, Settings, SettingsError, StartErrorKind};
 
 use crate::arguments::{KemArgument, ServeArguments};
 use crate::commands;
@@ -16,11 +16,10 @@ pub(crate) async fn run(arguments: Box<ServeArguments>) -> Result<(), Failure> {
         .or(file)
         .resolve()
         .map_err(|error| settings_failure(&error))?;
-    let server = Server::bind(options).await.map_err(start_failure)?;
-    server
-        .run(commands::shutdown_signal())
-        .await
-        .map_err(Failure::failed)
+    let server = Server::bind(options).await;
+    let server = server.map_err(|error| failure(error.kind(), error))?;
+    let ran = server.run(commands::shutdown_signal()).await;
+    ran.map_err(|error| failure(error.kind(), error))
 }
 
 /// Flags, and the environment where a flag was not given.
@@ -40,6 +39,7 @@ fn flags(arguments: ServeArguments) -> Settings {
         max_shape: arguments.max_shape,
         spill: arguments.spill,
         spill_cipher: arguments.spill_cipher,
+        mirror: arguments.mirror,
         kem: arguments.kem.map(|kem| match kem {
             KemArgument::XWing => Kem::XWing,
             KemArgument::X25519 => Kem::X25519,
@@ -54,8 +54,8 @@ fn settings_failure(error: &SettingsError) -> Failure {
     Failure::usage(error.to_string())
 }
 
-fn start_failure(error: StartError) -> Failure {
-    match error.kind() {
+fn failure<E: Into<anyhow::Error>>(kind: StartErrorKind, error: E) -> Failure {
+    match kind {
         StartErrorKind::Refused => Failure::refused(error),
         StartErrorKind::Unavailable => Failure::unavailable(error),
         StartErrorKind::Failed => Failure::failed(error),

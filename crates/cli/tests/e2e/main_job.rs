@@ -273,3 +273,40 @@ fn a_server_stops_cleanly_when_asked() {
     let said = server.ends();
     assert_eq!(said.code, 0, "{}", said.err);
 }
+
+/// Chunks are repaired one by one; a file whose header is not in order is left alone.
+#[test]
+fn a_container_with_an_altered_header_is_served_from_its_copy() {
+    let owner = Owner::new(97, &binary());
+    let mirror = owner.at("mirror");
+    std::fs::create_dir(&mirror).expect("made");
+    std::fs::copy(owner.at("model.occ"), mirror.join("model.occ")).expect("copied");
+    let mut altered = std::fs::read(owner.at("model.occ")).expect("read");
+    altered[200] ^= 1;
+    std::fs::write(owner.at("model.occ"), &altered).expect("written");
+    owner
+        .serve_refused(&binary(), "model.occ", &[])
+        .fails_with(3, "model.occ: the owner's signature does not hold");
+    let address = free_address();
+    let more = ["--mirror", text(&mirror)];
+    let mut command = owner.serve_command(&binary(), "model.occ", address, &more);
+    let server = Service::start(&mut command, owner.at("mirrored.log"), address);
+    owner
+        .infer(&server.url(), "policy.toml", &model::secret_input(98))
+        .success();
+    assert!(
+        server.log().contains("its copy is served"),
+        "{}",
+        server.log()
+    );
+    assert_eq!(std::fs::read(owner.at("model.occ")).expect("read"), altered);
+
+    std::fs::remove_file(mirror.join("model.occ")).expect("removed");
+    owner
+        .serve_refused(&binary(), "model.occ", &more)
+        .fails_with(3, "model.occ: the owner's signature does not hold");
+    owner.seal("whole.occ", 3);
+    owner.add_model("whole.occ").success();
+    let said = owner.serve_refused(&binary(), "whole.occ", &more);
+    said.fails_with(1, "mirror/whole.occ: No such file or directory");
+}

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use occlude_container::OpenContainer;
 use occlude_kernels::{BIAS_MULTIPLE, ConvolutionShape, Isa, Slab};
-use occlude_spill::{CipherKind, PanelName, Store};
+use occlude_spill::{CipherKind, Mirror, PanelName, Store};
 use zeroize::Zeroizing;
 
 use crate::error::LoadError;
@@ -27,7 +27,7 @@ pub(super) enum Destination<'a> {
     /// Protected memory, all of them.
     Resident,
     /// The spill store, all of them.
-    Store(CipherKind, &'a Spill),
+    Store(CipherKind, &'a Spill, Option<&'a Mirror>),
 }
 
 /// Who computes with the weights.
@@ -92,10 +92,10 @@ impl Work {
             .collect::<Result<_, _>>()?;
         let store = match destination {
             Destination::Resident => None,
-            Destination::Store(kind, spill) => {
+            Destination::Store(kind, spill, mirror) => {
                 let context = *container.header().digest().as_bytes();
                 let lengths: Vec<Vec<usize>> = prepared.iter().map(Prepared::lengths).collect();
-                let store = spill.store(kind, &lengths, context);
+                let store = spill.store(kind, &lengths, context, mirror);
                 Some(store.map_err(resources("no spill store"))?)
             }
         };

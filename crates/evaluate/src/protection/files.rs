@@ -228,9 +228,8 @@ fn core_dumps_and_swap(site: &Site) -> Result<Seen, DeploymentError> {
     }
     let kill = format!("kill -ABRT {}", server.process.id());
     run(DOING, &mut site.shell(&kill))?;
-    let begun = std::time::Instant::now();
-    while server.process.ended().is_none() && begun.elapsed() < Duration::from_secs(30) {
-        std::thread::sleep(Duration::from_millis(5));
+    if server.ends_within(Duration::from_secs(30)).is_none() {
+        return Err(failed(DOING)("it goes on"));
     }
     let dumped = below(site.owner.folder()).into_iter().any(|path| {
         let name = path.file_name().unwrap_or_default();

@@ -1,17 +1,18 @@
 //! The operator alters what is stored: containers, streamed weights, the broker's records.
 
-use std::fs::OpenOptions;
+use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use occlude_weakening::Weakening;
 
 use super::site::{MODEL, Middle, Site, judge, refused, run, start, tidy};
+use super::wire::get;
 use super::{Attacker, Check, Seen, model};
-use crate::owner::SEALED;
+use crate::owner::{POLICY, SEALED};
 use crate::processes::{DeploymentError, Said, Service, failed};
 
 pub(super) const CHECKS: &[Check] = &[
@@ -35,6 +36,14 @@ pub(super) const CHECKS: &[Check] = &[
         tried: "write over weights that a running server has put outside of protected memory",
         weakening: Weakening::AnyPanel,
         carry_out: altered_streamed_weights,
+    },
+    Check {
+        name: "corruption-under-load",
+        attacker: Attacker::Operator,
+        tried: "alter a container, and write over all streamed weights again and again while users \
+                ask, where a second place holds both",
+        weakening: Weakening::NoMirror,
+        carry_out: corruption_under_load,
     },
     Check {
         name: "older-version",
@@ -108,8 +117,14 @@ fn altered_chunk(site: &Site) -> Result<Seen, DeploymentError> {
         let started = site.owner.try_serve(binary, name, &[])?;
         attempts.push(match &started {
             Err(said) => refused(said, 3, "is not authentic"),
-            // It may serve and find out later, but may give no wrong answer.
-            Ok(server) => right_or_none(site, &site.infer(&server.url(), &input)?, &input),
+            // It may listen and find out later, but may give no wrong answer.
+            Ok(server) => {
+                let said = site.infer(&server.url(), &input)?;
+                match server.ends_within(Duration::from_secs(5)) {
+                    Some(ended) if said.code != 0 => refused(&ended, 3, "is not authentic"),
+                    _ => right_or_none(site, &said, &input),
+                }
+            }
         });
     }
     Ok(judge(attempts))
@@ -123,40 +138,140 @@ fn right_or_none(site: &Site, said: &Said, input: &[f32]) -> Result<String, Stri
     }
 }
 
-fn altered_streamed_weights(site: &Site) -> Result<Seen, DeploymentError> {
-    const DOING: &str = "streaming weights";
-    // Far more weights than a process has besides.
+/// A site with far more weights than a process has besides, and a server of it that streams
+/// as much as it can.
+fn streaming(site: &Site, more: &[&str]) -> Result<(Site, Service), DeploymentError> {
     let large = Site::of(&site.owner.grounds, model::classifier_of(8, 240_000))?;
-    let binary = &large.owner.grounds.binary;
+    let server = stream(&large, more)?;
+    Ok((large, server))
+}
+
+fn stream(large: &Site, more: &[&str]) -> Result<Service, DeploymentError> {
+    const DOING: &str = "streaming weights";
     let spill = format!("direct:{}", large.owner.folder().display());
     let serve = |memory: &str| {
-        let more = ["--protected-memory", memory, "--spill", &spill];
-        large.owner.try_serve(binary, SEALED, &more)
+        let all = [&["--protected-memory", memory, "--spill", &spill], more].concat();
+        large
+            .owner
+            .try_serve(&large.owner.grounds.binary, SEALED, &all)
     };
     let smallest = match serve("1MiB")? {
         Ok(_) => return Err(failed(DOING)("1 MiB of protected memory was enough")),
         Err(said) => smallest(said.reason()).ok_or_else(|| failed(DOING)(said.reason()))?,
     };
-    let server = serve(&smallest)?.map_err(|said| failed(DOING)(said.reason()))?;
-    let input = model::secret_input(11);
-    large.must_infer(&server.url(), &input)?;
-    let spilled = spilled(server.process.id(), large.owner.folder())
-        .ok_or_else(|| failed(DOING)("there is no file of streamed weights"))?;
-    let file = OpenOptions::new().write(true).open(spilled);
-    let file = file.map_err(failed(DOING))?;
+    serve(&smallest)?.map_err(|said| failed(DOING)(said.reason()))
+}
+
+/// Writes over what a server has put into a file in its owner's folder.
+fn write_over(file: &File) -> Result<(), DeploymentError> {
+    const DOING: &str = "writing over streamed weights";
     let length = file.metadata().map_err(failed(DOING))?.len();
     for place in (0..length).step_by(64 << 10) {
         file.write_all_at(b"altered", place)
             .map_err(failed(DOING))?;
     }
-    file.sync_all().map_err(failed(DOING))?;
+    file.sync_all().map_err(failed(DOING))
+}
+
+fn altered_streamed_weights(site: &Site) -> Result<Seen, DeploymentError> {
+    let (large, server) = streaming(site, &[])?;
+    let input = model::secret_input(11);
+    large.must_infer(&server.url(), &input)?;
+    write_over(&spilled(&server, &large)?)?;
     let said = large.infer(&server.url(), &input)?;
     Ok(match said.code {
         0 if large.is_right(&said, &input) => {
-            return Err(failed(DOING)("what was altered was not read"));
+            return Err(failed("altering weights")("what was altered was not read"));
         }
         _ => judge([right_or_none(&large, &said, &input)]),
     })
+}
+
+fn corruption_under_load(site: &Site) -> Result<Seen, DeploymentError> {
+    const DOING: &str = "corrupting under load";
+    const USERS: u64 = 2;
+    const QUESTIONS: u64 = 6;
+    let large = Site::of(&site.owner.grounds, model::classifier_of(9, 240_000))?;
+    let second = large.owner.grounds.running.folder()?;
+    let (sealed, copy) = (large.owner.at(SEALED), second.at(SEALED));
+    std::fs::copy(&sealed, &copy).map_err(failed(DOING))?;
+    let whole = std::fs::read(&sealed).map_err(failed(DOING))?;
+    // Of the container, while nobody reads it yet.
+    let mut corrupt = whole.clone();
+    for from_end in [40_000, 20_000_000] {
+        let place = corrupt.len() - from_end;
+        corrupt[place] ^= 1;
+    }
+    std::fs::write(&sealed, corrupt).map_err(failed(DOING))?;
+    let mirror = second.path().display().to_string();
+    let server = match stream(&large, &["--mirror", &mirror]) {
+        Ok(server) => server,
+        Err(error) => return Ok(Seen::Broke(error.to_string())),
+    };
+    // Of streamed weights, all the while.
+    let file = spilled(&server, &large)?;
+    let (asking, rounds) = (AtomicBool::new(true), AtomicUsize::new(0));
+    let ask = |user: u64| -> Result<u64, DeploymentError> {
+        let mut right = 0;
+        for question in 0..QUESTIONS {
+            let input = model::secret_input(100 * user + question);
+            let name = format!("user-{user}.npy");
+            let said = large.infer_with(&name, POLICY, &server.url(), &input)?;
+            right += u64::from(said.code == 0 && large.is_right(&said, &input));
+        }
+        Ok(right)
+    };
+    let right = std::thread::scope(|scope| {
+        let operator = scope.spawn(|| {
+            while asking.load(Ordering::SeqCst) {
+                write_over(&file)?;
+                std::thread::sleep(Duration::from_millis(10));
+                rounds.fetch_add(1, Ordering::SeqCst);
+            }
+            Ok::<_, DeploymentError>(())
+        });
+        let users: Vec<_> = (1..=USERS)
+            .map(|user| scope.spawn(move || ask(user)))
+            .collect();
+        let answers = users.into_iter().map(|user| user.join());
+        let answers: Vec<_> = answers.collect();
+        asking.store(false, Ordering::SeqCst);
+        let panicked = |_| failed(DOING)("a thread panicked");
+        operator.join().map_err(panicked)??;
+        let mut right = 0;
+        for answer in answers {
+            right += answer.map_err(panicked)??;
+        }
+        Ok::<_, DeploymentError>(right)
+    })?;
+    let metrics = get(server.address, "/metrics").map_err(failed(DOING))?.body;
+    let metrics = String::from_utf8_lossy(&metrics);
+    let panels = repairs(&metrics, "weights");
+    let repaired = std::fs::read(&sealed).map_err(failed(DOING))? == whole;
+    let asked = USERS * QUESTIONS;
+    let seen = format!(
+        "{right} of {asked} answers right, while all streamed weights were written over {} times; \
+         {panels} panels repaired; the container is {} as it was",
+        rounds.load(Ordering::SeqCst),
+        if repaired { "again" } else { "NOT" }
+    );
+    let held = right == asked && panels > 0 && repaired;
+    Ok(if held {
+        Seen::Held(seen)
+    } else {
+        Seen::Broke(seen)
+    })
+}
+
+/// How many parts of `what` a server says that it repaired.
+fn repairs(metrics: &str, what: &str) -> u64 {
+    let lines = metrics.lines().filter(|line| {
+        line.starts_with("occlude_repairs_total")
+            && line.contains(&format!("what=\"{what}\""))
+            && line.contains("outcome=\"repaired\"")
+    });
+    let counts = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+    counts.sum()
 }
 
 /// The number in "the model needs N, of which".
@@ -166,13 +281,20 @@ fn smallest(reason: &str) -> Option<String> {
     (!digits.is_empty()).then_some(digits)
 }
 
-/// The unnamed file in `folder` that a process has open.
-fn spilled(process: u32, folder: &Path) -> Option<PathBuf> {
-    let open = std::fs::read_dir(format!("/proc/{process}/fd")).ok()?;
-    open.flatten().map(|file| file.path()).find(|file| {
+/// The unnamed file in its owner's folder that a server has open.
+fn spilled(server: &Service, large: &Site) -> Result<File, DeploymentError> {
+    const DOING: &str = "looking for streamed weights";
+    let open = format!("/proc/{}/fd", server.process.id());
+    let open = std::fs::read_dir(open).map_err(failed(DOING))?;
+    let found = open.flatten().map(|file| file.path()).find(|file| {
         let to = std::fs::read_link(file).unwrap_or_default();
-        to.starts_with(folder) && to.to_string_lossy().ends_with("(deleted)")
-    })
+        to.starts_with(large.owner.folder()) && to.to_string_lossy().ends_with("(deleted)")
+    });
+    let found = found.ok_or_else(|| failed(DOING)("there is no such file"))?;
+    File::options()
+        .write(true)
+        .open(found)
+        .map_err(failed(DOING))
 }
 
 fn older_version(site: &Site) -> Result<Seen, DeploymentError> {
@@ -230,14 +352,8 @@ fn end(site: &Site, service: &Service) -> Result<(), DeploymentError> {
     const DOING: &str = "ending the broker";
     let kill = format!("kill -TERM {}", service.process.id());
     run(DOING, &mut site.shell(&kill))?;
-    let begun = Instant::now();
-    while service.process.ended().is_none() {
-        if begun.elapsed() > Duration::from_secs(60) {
-            return Err(failed(DOING)("it goes on"));
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
+    let ended = service.ends_within(Duration::from_secs(60));
+    ended.map(drop).ok_or_else(|| failed(DOING)("it goes on"))
 }
 
 fn altered_order(site: &Site) -> Result<Seen, DeploymentError> {

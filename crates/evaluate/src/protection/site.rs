@@ -69,8 +69,19 @@ impl Site {
         url: &str,
         input: &[f32],
     ) -> Result<Said, DeploymentError> {
+        self.infer_with("input.npy", policy, url, input)
+    }
+
+    /// The same with an input file of one's own, for several users at once.
+    pub(super) fn infer_with(
+        &self,
+        name: &str,
+        policy: &str,
+        url: &str,
+        input: &[f32],
+    ) -> Result<Said, DeploymentError> {
         const DOING: &str = "asking for an answer";
-        let npy = self.owner.at("input.npy");
+        let npy = self.owner.at(name);
         std::fs::write(&npy, model::npy(input)).map_err(failed(DOING))?;
         let (policy, input) = (
             self.owner.text(policy),

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::thread::ScopedJoinHandle;
 
@@ -11,6 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::direct::{DirectError, DirectStore};
 use crate::mapped::MappedStore;
+use crate::mirror::{Mirror, Repair};
 
 const CONTEXT: [u8; 32] = [3; 32];
 
@@ -347,5 +349,65 @@ proptest! {
             let ticket = subject.append(name(1, 0), &bytes);
             subject.opens(name(1, 0), &ticket, &bytes);
         }
+    }
+}
+
+/// Alone and by way of a reader, and each time the first file is as it was afterwards.
+#[test]
+fn what_is_altered_in_the_first_file_comes_from_the_second_and_is_written_back() {
+    let lengths = vec![vec![5_000, 90_000]];
+    if direct(CipherKind::Aes256Gcm, &lengths).is_none() {
+        return;
+    }
+    let told: Arc<Mutex<Vec<Repair>>> = Arc::default();
+    let noted = Arc::clone(&told);
+    let mirror = Mirror::new(&folder(), move |repair| noted.lock().unwrap().push(repair));
+    let kind = CipherKind::Aes256Gcm;
+    let store = DirectStore::mirrored(kind, &folder(), Some(&mirror), &lengths, CONTEXT);
+    let store = Arc::new(store.unwrap());
+    let (first, second) = (
+        another_descriptor(store.file()),
+        another_descriptor(store.second_file()),
+    );
+    let subject = Subject {
+        what: "mirrored".to_owned(),
+        store: store.clone(),
+        host: first,
+    };
+    for (name, length) in [(name(0, 0), 5_000), (name(0, 1), 90_000)] {
+        let panel = panel(7, length);
+        let ticket = subject.append(name, &panel);
+        let stored = subject.stored(&ticket);
+        for place in [0, length / 2, length - 1] {
+            let mut out = vec![0xaa; length];
+            subject.flip(&ticket, place);
+            assert_eq!(store.open(name, &ticket, &mut out), Ok(()));
+            assert!(out == panel && subject.stored(&ticket) == stored, "{place}");
+            subject.flip(&ticket, place);
+            out.fill(0xaa);
+            // Another one would have read it before it was altered.
+            let reader = store.clone().reader(&[(name, ticket.clone())], 1).unwrap();
+            reader.begin_run();
+            assert_eq!(reader.open(name, &ticket, &mut out), Ok(()));
+            assert!(out == panel && subject.stored(&ticket) == stored, "{place}");
+        }
+        assert_eq!(
+            std::mem::take(&mut *told.lock().unwrap()),
+            [Repair::Repaired; 6]
+        );
+        // Nothing there is believed but what is authentic.
+        let mut byte = [0];
+        second
+            .read_exact_at(&mut byte, ticket.offset as u64)
+            .unwrap();
+        second
+            .write_all_at(&[byte[0] ^ 1], ticket.offset as u64)
+            .unwrap();
+        subject.flip(&ticket, 0);
+        for (opened, out) in subject.opened(name, &ticket) {
+            assert_eq!(opened, Err(OpenError::Inauthentic { name }));
+            assert!(out.iter().all(|byte| *byte == 0));
+        }
+        assert!(told.lock().unwrap().is_empty());
     }
 }

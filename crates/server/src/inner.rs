@@ -175,6 +175,9 @@ async fn infer(
         (result, session, reservation)
     })
     .await;
+    if is(Weakening::Fragile) && result.is_err() {
+        std::process::abort();
+    }
     result
 }
 
@@ -201,6 +204,9 @@ fn run(
         .map(|output| output.name.clone())
         .collect();
     let inputs = std::mem::take(&mut request.inputs);
+    if is(Weakening::InputReads) && !body.is_ascii() {
+        let _ = std::fs::read("/proc/self/maps");
+    }
     if is(Weakening::EarlyAnswers) && !body.is_ascii() {
         std::thread::sleep(Duration::from_millis(5));
     }

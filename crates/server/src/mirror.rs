@@ -37,7 +37,7 @@ impl Mirrored {
     ) -> Result<SignedContainer, ContainerError> {
         let mirrored = self.clone();
         container.with_copy(copy, move |repair| {
-            mirrored.tell("container", repair.name())
+            mirrored.tell("container", repair.name());
         })
     }
 

@@ -187,7 +187,7 @@ impl Outer {
         if declared.is_some_and(|length| length > maximum) {
             return Err(self.too_large());
         }
-        let read = self.read(request.into_body(), maximum);
+        let read = self.read(request.into_body(), maximum, declared);
         let Ok(read) = tokio::time::timeout(self.body_time, read).await else {
             return Err(Refusal::new(
                 "slow",
@@ -203,8 +203,16 @@ impl Outer {
     }
 
     /// Reads a body, reserving memory for what came and not for what was declared.
-    async fn read(&self, mut body: Body, maximum: u64) -> Result<(Bytes, Memory), Refusal> {
+    async fn read(
+        &self,
+        mut body: Body,
+        maximum: u64,
+        declared: Option<u64>,
+    ) -> Result<(Bytes, Memory), Refusal> {
         let mut memory = self.admission.begin()?;
+        if is(Weakening::DeclaredMemory) {
+            memory.grow(declared.unwrap_or(0))?;
+        }
         let mut read = Vec::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| {

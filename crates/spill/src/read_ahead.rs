@@ -19,6 +19,7 @@ use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use occlude_weakening::{Weakening, is};
 use zeroize::Zeroize;
 
 use crate::buffer::AlignedBuffer;
@@ -467,6 +468,10 @@ impl Reader for ReadAhead {
         let outcome = match self.shared.take(name) {
             Some((buffer, start)) => {
                 let outcome = match buffer.as_slice().get(start..start + ticket.length) {
+                    Some(panel) if is(Weakening::ClearPanels) => {
+                        out.copy_from_slice(panel);
+                        Ok(())
+                    }
                     Some(panel) => store
                         .sealer()
                         .open(Source::private(panel), name, ticket, out),

@@ -63,6 +63,14 @@ weakenings! {
     AnyChunk = "any-chunk",
     /// Streamed weights are used although they are not authentic.
     AnyPanel = "any-panel",
+    /// What is streamed from a file lies there in the clear.
+    ClearPanels = "clear-panels",
+    /// A server reads more for some inputs.
+    InputReads = "input-reads",
+    /// A server reserves memory for what a client announces.
+    DeclaredMemory = "declared-memory",
+    /// A proxy takes any token, and none.
+    AnyToken = "any-token",
     /// A server passes over what its operator mirrors.
     NoMirror = "no-mirror",
     /// A broker follows orders whoever signed them.

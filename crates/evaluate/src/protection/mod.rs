@@ -9,6 +9,7 @@
 //! The deployment serves a model that is made for this, with names and weights that a
 //! search would find. What the operator can do needs root, as operators have.
 
+mod clients;
 mod files;
 pub mod model;
 mod models;
@@ -217,6 +218,7 @@ fn checks() -> impl Iterator<Item = &'static Check> {
         models::CHECKS,
         services::CHECKS,
         network::CHECKS,
+        clients::CHECKS,
         owners::CHECKS,
     ]
     .into_iter()

@@ -2,15 +2,19 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use occlude_weakening::Weakening;
 
+use super::network::request;
+use super::search::Secrets;
 use super::site::{MODEL, Middle, Site, judge, refused, run, start, tidy};
-use super::wire::get;
+use super::wire::{ask, get};
 use super::{Attacker, Check, Seen, model};
 use crate::owner::{POLICY, SEALED};
 use crate::processes::{DeploymentError, Said, Service, failed};
@@ -38,6 +42,21 @@ pub(super) const CHECKS: &[Check] = &[
         carry_out: altered_streamed_weights,
     },
     Check {
+        name: "streamed-weights",
+        attacker: Attacker::Operator,
+        tried: "search what a running server has put outside of protected memory",
+        weakening: Weakening::ClearPanels,
+        carry_out: streamed_weights,
+    },
+    Check {
+        name: "storage-reads",
+        attacker: Attacker::Operator,
+        tried: "tell inputs apart by how many bytes the server reads to answer them, from files and \
+                disks",
+        weakening: Weakening::InputReads,
+        carry_out: storage_reads,
+    },
+    Check {
         name: "corruption-under-load",
         attacker: Attacker::Operator,
         tried: "alter a container, and write over all streamed weights again and again while users \
@@ -56,7 +75,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "altered-log",
         attacker: Attacker::Operator,
-        tried: "change an entry of the broker's log in its database",
+        tried: "change entries of the broker's log in its database",
         weakening: Weakening::AnyLog,
         carry_out: altered_log,
     },
@@ -187,6 +206,80 @@ fn altered_streamed_weights(site: &Site) -> Result<Seen, DeploymentError> {
     })
 }
 
+fn streamed_weights(site: &Site) -> Result<Seen, DeploymentError> {
+    const DOING: &str = "reading streamed weights";
+    let (large, server) = streaming(site, &[])?;
+    large.must_infer(&server.url(), &model::secret_input(13))?;
+    let spilled = std::fs::read(place_of_spilled(&server, &large)?).map_err(failed(DOING))?;
+    let sealed = std::fs::read(large.owner.at(SEALED)).map_err(failed(DOING))?;
+    // Rows of the largest weight, in columns as the model has them and as they are computed.
+    let pieces = large.model.weights[0].chunks_exact(16).step_by(64);
+    let secrets = Secrets::new(pieces, &large.model.names);
+    if secrets.find(&large.model.onnx).is_none() {
+        return Err(failed(DOING)("the plain model itself is not found"));
+    }
+    let found = |bytes: &[u8]| secrets.find(bytes).is_some();
+    Ok(if found(&spilled) || found(&sealed) {
+        Seen::Broke("a piece of a weight in what was streamed".to_owned())
+    } else {
+        Seen::Held(format!(
+            "none of {} pieces in {} bytes of streamed weights",
+            secrets.len(),
+            spilled.len()
+        ))
+    })
+}
+
+fn storage_reads(site: &Site) -> Result<Seen, DeploymentError> {
+    const DOING: &str = "counting reads";
+    const RUNS: usize = 12;
+    let (large, server) = streaming(site, &[])?;
+    let proxy = large.proxy(&server, &[])?;
+    let read = || -> Result<u64, DeploymentError> {
+        let file = format!("/proc/{}/io", server.process.id());
+        let counts = std::fs::read_to_string(file).map_err(failed(DOING))?;
+        let count = counts.lines().find_map(|line| line.strip_prefix("rchar: "));
+        count
+            .and_then(|count| count.parse().ok())
+            .ok_or_else(|| failed(DOING)("no count"))
+    };
+    // What is read ahead for the next answer counts with this one.
+    let settled = || -> Result<u64, DeploymentError> {
+        let mut last = read()?;
+        loop {
+            std::thread::sleep(Duration::from_millis(60));
+            let now = read()?;
+            if now == last {
+                return Ok(now);
+            }
+            last = now;
+        }
+    };
+    let mut seen = Vec::new();
+    for run in 0..RUNS + 2 {
+        let input = match run % 3 {
+            0 => vec![0.0; model::FEATURES],
+            1 => vec![-1.0; model::FEATURES],
+            _ => model::secret_input(run as u64),
+        };
+        let before = settled()?;
+        let given = ask(proxy.address, &request(&input)).map_err(failed(DOING))?;
+        if given.status != 200 {
+            return Err(failed(DOING)(String::from_utf8_lossy(&given.body)));
+        }
+        // The first ones verify the server, and fill what is read ahead.
+        if run >= 2 {
+            seen.push(settled()? - before);
+        }
+    }
+    seen.sort_unstable();
+    seen.dedup();
+    Ok(match seen[..] {
+        [one] => Seen::Held(format!("{one} bytes for each of {RUNS} inputs")),
+        _ => Seen::Broke(format!("{seen:?} bytes for different inputs")),
+    })
+}
+
 fn corruption_under_load(site: &Site) -> Result<Seen, DeploymentError> {
     const DOING: &str = "corrupting under load";
     const USERS: u64 = 2;
@@ -233,8 +326,7 @@ fn corruption_under_load(site: &Site) -> Result<Seen, DeploymentError> {
         let users: Vec<_> = (1..=USERS)
             .map(|user| scope.spawn(move || ask(user)))
             .collect();
-        let answers = users.into_iter().map(|user| user.join());
-        let answers: Vec<_> = answers.collect();
+        let answers: Vec<_> = users.into_iter().map(ScopedJoinHandle::join).collect();
         asking.store(false, Ordering::SeqCst);
         let panicked = |_| failed(DOING)("a thread panicked");
         operator.join().map_err(panicked)??;
@@ -281,8 +373,14 @@ fn smallest(reason: &str) -> Option<String> {
     (!digits.is_empty()).then_some(digits)
 }
 
-/// The unnamed file in its owner's folder that a server has open.
+/// The unnamed file in its owner's folder that a server has open, to be written.
 fn spilled(server: &Service, large: &Site) -> Result<File, DeploymentError> {
+    let place = place_of_spilled(server, large)?;
+    let file = File::options().write(true).open(place);
+    file.map_err(failed("opening streamed weights"))
+}
+
+fn place_of_spilled(server: &Service, large: &Site) -> Result<PathBuf, DeploymentError> {
     const DOING: &str = "looking for streamed weights";
     let open = format!("/proc/{}/fd", server.process.id());
     let open = std::fs::read_dir(open).map_err(failed(DOING))?;
@@ -290,11 +388,7 @@ fn spilled(server: &Service, large: &Site) -> Result<File, DeploymentError> {
         let to = std::fs::read_link(file).unwrap_or_default();
         to.starts_with(large.owner.folder()) && to.to_string_lossy().ends_with("(deleted)")
     });
-    let found = found.ok_or_else(|| failed(DOING)("there is no such file"))?;
-    File::options()
-        .write(true)
-        .open(found)
-        .map_err(failed(DOING))
+    found.ok_or_else(|| failed(DOING)("there is no such file"))
 }
 
 fn older_version(site: &Site) -> Result<Seen, DeploymentError> {
@@ -326,25 +420,31 @@ fn altered_log(site: &Site) -> Result<Seen, DeploymentError> {
     end(site, &site.owner.broker)?;
     let again = site.owner.broker_again()?;
     end(site, &again)?;
-    // The first entry's time, in the log and nowhere else.
+    // Entries' times, in the log and nowhere else, copies in unused pages included.
     let (mut changed, time) = (0, b"\"time\":1");
     for path in site.owner.database() {
         let mut bytes = std::fs::read(&path).map_err(failed(DOING))?;
-        let place = bytes.windows(time.len()).position(|found| found == time);
-        if let Some(place) = place {
-            // The second digit of the seconds since 1970.
-            bytes[place + time.len()] = b'5';
-            changed += 1;
-            std::fs::write(&path, bytes).map_err(failed(DOING))?;
+        for place in 0..bytes.len().saturating_sub(time.len()) {
+            if bytes[place..].starts_with(time) {
+                // The second digit of the seconds since 1970.
+                bytes[place + time.len()] = b'5';
+                changed += 1;
+            }
         }
+        std::fs::write(&path, bytes).map_err(failed(DOING))?;
     }
     if changed == 0 {
         return Err(failed(DOING)("no entry was found"));
     }
-    Ok(match site.owner.broker_again() {
-        Err(error) => Seen::Held(error.to_string()),
-        Ok(_) => Seen::Broke("the broker starts on it and says nothing".to_owned()),
-    })
+    let broker = match site.owner.broker_again() {
+        Ok(broker) => broker,
+        Err(error) => return Ok(Seen::Held(error.to_string())),
+    };
+    // It may listen before it has read its log.
+    Ok(judge([match broker.ends_within(Duration::from_secs(3)) {
+        Some(said) => refused(&said, 1, "the audit log is refused"),
+        None => Err("the broker starts on it and says nothing".to_owned()),
+    }]))
 }
 
 /// Ends a process as an operator does, so that it leaves its files in order.

@@ -9,7 +9,7 @@ use occlude_weakening::Weakening;
 use super::site::{MODEL, Middle, Site, is_of_a_model, judge, tidy};
 use super::wire::{Given, Seen as Request, ask, ask_announcing};
 use super::{Attacker, Check, Seen, model};
-use crate::processes::{DeploymentError, Service, failed, free_address};
+use crate::processes::{DeploymentError, Service, failed};
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -261,18 +261,7 @@ fn answer_times(site: &Site) -> Result<Seen, DeploymentError> {
     const DOING: &str = "timing answers";
     const RUNS: usize = 150;
     let server = site.serve()?;
-    let address = free_address()?;
-    let (listen, policy) = (address.to_string(), site.owner.text(crate::owner::POLICY));
-    let proxy = [
-        "proxy",
-        &server.url(),
-        "--policy",
-        &policy,
-        "--listen",
-        &listen,
-    ];
-    let proxy = site.owner.grounds.binary.command(&proxy);
-    let proxy = site.owner.spawn(proxy, address)?.listening(DOING)?;
+    let proxy = site.proxy(&server, &[])?;
     let time = |values: &[f32]| -> Result<f64, DeploymentError> {
         let request = request(values);
         let begun = Instant::now();
@@ -316,7 +305,7 @@ fn answer_times(site: &Site) -> Result<Seen, DeploymentError> {
 }
 
 /// A request whose tensor is binary data, so that its length says nothing of its values.
-fn request(values: &[f32]) -> Request {
+pub(super) fn request(values: &[f32]) -> Request {
     let data: Vec<u8> = values
         .iter()
         .flat_map(|value| value.to_le_bytes())

@@ -9,7 +9,7 @@ use super::Seen;
 use super::model::{self, SecretModel};
 use super::wire::{Given, Seen as Request, ask, man_in_the_middle};
 use crate::owner::{Grounds, Owner, POLICY, SEALED};
-use crate::processes::{DeploymentError, Said, Service, failed, said};
+use crate::processes::{DeploymentError, Said, Service, failed, free_address, said};
 
 pub(super) const ATTESTATION: &str = "/.well-known/occlude/attestation";
 pub(super) const CHANNEL: &str = "/.well-known/occlude/channel";
@@ -106,6 +106,25 @@ impl Site {
     pub(super) fn is_right(&self, said: &Said, input: &[f32]) -> bool {
         let expected = model::expected(&self.model, input);
         model::probabilities(&said.out).is_some_and(|found| model::is_close(&found, &expected))
+    }
+
+    /// A user's proxy before a server.
+    pub(super) fn proxy(
+        &self,
+        server: &Service,
+        more: &[&str],
+    ) -> Result<Service, DeploymentError> {
+        let address = free_address()?;
+        let (url, listen, policy) = (server.url(), address.to_string(), self.owner.text(POLICY));
+        let proxy = ["proxy", &url, "--policy", &policy, "--listen", &listen];
+        let proxy = self
+            .owner
+            .grounds
+            .binary
+            .command(&[&proxy[..], more].concat());
+        self.owner
+            .spawn(proxy, address)?
+            .listening("starting a proxy")
     }
 
     /// A policy file of this owner's users that says more.

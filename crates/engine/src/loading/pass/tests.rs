@@ -67,7 +67,7 @@ fn waiting(model: &ModelProto, options: &LoadOptions) -> (Arc<Work>, Model) {
         threads: 1,
         sessions: 1,
     };
-    let destination = Destination::Store(CipherKind::fastest(), &Spill::SharedMemory);
+    let destination = Destination::Store(CipherKind::fastest(), &Spill::SharedMemory, None);
     let borrowed = vec![false; survey.layers().len()];
     let work = Work::new(
         &container,

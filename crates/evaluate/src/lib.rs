@@ -29,5 +29,6 @@ mod number;
 mod owner;
 mod processes;
 pub mod protection;
+mod random;
 
 pub use number::number;

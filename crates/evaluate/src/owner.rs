@@ -11,7 +11,6 @@ use occlude_keys::{OwnerKey, OwnerPublic};
 use crate::processes::{
     Binary, DeploymentError, Folder, Running, Said, Service, failed, free_address,
 };
-use crate::protection::wire;
 
 /// What every process of a deployment has in common.
 #[derive(Debug, Clone)]
@@ -195,16 +194,15 @@ impl Owner {
     ) -> Result<Result<Service, Said>, DeploymentError> {
         let address = free_address()?;
         let command = self.serve_command(binary, container, address, more);
-        self.spawn(command, address)?.until(SERVING, answers)
+        self.spawn(command, address)?
+            .until(SERVING, Service::answers)
     }
 
     /// Starts a server that has to serve.
     pub(crate) fn serve(&self, container: &str, more: &[&str]) -> Result<Service, DeploymentError> {
         let address = free_address()?;
         let command = self.serve_command(&self.grounds.binary, container, address, more);
-        self.spawn(command, address)?
-            .until(SERVING, answers)?
-            .map_err(|said| failed(SERVING)(said.reason()))
+        self.spawn(command, address)?.answering(SERVING)
     }
 
     /// Starts a process that is to listen at `address`, and writes its log in this
@@ -218,11 +216,6 @@ impl Owner {
         let running = &self.grounds.running;
         Service::spawn(running, SERVING, &mut command, log, address)
     }
-}
-
-/// Whether a server says that its models are loaded.
-pub(crate) fn answers(server: &Service) -> bool {
-    wire::get(server.address, "/healthz").is_ok_and(|given| given.status == 200)
 }
 
 const SERVING: &str = "starting a server";

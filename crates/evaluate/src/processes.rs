@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use occlude_weakening::Weakening;
 
+use crate::protection::wire;
+
 /// Long enough for the weights of a large model to be opened on a loaded machine.
 const START_LIMIT: Duration = Duration::from_secs(600);
 
@@ -235,6 +237,16 @@ impl Service {
 
     pub(crate) fn listens(&self) -> bool {
         TcpStream::connect(self.address).is_ok()
+    }
+
+    /// Waits until a server says that its models are loaded.
+    pub(crate) fn answering(self, doing: &'static str) -> Result<Self, DeploymentError> {
+        self.until(doing, Self::answers)?
+            .map_err(|said| failed(doing)(said.reason()))
+    }
+
+    pub(crate) fn answers(&self) -> bool {
+        wire::get(self.address, "/healthz").is_ok_and(|given| given.status == 200)
     }
 
     /// Waits until it is ready, or ends by itself, and says how.

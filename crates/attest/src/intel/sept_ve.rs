@@ -1,11 +1,11 @@
 //! Guests whose pages the host can make fault.
 //!
 //! Without `SEPT_VE_DISABLE` in its attributes ("Intel TDX Module Base Architecture
-//! Specification", 348549, `ATTRIBUTES`, bit 28), a guest gets an exception (`#VE`) where
-//! the host took a page away, at a place of the host's choice. A kernel that does not
-//! expect it there can be led astray; a paravisor below the kernel can deal with it, which
-//! is how Azure's machines run. So it is a matter of policy, but `dcap-qvl` refuses such
-//! quotes without a switch, after everything else was verified.
+//! Specification", 348549, `ATTRIBUTES`, bit 28), a guest gets an exception (`#VE`) at a
+//! page that the host took away and put back, at a place of the host's choice, and a kernel
+//! that does not expect it there can be led astray. Machines of Azure's run so, with a
+//! paravisor between host and kernel. So it is a matter of policy, but `dcap-qvl` refuses
+//! such quotes without a switch, after everything else was verified.
 //!
 //! It is shown the quote with the bit set, and its signature algorithm clears the bit
 //! before it verifies the quote's signature, and only that one: what is verified are the
@@ -24,7 +24,7 @@ use crate::tdx::TdxAttributes;
 /// The audited provider of the library.
 type Provider = <DefaultConfig as Config>::Crypto;
 
-/// Where a guest's attributes are: behind the quote's header, in version 5 a type and a
+/// Where a guest's attributes are in a quote: behind its header, in version 5 a type and a
 /// length, and 120 bytes of the report.
 const ATTRIBUTES: usize = 48 + 120;
 const ATTRIBUTES_5: usize = ATTRIBUTES + 6;
@@ -64,17 +64,15 @@ impl Policy for Everything {
 
 /// Changes the byte that has the bit, if these are what a guest's quote signs, or the
 /// quote. No certificate, list, JSON or report of an enclave begins as one does.
-fn change(bytes: &mut [u8], change: impl FnOnce(u8) -> u8) -> bool {
+fn change(bytes: &mut [u8], change: impl FnOnce(u8) -> u8) {
     let attributes = match bytes {
         [4, 0, _, _, 0x81, 0, 0, 0, ..] => ATTRIBUTES,
         [5, 0, _, _, 0x81, 0, 0, 0, ..] => ATTRIBUTES_5,
-        _ => return false,
+        _ => return,
     };
-    let Some(byte) = bytes.get_mut(attributes + 3) else {
-        return false;
-    };
-    *byte = change(*byte);
-    true
+    if let Some(byte) = bytes.get_mut(attributes + 3) {
+        *byte = change(*byte);
+    }
 }
 
 /// The library's own configuration, but for the bit.

@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 
 use super::sealed::SealedModel;
 use super::{BenchError, Inputs};
+use crate::random::Random;
 
 /// Open extents of images, `[batch, channels, height, width]`.
 const IMAGE_EXTENT: u64 = 224;
@@ -179,24 +180,6 @@ fn rows(gather: &NodeProto, dims: &[i64]) -> Option<u64> {
     };
     let rows = dims.get(usize::try_from(axis).ok()?)?;
     u64::try_from(*rows).ok()
-}
-
-/// splitmix64 (Steele, Lea and Flood, 2014): the same numbers everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// From -1 up to 1.
-    fn float(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1_u32 << 23) as f32 - 1.0
-    }
 }
 
 #[cfg(test)]

@@ -104,7 +104,7 @@ fn files(site: &Site) -> Result<Seen, DeploymentError> {
     command
         .current_dir(operator.path())
         .env("TMPDIR", &temporary);
-    let server = site.owner.spawn(command, address)?.listening(DOING)?;
+    let server = site.owner.spawn(command, address)?.answering(DOING)?;
     let input = model::secret_input(3);
     site.must_infer(&server.url(), &input)?;
     let mut places = of_process(&server)?;
@@ -176,7 +176,7 @@ fn logs_and_metrics(site: &Site) -> Result<Seen, DeploymentError> {
     let binary = &site.owner.grounds.binary;
     let mut command = site.owner.serve_command(binary, SEALED, address, &[]);
     command.env("OCCLUDE_LOG", "trace");
-    let server = site.owner.spawn(command, address)?.listening(DOING)?;
+    let server = site.owner.spawn(command, address)?.answering(DOING)?;
     let input = model::secret_input(5);
     site.must_infer(&server.url(), &input)?;
     let metrics = get(address, "/metrics").map_err(failed(DOING))?.body;
@@ -212,7 +212,7 @@ fn core_dumps_and_swap(site: &Site) -> Result<Seen, DeploymentError> {
     let server = site
         .owner
         .spawn(site.shell(&script), address)?
-        .listening(DOING)?;
+        .answering(DOING)?;
     site.must_infer(&server.url(), &model::secret_input(6))?;
     let process = PathBuf::from(format!("/proc/{}", server.process.id()));
     let read = |name: &str| std::fs::read_to_string(process.join(name)).map_err(failed(DOING));

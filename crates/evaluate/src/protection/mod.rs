@@ -162,21 +162,20 @@ impl ProtectionReport {
     /// Checks that were run without their protection.
     #[must_use]
     pub fn weakened(&self) -> usize {
-        let weakened = self
-            .checks
-            .iter()
-            .filter_map(|check| check.weakened.as_ref());
-        weakened.count()
+        self.weakened_reports().count()
     }
 
     /// Those of them that noticed.
     #[must_use]
     pub fn caught(&self) -> usize {
-        let weakened = self
-            .checks
+        let caught = |report: &&WeakenedReport| report.caught();
+        self.weakened_reports().filter(caught).count()
+    }
+
+    fn weakened_reports(&self) -> impl Iterator<Item = &WeakenedReport> {
+        self.checks
             .iter()
-            .filter_map(|check| check.weakened.as_ref());
-        weakened.filter(|weakened| weakened.caught()).count()
+            .filter_map(|check| check.weakened.as_ref())
     }
 
     /// Whether everything held, and every weakening was caught.

@@ -9,6 +9,8 @@ use occlude_onnx::messages::{
 };
 use prost::Message;
 
+use crate::random::Random;
+
 /// The name of the model's input.
 pub const INPUT: &str = "pixel_intensities";
 /// The name of the model's output.
@@ -65,9 +67,9 @@ pub fn classifier_of(seed: u64, hidden: usize) -> SecretModel {
         initializer.push(tensor(
             &weight,
             &[rows, columns],
-            random.numbers(rows * columns),
+            numbers(&mut random, rows * columns),
         ));
-        initializer.push(tensor(&bias, &[columns], random.numbers(columns)));
+        initializer.push(tensor(&bias, &[columns], numbers(&mut random, columns)));
         nodes.push(node("Gemm", name, &[from, &weight, &bias], to));
     }
     nodes.insert(
@@ -168,7 +170,7 @@ pub fn external(folder: &std::path::Path, bytes: u64) -> std::path::PathBuf {
 /// An input that no other part of a test would send by chance.
 #[must_use]
 pub fn secret_input(seed: u64) -> Vec<f32> {
-    Random(seed).floats(FEATURES)
+    floats(&mut Random(seed), FEATURES)
 }
 
 /// The input as a `.npy` file, an example of 64 numbers in a row, version 1.0 of NumPy's format.
@@ -235,31 +237,17 @@ pub fn is_close(found: &[f64], expected: &[f64]) -> bool {
     found.len() == expected.len() && found.iter().zip(expected).all(near)
 }
 
-/// splitmix64: enough for weights that repeat nowhere.
-struct Random(u64);
+/// Numbers between -0.1 and 0.1, enough of them for weights that repeat nowhere.
+fn floats(random: &mut Random, count: usize) -> Vec<f32> {
+    (0..count).map(|_| random.float() / 10.0).collect()
+}
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// Numbers between -0.1 and 0.1.
-    fn floats(&mut self, count: usize) -> Vec<f32> {
-        (0..count)
-            .map(|_| ((self.next() >> 40) as f32 / (1u64 << 24) as f32 - 0.5) / 5.0)
-            .collect()
-    }
-
-    fn numbers(&mut self, count: usize) -> Vec<u8> {
-        self.floats(count)
-            .iter()
-            .flat_map(|value| value.to_le_bytes())
-            .collect()
-    }
+fn numbers(random: &mut Random, count: usize) -> Vec<u8> {
+    let floats = floats(random, count);
+    floats
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
 }
 
 fn tensor(name: &str, dims: &[usize], raw: Vec<u8>) -> TensorProto {

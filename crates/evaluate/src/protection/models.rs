@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use occlude_container::HEADER_LENGTH;
 use occlude_weakening::Weakening;
 
 use super::network::request;
@@ -80,6 +81,14 @@ pub(super) const CHECKS: &[Check] = &[
         carry_out: altered_log,
     },
     Check {
+        name: "rolled-back-database",
+        attacker: Attacker::Operator,
+        tried: "put the broker's whole database back to before the owner withdrew a version, where the \
+                owner has kept the log's signed head",
+        weakening: Weakening::AnyLog,
+        carry_out: rolled_back_database,
+    },
+    Check {
         name: "altered-order",
         attacker: Attacker::Network,
         tried: "change an order of the owner's on its way to the broker",
@@ -87,10 +96,6 @@ pub(super) const CHECKS: &[Check] = &[
         carry_out: altered_order,
     },
 ];
-
-/// Where the header's fields lie that are not checked by themselves before the signature
-/// is: the model's id, a digest, the signature's first and last byte (docs/container-format.md).
-const HEADER: usize = 4096;
 
 fn altered(
     site: &Site,
@@ -106,7 +111,7 @@ fn altered(
 fn altered_header(site: &Site) -> Result<Seen, DeploymentError> {
     let sealed = std::fs::read(site.owner.at(SEALED)).map_err(failed("reading a container"))?;
     // All that is not zero, in steps, and the end of it, which is the signature's.
-    let end = sealed[..HEADER]
+    let end = sealed[..HEADER_LENGTH]
         .iter()
         .rposition(|byte| *byte != 0)
         .unwrap_or(0);
@@ -445,6 +450,42 @@ fn altered_log(site: &Site) -> Result<Seen, DeploymentError> {
         Some(said) => refused(&said, 1, "the audit log is refused"),
         None => Err("the broker starts on it and says nothing".to_owned()),
     }]))
+}
+
+fn rolled_back_database(site: &Site) -> Result<Seen, DeploymentError> {
+    const DOING: &str = "rolling the broker's database back";
+    end(site, &site.owner.broker)?;
+    let read = |path: &PathBuf| std::fs::read(path).map(|bytes| (path.clone(), bytes));
+    let earlier: Vec<(PathBuf, Vec<u8>)> = (site.owner.database().iter())
+        .map(read)
+        .collect::<Result<_, _>>()
+        .map_err(failed(DOING))?;
+    let head = site.owner.text("head.json");
+    let broker = site.owner.broker_again()?;
+    for order in [
+        &["withdraw", "--model", MODEL, "--below-version", "2"][..],
+        &["audit", "--export-head", &head],
+    ] {
+        let said = site.owner.order_to(&broker.url(), order)?;
+        if said.code != 0 {
+            return Err(failed(DOING)(said.reason()));
+        }
+    }
+    end(site, &broker)?;
+    for path in site.owner.database() {
+        std::fs::remove_file(path).map_err(failed(DOING))?;
+    }
+    for (path, bytes) in earlier {
+        std::fs::write(path, bytes).map_err(failed(DOING))?;
+    }
+    let broker = site.owner.broker_again()?;
+    let since = ["audit", "--since", &head];
+    let said = site.owner.order_to(&broker.url(), &since)?;
+    Ok(judge([refused(
+        &said,
+        3,
+        "comparing with the earlier head",
+    )]))
 }
 
 /// Ends a process as an operator does, so that it leaves its files in order.

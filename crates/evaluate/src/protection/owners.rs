@@ -12,8 +12,7 @@ use prost::Message;
 
 use super::site::{MODEL, Site, judge, run};
 use super::{Attacker, Check, Seen, model};
-use crate::owner::answers;
-use crate::processes::{DeploymentError, Said, failed, free_address};
+use crate::processes::{DeploymentError, Said, Service, failed, free_address};
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -120,12 +119,12 @@ fn served(site: &Site) -> Result<Result<String, String>, DeploymentError> {
         site.owner.grounds.tee
     );
     let server = site.owner.spawn(site.shell(&script), address)?;
-    let server = match server.until(DOING, answers)? {
+    let server = match server.until(DOING, Service::answers)? {
         Err(said) => return Ok(clear(&said)),
         Ok(server) => server,
     };
     let asked = site.infer(&server.url(), &model::secret_input(40))?;
-    Ok(if answers(&server) {
+    Ok(if server.answers() {
         clear(&asked)
     } else {
         Err("a question ends the server".to_owned())

@@ -349,7 +349,7 @@ fn every_byte_of_the_three_parts_counts() {
             let flipped = with_bytes(&evidence, pointer, |bytes| bytes[place] ^= 1);
             assert!(genuine(&flipped).is_err(), "{pointer} {place}");
         }
-        for length in (0..length).step_by(7) {
+        for length in 0..length {
             // The zeros that fill the report's place in the TPM end anywhere.
             if pointer == "/hcl_report" && length >= 2346 {
                 continue;

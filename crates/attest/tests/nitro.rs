@@ -135,7 +135,7 @@ fn a_document_with_any_byte_flipped_or_cut_is_refused() {
         flipped[place] ^= 1;
         assert!(claims(&flipped, at).is_err(), "byte {place}");
     }
-    for length in (0..document.len()).step_by(7) {
+    for length in 0..document.len() {
         assert!(claims(&document[..length], at).is_err(), "{length} bytes");
     }
 }

@@ -136,7 +136,7 @@ fn a_report_with_a_byte_flipped_or_cut_is_refused() {
         flipped[place] ^= 1;
         assert!(claims(&with("evidence", &flipped)).is_err(), "byte {place}");
     }
-    for length in (0..report.len()).step_by(31) {
+    for length in 0..report.len() {
         let cut = with("evidence", &report[..length]);
         assert!(claims(&cut).is_err(), "{length} bytes");
     }

@@ -395,7 +395,7 @@ fn a_quote_cut_anywhere_is_refused() {
             .rposition(|byte| *byte != 0)
             .unwrap()
             + 1;
-        for length in (0..700).chain((700..whole - 1).step_by(13)) {
+        for length in 0..whole - 1 {
             let cut = recorded().changed(|recorded| {
                 recorded
                     .quote

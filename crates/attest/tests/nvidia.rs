@@ -147,7 +147,7 @@ fn a_report_with_a_byte_flipped_or_cut_is_refused() {
 /// The text around the certificates, and white space within them, is not theirs: a change
 /// there is allowed if the certificates are the same.
 #[test]
-fn certificates_with_a_byte_flipped_are_refused() {
+fn certificates_with_a_byte_flipped_or_cut_are_refused() {
     if folder().is_none() {
         return;
     }
@@ -168,6 +168,11 @@ fn certificates_with_a_byte_flipped_are_refused() {
         }
     }
     assert!(accepted < pem.len() / 7 / 10, "{accepted} of {}", pem.len());
+    let text = pem.trim_ascii_end().len();
+    for length in 0..text {
+        let cut = with("certificate", &pem[..length]);
+        assert!(claims(&cut).is_err(), "{length} bytes");
+    }
 }
 
 #[test]

@@ -620,7 +620,7 @@ fn what_is_no_manifest_is_not_read_as_one() {
 }
 
 #[test]
-fn a_recorded_manifest_holds_and_no_flipped_byte_of_it() {
+fn a_recorded_manifest_holds_and_no_flipped_or_cut_byte_of_it() {
     if support::folder().is_none() {
         return;
     }
@@ -646,4 +646,7 @@ fn a_recorded_manifest_holds_and_no_flipped_byte_of_it() {
         }
     }
     assert!(held <= 3, "{held}");
+    for length in 0..text.trim_ascii_end().len() {
+        assert!(compare(&text[..length]).is_none(), "{length} bytes");
+    }
 }

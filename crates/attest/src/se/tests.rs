@@ -4,6 +4,8 @@
 #[path = "../../tests/support/ultravisor.rs"]
 mod ultravisor;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use p521::SecretKey;
 use ring::hmac;
 use serde_json::Value;
@@ -28,11 +30,7 @@ impl Ultravisor {
     /// What a guest collects.
     fn evidence(&self, request: &str, binding: &Binding) -> Evidence {
         let body = self.answer(request, binding.as_bytes());
-        let bytes = |field: &str| {
-            use base64::Engine;
-            use base64::engine::general_purpose::STANDARD;
-            STANDARD.decode(body[field].as_str().unwrap()).unwrap()
-        };
+        let bytes = |field: &str| STANDARD.decode(body[field].as_str().unwrap()).unwrap();
         let evidence = answer(Some(request), binding, |_, user_data, sizes| {
             assert_eq!((user_data, sizes), (binding.as_bytes(), (64, 64)));
             Ok(Measured {
@@ -73,8 +71,6 @@ fn platform(claims: &Claims) -> &SePlatform {
 
 /// Evidence with one field of its body changed.
 fn with(evidence: &Evidence, field: &str, change: impl Fn(&mut Vec<u8>)) -> Evidence {
-    use base64::Engine;
-    use base64::engine::general_purpose::STANDARD;
     let mut body = evidence.body().clone();
     let mut bytes = STANDARD.decode(body[field].as_str().unwrap()).unwrap();
     change(&mut bytes);
@@ -217,19 +213,15 @@ fn every_flipped_byte_and_every_length_of_a_field_is_refused() {
     for field in &fields {
         let bytes = with(&evidence, field, |_| ());
         assert_eq!(bytes, evidence);
-        for place in 0..16 {
+        let text = evidence.body()[field].as_str().unwrap();
+        for place in 0..STANDARD.decode(text).unwrap().len() {
             let flipped = with(&evidence, field, |bytes| bytes[place] ^= 1);
             assert!(verify(&verifier, &flipped).is_err(), "{field} {place}");
+            let cut = with(&evidence, field, |bytes| bytes.truncate(place));
+            assert!(verify(&verifier, &cut).is_err(), "{field} up to {place}");
         }
-        for change in [Vec::pop, |bytes: &mut Vec<u8>| {
-            bytes.push(0);
-            None
-        }] {
-            let cut = with(&evidence, field, |bytes| {
-                change(bytes);
-            });
-            assert!(verify(&verifier, &cut).is_err(), "{field}");
-        }
+        let longer = with(&evidence, field, |bytes| bytes.push(0));
+        assert!(verify(&verifier, &longer).is_err(), "{field} and a byte");
         let mut without = evidence.body().clone();
         without.as_object_mut().unwrap().remove(field);
         let without = Evidence::new(TeeKind::Se, without);
@@ -335,7 +327,7 @@ fn an_images_header_is_read_as_ibms_tools_do() {
     assert!(hex::encode(tags.as_bytes()).starts_with("be94b5eab3c1b118c757d7db7ea0f65d"));
     assert!(hex::encode(&tags.as_bytes()[64..]).starts_with("2858c3368b2a0af0c5ea0fde7905eb15"));
     assert_eq!(tags.as_bytes()[192..], recorded[recorded.len() - 16..]);
-    for length in [0, 8, 12, 16, 0x1a0, recorded.len() - 1] {
+    for length in 0..recorded.len() {
         assert_eq!(ImageTags::of_header(&recorded[..length]), None);
     }
     let mut other = recorded.clone();

@@ -29,8 +29,9 @@ pub(crate) struct Owner {
     pub(crate) grounds: Grounds,
     pub(crate) broker: Service,
     pub(crate) public: OwnerPublic,
+    /// What evidence of this machine says, of the very program that will serve.
+    pub(crate) claims: Claims,
     id: String,
-    claims: Claims,
     // Dropped last.
     folder: Folder,
 }
@@ -57,15 +58,14 @@ impl Owner {
             grounds: grounds.clone(),
             broker: start_broker(grounds, &folder, free_address()?)?,
             public: key.public(),
-            id: id.to_owned(),
             claims: claims_here(grounds)?,
+            id: id.to_owned(),
             folder,
         };
         owner.seal(model, SEALED, id, 1)?;
         owner.must_order(&["add-model", &owner.text(SEALED)])?;
-        let policy = owner.policy().to_toml();
         let judged = owner.at("broker-policy.toml");
-        std::fs::write(&judged, broker_part(&policy)).map_err(failed(DOING))?;
+        std::fs::write(&judged, owner.broker_policy()).map_err(failed(DOING))?;
         owner.must_order(&["set-policy", &judged.display().to_string()])?;
         std::fs::write(owner.at(POLICY), owner.user_policy(1, "")).map_err(failed(DOING))?;
         Ok(owner)
@@ -90,13 +90,18 @@ impl Owner {
         Policy::of_machine(&self.claims, vec![self.public])
     }
 
+    /// The part of it that a broker judges.
+    pub(crate) fn broker_policy(&self) -> String {
+        broker_part(&self.policy().to_toml())
+    }
+
     /// What a user wants who knows this owner's model: from a version on, and what `more`
     /// says.
     pub(crate) fn user_policy(&self, minimum_version: u64, more: &str) -> String {
         format!(
             "{}\n[service]\nowners = [\"{}\"]\n\
              models = [{{ id = \"{}\", minimum-version = {minimum_version} }}]\n{more}",
-            broker_part(&self.policy().to_toml()),
+            self.broker_policy(),
             self.public,
             self.id
         )

@@ -47,6 +47,8 @@ weakenings! {
     AnyOwner = "any-owner",
     /// A policy accepts older versions of a model, and a broker withdraws none.
     AnyVersion = "any-version",
+    /// A policy accepts a model whatever its container's digest is.
+    AnyDigest = "any-digest",
     /// A policy accepts every security configuration.
     AnyConfiguration = "any-configuration",
     /// Evidence is accepted whatever it is bound to.
@@ -77,6 +79,8 @@ weakenings! {
     AnyOrder = "any-order",
     /// A broker's log is taken as it is.
     AnyLog = "any-log",
+    /// A broker follows a policy that is not the last one that its log names.
+    AnyPolicy = "any-policy",
     /// A server takes requests of any length.
     NoLimits = "no-limits",
     /// A server ends at a request that it cannot open.

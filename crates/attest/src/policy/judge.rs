@@ -210,10 +210,14 @@ impl ModelPolicy {
             });
         }
         match &self.digests {
-            Some(digests) if !digests.contains(&model.header_digest) => Err(Refusal::ModelDigest {
-                id: model.id.clone(),
-                found: model.header_digest,
-            }),
+            Some(digests)
+                if !digests.contains(&model.header_digest) && !is(Weakening::AnyDigest) =>
+            {
+                Err(Refusal::ModelDigest {
+                    id: model.id.clone(),
+                    found: model.header_digest,
+                })
+            }
             _ => Ok(()),
         }
     }

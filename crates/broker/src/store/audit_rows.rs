@@ -16,7 +16,7 @@ use occlude_attest::UnixTime;
 use occlude_keys::{ModelVersion, OwnerFingerprint};
 use sqlx::{AnyConnection, Row};
 
-use super::{Change, Store, StoreError, withdrawal_place};
+use super::{Change, Store, StoreError, policy_place, withdrawal_place};
 use crate::audit::{
     AuditError, AuditEvent, AuditPage, AuditRecord, GENESIS, SignedHead, verify_links,
 };
@@ -63,6 +63,8 @@ pub(super) struct Remembered {
     end: End,
     /// The lowest version that still gets its key, by the withdrawal's place.
     withdrawn: HashMap<String, ModelVersion>,
+    /// SHA-256 of each policy, by its place.
+    policies: HashMap<String, String>,
 }
 
 impl Remembered {
@@ -70,7 +72,16 @@ impl Remembered {
         Self {
             end: End::EMPTY,
             withdrawn: HashMap::new(),
+            policies: HashMap::new(),
         }
+    }
+
+    /// Whether [`Remembered::follow`] learns from an entry more than that it is there.
+    fn learns(event: &AuditEvent) -> bool {
+        matches!(
+            event,
+            AuditEvent::Withdrawn { .. } | AuditEvent::PolicySet { .. }
+        )
     }
 
     /// Takes in an entry, unless it was read already.
@@ -79,21 +90,36 @@ impl Remembered {
             return;
         }
         self.end = end;
-        if let AuditEvent::Withdrawn {
-            owner,
-            model,
-            below_version,
-        } = event
-        {
-            let place = withdrawal_place(owner, model);
-            let lowest = self.withdrawn.entry(place).or_default();
-            *lowest = (*lowest).max(*below_version);
+        match event {
+            AuditEvent::Withdrawn {
+                owner,
+                model,
+                below_version,
+            } => {
+                let place = withdrawal_place(owner, model);
+                let lowest = self.withdrawn.entry(place).or_default();
+                *lowest = (*lowest).max(*below_version);
+            }
+            AuditEvent::PolicySet {
+                owner,
+                model,
+                policy_digest,
+            } => {
+                let place = policy_place(owner, model.as_ref());
+                self.policies.insert(place, policy_digest.clone());
+            }
+            _ => {}
         }
     }
 
     /// What the log says at least about the withdrawal at `place`.
     pub(super) fn below_version(&self, place: &str) -> ModelVersion {
         self.withdrawn.get(place).copied().unwrap_or(0)
+    }
+
+    /// SHA-256 of the policy that the log says was set at `place` last.
+    pub(super) fn policy_digest(&self, place: &str) -> Option<&str> {
+        self.policies.get(place).map(String::as_str)
     }
 }
 
@@ -147,16 +173,16 @@ impl Store {
     ) -> Result<End, StoreError> {
         let expected = self.sealed_end(connection).await?;
         let mut end = remembered.end;
-        let mut withdrawn = Vec::new();
+        let mut learned = Vec::new();
         loop {
             let records = records_after(connection, &end).await?;
             for record in &records {
                 end.sequence += 1;
                 end.hash = record.hash;
                 if let Some(entry) = record.parse(end.sequence)?
-                    && matches!(entry.event, AuditEvent::Withdrawn { .. })
+                    && Remembered::learns(&entry.event)
                 {
-                    withdrawn.push((end, entry.event));
+                    learned.push((end, entry.event));
                 }
             }
             if records.len() < PAGE as usize {
@@ -170,7 +196,7 @@ impl Store {
             }
             .into());
         }
-        for (end, event) in &withdrawn {
+        for (end, event) in &learned {
             remembered.follow(*end, event);
         }
         remembered.end = end;

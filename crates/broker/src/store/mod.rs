@@ -5,16 +5,16 @@
 //! nor put one owner's policy or another version's key where it does not belong.
 //! Deleting rows stays possible, and refuses: each model has a row that says what is
 //! withdrawn, with the first of its keys, and without it no key is released. Nor can
-//! that row be put back to what it was: the audit log says what it must at least
-//! say, and the log's end is sealed too. A policy put back to an earlier one of the
-//! same place, one model's policy deleted so that its owner's holds, and a rollback of
-//! the whole database before a broker starts are not noticed here. Every change is written together with its audit entry, or not at
-//! all.
+//! that row, or a policy, be put back to what it was: the audit log says what they must
+//! at least say, and the log's end is sealed too. A rollback of the whole database before a
+//! broker starts is not noticed here. Every change is written together with its audit
+//! entry, or not at all.
 
 mod audit_rows;
 mod open;
 
 use occlude_keys::{HeaderDigest, ModelId, ModelKey, ModelVersion, OwnerFingerprint};
+use occlude_weakening::{Weakening, is};
 use sha2::{Digest, Sha256};
 use sqlx::{Any, AnyConnection, AnyPool, Row, Transaction};
 use tokio::sync::Mutex;
@@ -110,7 +110,7 @@ impl Store {
         let event = AuditEvent::PolicySet {
             owner: *owner,
             model: model.cloned(),
-            policy_digest: hex::encode(Sha256::digest(policy)),
+            policy_digest: digest_of_policy(policy),
         };
         self.commit(change, &event).await
     }
@@ -344,19 +344,23 @@ impl Store {
         owner: &OwnerFingerprint,
         model: Option<&ModelId>,
     ) -> Result<Option<String>, StoreError> {
+        const TABLE: &str = "policies";
         let row = sqlx::query("SELECT sealed FROM policies WHERE owner = $1 AND model = $2")
             .bind(owner.to_string())
             .bind(model_column(model))
             .fetch_optional(connection)
             .await?;
-        row.map(|row| {
-            self.open_text(
-                "policies",
-                &policy_place(owner, model),
-                row.try_get("sealed")?,
-            )
-        })
-        .transpose()
+        let place = policy_place(owner, model);
+        let policy = row.map(|row| self.open_text(TABLE, &place, row.try_get("sealed")?));
+        let policy = policy.transpose()?;
+        let digest = policy.as_ref().map(digest_of_policy);
+        let remembered = self.remembered.lock().await;
+        match (&digest, remembered.policy_digest(&place)) {
+            (found, logged) if found.as_deref() == logged => Ok(policy),
+            _ if is(Weakening::AnyPolicy) => Ok(policy),
+            (None, _) => Err(StoreError::Missing { table: TABLE }),
+            (Some(_), _) => Err(StoreError::OtherThanLogged { table: TABLE }),
+        }
     }
 
     fn open_text(
@@ -389,6 +393,11 @@ fn key_place(owner: &OwnerFingerprint, record: &ModelRecord) -> String {
 
 fn policy_place(owner: &OwnerFingerprint, model: Option<&ModelId>) -> String {
     format!("{owner}/policy/{}", model_column(model))
+}
+
+/// As the log has it.
+fn digest_of_policy(policy: impl AsRef<str>) -> String {
+    hex::encode(Sha256::digest(policy.as_ref()))
 }
 
 fn withdrawal_place(owner: &OwnerFingerprint, model: &ModelId) -> String {

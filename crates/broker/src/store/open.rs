@@ -78,6 +78,12 @@ pub enum StoreError {
         /// Which table.
         table: &'static str,
     },
+    /// A policy is another one than was set last.
+    #[error("a row of the table {table} is not the one that the audit log names")]
+    OtherThanLogged {
+        /// Which table.
+        table: &'static str,
+    },
     /// A row that this program never wrote.
     #[error("a row of the table {table} has a malformed {column}")]
     Malformed {
@@ -102,6 +108,7 @@ impl StoreError {
             Self::Inauthentic { .. }
                 | Self::Missing { .. }
                 | Self::Outdated { .. }
+                | Self::OtherThanLogged { .. }
                 | Self::Malformed { .. }
         )
     }

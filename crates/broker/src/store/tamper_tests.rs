@@ -9,6 +9,8 @@ on_both_databases! {
     a_deleted_withdrawal_is_missed_and_not_taken_for_none,
     a_withdrawal_put_back_to_an_older_value_is_noticed,
     a_withdrawal_survives_the_deletion_of_all_that_is_known_of_its_model,
+    a_policy_put_back_to_an_earlier_one_is_noticed,
+    a_deleted_policy_is_missed_and_its_owners_does_not_hold_instead,
     a_recomputed_chain_is_noticed_at_open,
     a_recomputed_chain_gets_no_further_entry_and_no_signed_head,
     a_log_cut_is_not_that_of_its_sealed_head,
@@ -52,6 +54,12 @@ impl Victim {
         self.store.add_model(&owner(), &record, &key).await.unwrap();
     }
 
+    async fn set_policy(&self, model: Option<&ModelId>, policy: &str) {
+        let owner = owner();
+        let set = self.store.set_policy(&owner, model, policy);
+        set.await.unwrap();
+    }
+
     async fn lowest(&self, version: ModelVersion) -> Result<ModelVersion, String> {
         lowest(&self.store, version).await
     }
@@ -88,6 +96,7 @@ fn event(reason: &str) -> AuditEvent {
 }
 
 const MISSING: &str = "a row of the table withdrawals is missing";
+const OTHER: &str = "a row of the table policies is not the one that the audit log names";
 const OLD: &str = "a row of the table withdrawals is older than the audit log says";
 
 async fn a_deleted_withdrawal_is_missed_and_not_taken_for_none(database: TestDatabase) {
@@ -143,6 +152,67 @@ async fn a_withdrawal_survives_the_deletion_of_all_that_is_known_of_its_model(
     victim.add(3).await;
     victim.run("INSERT INTO models SELECT * FROM kept").await;
     assert_eq!(victim.lowest(1).await, Ok(2));
+}
+
+/// The policy that a decision about version 1 goes by.
+async fn policy_of(store: &Store) -> Result<Option<String>, String> {
+    store
+        .decide(&owner(), &digest(1), |model| {
+            let policy = model.map(|model| model.unwrap().policy.clone());
+            (policy.map_err(ToString::to_string), event("decided"))
+        })
+        .await
+        .unwrap_or_else(|error| Err(error.to_string()))
+}
+
+async fn a_policy_put_back_to_an_earlier_one_is_noticed(database: TestDatabase) {
+    let victim = Victim::new(database).await;
+    victim.add(1).await;
+    for model in [None, Some(digits())] {
+        let model = model.as_ref();
+        victim.set_policy(model, "first").await;
+        victim
+            .run("CREATE TABLE kept AS SELECT * FROM policies")
+            .await;
+        victim.set_policy(model, "second").await;
+        assert_eq!(
+            policy_of(&victim.store).await,
+            Ok(Some("second".to_owned()))
+        );
+        victim
+            .run(
+                "UPDATE policies SET sealed = \
+                 (SELECT sealed FROM kept WHERE kept.model = policies.model)",
+            )
+            .await;
+        assert_eq!(policy_of(&victim.store).await, Err(OTHER.to_owned()));
+        victim.set_policy(model, "third").await;
+        assert_eq!(policy_of(&victim.store).await, Ok(Some("third".to_owned())));
+        victim.run("DROP TABLE kept").await;
+    }
+    victim
+        .run("CREATE TABLE kept AS SELECT * FROM policies")
+        .await;
+    victim.set_policy(Some(&digits()), "fourth").await;
+    victim.run("DELETE FROM policies").await;
+    victim.run("INSERT INTO policies SELECT * FROM kept").await;
+    let store = victim.reopen().await.unwrap();
+    assert_eq!(policy_of(&store).await, Err(OTHER.to_owned()));
+}
+
+async fn a_deleted_policy_is_missed_and_its_owners_does_not_hold_instead(database: TestDatabase) {
+    let victim = Victim::new(database).await;
+    victim.add(1).await;
+    assert_eq!(policy_of(&victim.store).await, Ok(None));
+    victim.set_policy(None, "lenient").await;
+    victim.set_policy(Some(&digits()), "strict").await;
+    victim
+        .run("DELETE FROM policies WHERE model = 'digits'")
+        .await;
+    assert_eq!(
+        policy_of(&victim.store).await,
+        Err("a row of the table policies is missing".to_owned())
+    );
 }
 
 /// Writes the whole log anew without its second entry, every hash right.

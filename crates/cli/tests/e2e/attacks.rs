@@ -14,39 +14,6 @@ use crate::support::wire::{Seen, ask, man_in_the_middle};
 
 const CHANNEL: &str = "/.well-known/occlude/channel";
 
-/// Swapping two models' files, and parts of them.
-#[test]
-fn swapped_and_spliced_model_files_are_refused() {
-    let owner = Owner::new(41, &binary());
-    run([
-        "seal",
-        text(&owner.at("model.onnx")),
-        "-o",
-        text(&owner.at("other.occ")),
-        "--key",
-        text(&owner.at("owner.key")),
-        "--id",
-        "another-model",
-    ])
-    .success();
-    owner.add_model("other.occ").success();
-    let swapped = owner.serve("other.occ");
-    owner
-        .infer(&swapped.url(), "policy.toml", &model::secret_input(42))
-        .fails_with(3, "classifier");
-
-    let (mut spliced, other) = (read(&owner.at("model.occ")), read(&owner.at("other.occ")));
-    assert_eq!(spliced.len(), other.len());
-    spliced[4096..].copy_from_slice(&other[4096..]);
-    std::fs::write(owner.at("spliced.occ"), spliced).expect("written");
-    owner
-        .serve_refused(&binary(), "spliced.occ", &[])
-        .fails_with(
-            3,
-            "spliced.occ: the list of chunk digests is not the one that the owner signed",
-        );
-}
-
 /// The same encapsulated request twice, across a restart, and with the
 /// clock set back.
 #[test]
@@ -190,8 +157,4 @@ impl Clock {
             .parse()
             .expect("seconds")
     }
-}
-
-fn read(path: &Path) -> Vec<u8> {
-    std::fs::read(path).expect("the file can be read")
 }

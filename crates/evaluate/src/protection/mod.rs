@@ -15,9 +15,13 @@ pub mod model;
 mod models;
 mod network;
 mod owners;
+mod reads;
+mod records;
 pub mod search;
 mod services;
 mod site;
+mod storage;
+mod times;
 pub mod wire;
 
 use std::path::PathBuf;
@@ -215,8 +219,11 @@ fn checks() -> impl Iterator<Item = &'static Check> {
     [
         files::CHECKS,
         models::CHECKS,
+        storage::CHECKS,
+        records::CHECKS,
         services::CHECKS,
         network::CHECKS,
+        times::CHECKS,
         clients::CHECKS,
         owners::CHECKS,
     ]

@@ -1,8 +1,8 @@
-//! Somebody on the way, and somebody who asks: messages altered, repeated, malformed,
-//! counted and timed.
+//! Somebody on the way, and somebody who asks: messages altered, repeated, malformed and
+//! counted.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use occlude_weakening::Weakening;
 
@@ -56,14 +56,6 @@ pub(super) const CHECKS: &[Check] = &[
                 theirs",
         weakening: Weakening::NoPadding,
         carry_out: message_sizes,
-    },
-    Check {
-        name: "answer-times",
-        attacker: Attacker::Network,
-        tried: "tell an input of zeros from a random one by how long the answer takes: in turns, \
-                Mann-Whitney test",
-        weakening: Weakening::EarlyAnswers,
-        carry_out: answer_times,
     },
 ];
 
@@ -257,53 +249,6 @@ fn message_sizes(site: &Site) -> Result<Seen, DeploymentError> {
     ]))
 }
 
-fn answer_times(site: &Site) -> Result<Seen, DeploymentError> {
-    const DOING: &str = "timing answers";
-    const RUNS: usize = 150;
-    let server = site.serve()?;
-    let proxy = site.proxy(&server, &[])?;
-    let time = |values: &[f32]| -> Result<f64, DeploymentError> {
-        let request = request(values);
-        let begun = Instant::now();
-        let given = ask(proxy.address, &request).map_err(failed(DOING))?;
-        let elapsed = begun.elapsed().as_secs_f64();
-        if given.status != 200 {
-            return Err(failed(DOING)(String::from_utf8_lossy(&given.body)));
-        }
-        Ok(elapsed)
-    };
-    let (zeros, random) = (vec![0.0; model::FEATURES], model::secret_input(36));
-    for _ in 0..20 {
-        time(&zeros)?;
-        time(&random)?;
-    }
-    let (mut of_zeros, mut of_random) = (Vec::new(), Vec::new());
-    for run in 0..RUNS {
-        // Each goes first as often as the other.
-        if run % 2 == 0 {
-            of_zeros.push(time(&zeros)?);
-            of_random.push(time(&random)?);
-        } else {
-            of_random.push(time(&random)?);
-            of_zeros.push(time(&zeros)?);
-        }
-    }
-    let test = MannWhitney::of(&of_zeros, &of_random);
-    let (zeros, random) = (median(&mut of_zeros), median(&mut of_random));
-    let seen = format!(
-        "medians of {RUNS} answers {:.2} and {:.2} ms, effect (rank-biserial) {:.2}, p = {:.2}",
-        zeros * 1e3,
-        random * 1e3,
-        test.effect,
-        test.p
-    );
-    Ok(if test.p < 0.001 && test.effect.abs() > 0.3 {
-        Seen::Broke(seen)
-    } else {
-        Seen::Held(seen)
-    })
-}
-
 /// A request whose tensor is binary data, so that its length says nothing of its values.
 pub(super) fn request(values: &[f32]) -> Request {
     let data: Vec<u8> = values
@@ -325,77 +270,4 @@ pub(super) fn request(values: &[f32]) -> Request {
     let begins = "inference-header-content-length".to_owned();
     request.fields.push((begins, length));
     request
-}
-
-/// Whether two samples are of one distribution (Mann and Whitney, "On a test of whether one
-/// of two random variables is stochastically larger than the other", 1947), by the normal
-/// approximation; ties are as good as none in times.
-struct MannWhitney {
-    /// Rank-biserial correlation: 0 where neither is larger, 1 and -1 where one always is.
-    effect: f64,
-    /// The chance of a difference like this where there is none.
-    p: f64,
-}
-
-impl MannWhitney {
-    fn of(one: &[f64], other: &[f64]) -> Self {
-        let (n, m) = (one.len() as f64, other.len() as f64);
-        let wins: f64 = one
-            .iter()
-            .flat_map(|x| other.iter().map(move |y| if x > y { 1.0 } else { 0.0 }))
-            .sum();
-        let deviation = (n * m * (n + m + 1.0) / 12.0).sqrt();
-        let z = (wins - n * m / 2.0) / deviation;
-        Self {
-            effect: 2.0 * wins / (n * m) - 1.0,
-            p: complementary_error(z.abs() / std::f64::consts::SQRT_2),
-        }
-    }
-}
-
-/// The complementary error function of a number that is not negative, to 1.5e-7
-/// (Abramowitz and Stegun, 7.1.26).
-fn complementary_error(x: f64) -> f64 {
-    let t = 1.0 / (1.0 + 0.327_591_1 * x);
-    let polynomial = [
-        1.061_405_429,
-        -1.453_152_027,
-        1.421_413_741,
-        -0.284_496_736,
-        0.254_829_592,
-    ]
-    .into_iter()
-    .fold(0.0, |sum, factor| sum * t + factor);
-    polynomial * t * (-x * x).exp()
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The chance beyond 1.96 standard deviations is every table's.
-    #[test]
-    fn a_difference_is_told_from_none() {
-        let (odd, even): (Vec<f64>, Vec<f64>) = (
-            (0..50).map(|n| f64::from(2 * n + 1)).collect(),
-            (0..50).map(|n| f64::from(2 * n)).collect(),
-        );
-        let none = MannWhitney::of(&odd, &even);
-        assert!(
-            none.effect.abs() < 0.03 && none.p > 0.8,
-            "{} {}",
-            none.effect,
-            none.p
-        );
-        let later: Vec<f64> = even.iter().map(|x| x + 1000.0).collect();
-        let all = MannWhitney::of(&later, &odd);
-        assert!((all.effect - 1.0).abs() < 1e-12 && all.p < 1e-15);
-        assert!((complementary_error(1.96 / std::f64::consts::SQRT_2) - 0.049_995_8).abs() < 1e-6);
-        assert!((complementary_error(0.0) - 1.0).abs() < 1e-6);
-    }
 }

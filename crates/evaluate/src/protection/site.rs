@@ -166,6 +166,15 @@ pub(super) fn refused(said: &Said, code: i32, reason: &str) -> Result<String, St
     })
 }
 
+/// No answer, or the model's.
+pub(super) fn right_or_none(site: &Site, said: &Said, input: &[f32]) -> Result<String, String> {
+    match said.code {
+        0 if site.is_right(said, input) => Ok("the right answer".to_owned()),
+        0 => Err("a wrong answer was given".to_owned()),
+        _ => Ok(tidy(said)),
+    }
+}
+
 /// Why a command failed, without addresses, which are others each time.
 pub(super) fn tidy(said: &Said) -> String {
     let words = said.reason().trim_start_matches("occlude: ").split(' ');

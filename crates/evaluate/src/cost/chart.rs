@@ -4,6 +4,7 @@
 //! a variable of the page, which has it for light, dark and paper.
 
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 /// One line.
 pub(super) struct Line<'a> {
@@ -98,7 +99,15 @@ fn draw(
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
         for (x, y, name) in line.points.iter().filter(|_| line.dots) {
             let dot = Circle::new((0, 0), 3, colour.filled());
-            let text = Text::new(name.clone(), (5, -16), (FONT, 12).into_font().color(&ink));
+            // A name stays within the chart.
+            let (from, away) = if *x > right / 2.0 {
+                (HPos::Right, -5)
+            } else {
+                (HPos::Left, 5)
+            };
+            let style = (FONT, 12).into_font().color(&ink);
+            let style = style.pos(Pos::new(from, VPos::Bottom));
+            let text = Text::new(name.clone(), (away, -4), style);
             chart.draw_series([EmptyElement::at((*x, *y)) + dot + text])?;
         }
     }

@@ -14,8 +14,9 @@ const TEMPLATE: &str = include_str!("report.html");
 /// Layers that are drawn, those that take the most.
 const MOST_LAYERS: usize = 40;
 
-/// Points are this close, as a share of the chart, when their names would overlap.
-const CLOSE: f64 = 0.05;
+/// Points are this close, as shares of the chart's width and height, when their names would
+/// overlap.
+const CLOSE: (f64, f64) = (0.12, 0.05);
 
 /// What the template names.
 #[derive(Serialize)]
@@ -106,7 +107,7 @@ fn chart(report: &CostReport, unit: &str, figure: impl Fn(&Figures) -> Option<f6
         .fold((0.0_f64, 0.0_f64), |(right, top), point| {
             (right.max(point.0), top.max(point.1))
         });
-    name_once(&mut points, (right * CLOSE, top * CLOSE));
+    name_once(&mut points, (right * CLOSE.0, top * CLOSE.1));
     let mut lines = Vec::new();
     if let Some(RowOutcome::Measured(plain)) = report.rows.first().map(|row| &row.outcome)
         && let (Some(value), Some(last)) = (figure(plain), points.last())
@@ -129,14 +130,15 @@ fn chart(report: &CostReport, unit: &str, figure: impl Fn(&Figures) -> Option<f6
 
 /// Joins the names of points that lie so close together that they would hide each other.
 fn name_once(points: &mut [(f64, f64, String)], close: (f64, f64)) {
-    for place in (1..points.len()).rev() {
+    for place in 1..points.len() {
         let (before, from) = points.split_at_mut(place);
-        let (Some(before), Some(point)) = (before.last_mut(), from.first_mut()) else {
-            continue;
+        let point = &mut from[0];
+        let near = |other: &&mut (f64, f64, String)| {
+            let away = (point.0 - other.0, point.1 - other.1);
+            !other.2.is_empty() && away.0.abs() < close.0 && away.1.abs() < close.1
         };
-        let near = point.0 - before.0 < close.0 && (point.1 - before.1).abs() < close.1;
-        if near {
-            before.2 = format!("{}, {}", before.2, std::mem::take(&mut point.2));
+        if let Some(other) = before.iter_mut().find(near) {
+            other.2 = format!("{}, {}", other.2, std::mem::take(&mut point.2));
         }
     }
 }
@@ -179,10 +181,14 @@ mod tests {
             point(99.0, 9.1, "100%"),
             point(99.5, 9.0, "resident"),
             point(99.6, 30.0, "far above"),
+            point(99.6, 9.0, "64MiB"),
         ];
         name_once(&mut points, (5.0, 1.0));
         let names: Vec<&str> = points.iter().map(|point| &*point.2).collect();
-        assert_eq!(names, ["0%", "50%", "100%, resident", "", "far above"]);
+        assert_eq!(
+            names,
+            ["0%", "50%", "100%, resident, 64MiB", "", "far above", ""]
+        );
     }
 
     #[test]

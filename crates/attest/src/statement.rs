@@ -43,6 +43,9 @@ pub struct ServedModel {
     pub header_digest: HeaderDigest,
     /// The owner, who signed that header.
     pub owner: OwnerPublic,
+    /// The defence against copying it by asking, which its owner sealed with it: answers
+    /// may be changed on purpose. `none` if none.
+    pub guard: String,
 }
 
 /// The parts of a server's configuration that change what its users or owners
@@ -58,8 +61,6 @@ pub struct SecurityConfiguration {
     pub padding: String,
     /// How clients prove who they are; `none` if they need not.
     pub client_authentication: String,
-    /// The defence against extraction through the interface; `none` if none.
-    pub guard: String,
     /// The largest request body accepted, in bytes.
     pub maximum_request_bytes: u64,
 }
@@ -181,13 +182,13 @@ mod tests {
                 version: 3,
                 header_digest: HeaderDigest::from([0xd1; 32]),
                 owner,
+                guard: "none".to_owned(),
             }],
             configuration: SecurityConfiguration {
                 broker: None,
                 kem: "x-wing".to_owned(),
                 padding: "buckets".to_owned(),
                 client_authentication: "none".to_owned(),
-                guard: "none".to_owned(),
                 maximum_request_bytes: u64::MAX,
             },
         }
@@ -208,9 +209,9 @@ mod tests {
             String::from_utf8(encoded.clone()).unwrap(),
             format!(
                 "{{\"channel-keys\":\"AQID\",\"configuration\":{{\"broker\":null,\
-                 \"client-authentication\":\"none\",\"guard\":\"none\",\"kem\":\"x-wing\",\
+                 \"client-authentication\":\"none\",\"kem\":\"x-wing\",\
                  \"maximum-request-bytes\":18446744073709551615,\"padding\":\"buckets\"}},\
-                 \"models\":[{{\"header-digest\":\"{digest}\",\"id\":\"digits\",\
+                 \"models\":[{{\"guard\":\"none\",\"header-digest\":\"{digest}\",\"id\":\"digits\",\
                  \"owner\":\"{owner}\",\"version\":3}}],\"owners\":[\"{owner}\"],\
                  \"protocol\":1,\"tee\":\"simulated\"}}"
             )
@@ -334,12 +335,11 @@ mod tests {
     #[test]
     fn the_digest_of_a_configuration_covers_every_field() {
         let base = statement().configuration;
-        let changes: [fn(&mut SecurityConfiguration); 6] = [
+        let changes: [fn(&mut SecurityConfiguration); 5] = [
             |c| c.broker = Some(String::new()),
             |c| c.kem.push('x'),
             |c| c.padding.push('x'),
             |c| c.client_authentication.push('x'),
-            |c| c.guard.push('x'),
             |c| c.maximum_request_bytes = 1,
         ];
         for change in changes {

@@ -41,13 +41,13 @@ fn statement() -> ServiceStatement {
             version: 3,
             header_digest: HeaderDigest::from([0xd1; 32]),
             owner: owner(1),
+            guard: "none".to_owned(),
         }],
         configuration: SecurityConfiguration {
             broker: Some("https://broker.example".to_owned()),
             kem: "x-wing".to_owned(),
             padding: "buckets".to_owned(),
             client_authentication: "none".to_owned(),
-            guard: "none".to_owned(),
             maximum_request_bytes: 1 << 20,
         },
     }

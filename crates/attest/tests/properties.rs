@@ -20,14 +20,13 @@ fn tee() -> impl Strategy<Value = TeeKind> {
 fn configuration() -> impl Strategy<Value = SecurityConfiguration> {
     let text = || "\\PC{0,20}";
     let broker = prop::option::of(text());
-    (broker, text(), text(), text(), text(), any::<u64>()).prop_map(
-        |(broker, kem, padding, client_authentication, guard, maximum_request_bytes)| {
+    (broker, text(), text(), text(), any::<u64>()).prop_map(
+        |(broker, kem, padding, client_authentication, maximum_request_bytes)| {
             SecurityConfiguration {
                 broker,
                 kem,
                 padding,
                 client_authentication,
-                guard,
                 maximum_request_bytes,
             }
         },
@@ -42,6 +41,7 @@ fn model() -> impl Strategy<Value = ServedModel> {
         id: id.parse::<ModelId>().unwrap(),
         version,
         header_digest: HeaderDigest::from(digest),
+        guard: "none".to_owned(),
     })
 }
 
@@ -109,7 +109,7 @@ fn policy_text() -> impl Strategy<Value = String> {
                     "format = 1\nreviewed = {reviewed}\n[evidence]\ntee = {tees}\n\
                  measurements = {measurements}\n[evidence.snp.minimum-tcb.milan]\nsnp = {tcb}\n[service]\n\
                  owners = {owners:?}\nmodels = [{{ id = \"{}\", owner = \"{}\", minimum-version = {}, \
-                 digests = [\"{}\"] }}]\n[service.configuration]\nguard = {guards}\n",
+                 digests = [\"{}\"], guards = {guards} }}]\n",
                     model.id, model.owner, model.version, model.header_digest
                 )
             },

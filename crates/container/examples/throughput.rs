@@ -19,7 +19,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use occlude_container::{ChunkSize, SealOptions, seal_file, unseal_file};
+use occlude_container::{ChunkSize, Metadata, SealOptions, seal_file, unseal_file};
 use occlude_keys::{ModelId, OwnerKey};
 use occlude_onnx::DataType;
 use occlude_onnx::messages::{
@@ -207,6 +207,7 @@ fn seal_here(model: &Path, output: &Path) -> Result<()> {
         id: ModelId::random(),
         version: 1,
         chunk_size: ChunkSize::DEFAULT,
+        metadata: Metadata::default(),
     };
     let started = Instant::now();
     seal_file(model, output, &owner(), &options, &mut |_| ())?;

@@ -10,7 +10,9 @@ use prost::Message;
 
 use crate::input::Plaintext;
 use crate::seal::seal_in_order;
-use crate::{ChunkSize, Container, IndexError, OpenContainer, OpenError, SealOptions, model_key};
+use crate::{
+    ChunkSize, Container, IndexError, Metadata, OpenContainer, OpenError, SealOptions, model_key,
+};
 
 const INDEX: &str = r#"{"tensors":[{"name":"w","place":"initializer","data_type":1,"dims":[300],"offset":0,"length":1200}],"metadata":{}}"#;
 
@@ -65,6 +67,7 @@ fn open(contents: Vec<u8>) -> Result<OpenContainer, OpenError> {
         id: "test".parse().unwrap(),
         version: 1,
         chunk_size: ChunkSize::SMALLEST,
+        metadata: Metadata::default(),
     };
     let plaintext = Plaintext::of_bytes(contents);
     let mut sink = Cursor::new(Vec::new());

@@ -15,7 +15,7 @@ use crate::format::ALIGNMENT;
 pub struct Index {
     /// The tensors, in the order in which the graph first uses them.
     pub tensors: Vec<TensorEntry>,
-    /// Room for what later versions of the sealing program note; empty today.
+    /// What the owner sealed with the model, by name.
     pub metadata: BTreeMap<String, String>,
 }
 

@@ -25,7 +25,7 @@ use crate::format::{
     SMALLEST_EXTRACTED,
 };
 use crate::new_file::folder_of;
-use crate::{Index, SealError, TensorEntry, TensorPlace};
+use crate::{Index, Metadata, SealError, TensorEntry, TensorPlace};
 
 /// Files of external data kept open: some exporters write one for each tensor.
 const OPEN_FILES: usize = 32;
@@ -61,8 +61,8 @@ struct Extracted {
 }
 
 impl Plaintext {
-    /// Surveys a model.
-    pub(crate) fn survey(path: &Path) -> Result<Self, SealError> {
+    /// Surveys a model that is sealed with this metadata.
+    pub(crate) fn survey(path: &Path, metadata: &Metadata) -> Result<Self, SealError> {
         let folder = folder_of(path);
         let folder = folder.canonicalize().map_err(SealError::read(folder))?;
         let mut files = Files::new(path)?;
@@ -86,6 +86,7 @@ impl Plaintext {
         let outline = Outline::decode(&draft.bytes)?;
         drop(draft);
         check_opset(&outline)?;
+        check_outputs(&outline, metadata)?;
         let order = place(&mut extracted, &outline);
         let skeleton = splice::<SealError>(&*model, &mut |tensor| {
             Ok(match order.get(&tensor.ordinal) {
@@ -96,13 +97,14 @@ impl Plaintext {
             })
         })
         .map_err(|error| error.in_file(path))?;
-        Self::assemble(files, extracted, &skeleton.bytes)
+        Self::assemble(files, extracted, &skeleton.bytes, metadata)
     }
 
     fn assemble(
         files: Files,
         extracted: Vec<Extracted>,
         skeleton: &[u8],
+        metadata: &Metadata,
     ) -> Result<Self, SealError> {
         let (tensors, sources): (Vec<_>, Vec<_>) = extracted
             .into_iter()
@@ -110,7 +112,7 @@ impl Plaintext {
             .unzip();
         let index = Index {
             tensors,
-            metadata: Default::default(),
+            metadata: metadata.entries.clone(),
         };
         let json = serde_json::to_vec(&index).map_err(|error| SealError::Index {
             reason: error.to_string(),
@@ -371,6 +373,20 @@ fn check_opset(outline: &Outline) -> Result<(), SealError> {
         lowest: LOWEST_OPSET,
         highest: HIGHEST_OPSET,
     })
+}
+
+fn check_outputs(outline: &Outline, metadata: &Metadata) -> Result<(), SealError> {
+    let missing = metadata
+        .outputs
+        .iter()
+        .find(|output| !outline.outputs.contains(output));
+    match missing {
+        None => Ok(()),
+        Some(output) => Err(SealError::NoOutput {
+            output: output.clone(),
+            known: outline.outputs.clone(),
+        }),
+    }
 }
 
 /// Sorts by first use and gives each tensor its place; returns, for each ordinal of

@@ -50,7 +50,7 @@ pub use inspect::{
 pub use new_file::OutputError;
 pub use open::{OpenContainer, OpenError};
 pub use read::{ChunkRepair, Container, ContainerError, SignedContainer};
-pub use seal::{SealError, SealOptions, Sealed, seal, seal_file};
+pub use seal::{Metadata, SealError, SealOptions, Sealed, seal, seal_file};
 pub use unseal::{UnsealError, unseal_file};
 
 /// How far an operation is.

@@ -3,6 +3,7 @@
 //! Every byte that comes out was copied from the host once, then compared with the
 //! digest that the owner signed, then decrypted and authenticated in private memory.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 
@@ -141,6 +142,13 @@ impl OpenContainer {
     #[must_use]
     pub fn tensors(&self) -> &[TensorEntry] {
         &self.index.tensors
+    }
+
+    /// What the owner sealed with the model, by name. Who runs the model refuses what it
+    /// does not know: it may be a condition.
+    #[must_use]
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.index.metadata
     }
 
     /// Bytes from the start of the first tensor to the end of the last one.

@@ -3,6 +3,7 @@
 //! Several threads read, encrypt and hash chunks; one at a time writes.
 //! Whatever fails, no output file remains.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
@@ -26,6 +27,17 @@ pub struct SealOptions {
     pub version: ModelVersion,
     /// Plaintext bytes of each chunk.
     pub chunk_size: ChunkSize,
+    /// What is sealed with it, of use to those who may open it.
+    pub metadata: Metadata,
+}
+
+/// What an owner seals with a model. It is encrypted and authenticated as the graph is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Metadata {
+    /// Each entry by its name. A program that does not know one refuses the model.
+    pub entries: BTreeMap<String, String>,
+    /// Outputs of the model that the entries speak of.
+    pub outputs: Vec<String>,
 }
 
 /// What sealing made.
@@ -109,6 +121,14 @@ pub enum SealError {
         chunks: u64,
         /// The most.
         limit: u64,
+    },
+    /// The metadata speaks of an output that is not there.
+    #[error("the model has no output {output:?}: it has {}", known.join(", "))]
+    NoOutput {
+        /// The output.
+        output: String,
+        /// Those that the model has.
+        known: Vec<String>,
     },
     /// The index cannot be written.
     #[error("the index of the tensors: {reason}")]
@@ -221,7 +241,7 @@ fn survey(model: &Path, options: &SealOptions) -> Result<Plaintext, SealError> {
     if options.version == 0 {
         return Err(SealError::VersionZero);
     }
-    Plaintext::survey(model)
+    Plaintext::survey(model, &options.metadata)
 }
 
 fn layout(plaintext: &Plaintext, options: &SealOptions) -> Result<Layout, SealError> {

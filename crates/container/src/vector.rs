@@ -13,7 +13,7 @@ use prost::Message;
 
 use crate::chunk::ChunkCipher;
 use crate::seal::seal_with_salt;
-use crate::{ChunkSize, Container, SealOptions, model_key, unseal_file};
+use crate::{ChunkSize, Container, Metadata, SealOptions, model_key, unseal_file};
 
 #[derive(serde::Serialize, serde::Deserialize, PartialEq, Debug)]
 #[serde(deny_unknown_fields)]
@@ -52,6 +52,7 @@ fn options() -> SealOptions {
         id: "test-vector".parse().unwrap(),
         version: 3,
         chunk_size: ChunkSize::SMALLEST,
+        metadata: Metadata::default(),
     }
 }
 

@@ -7,8 +7,10 @@ use std::io::{self, Cursor, ErrorKind, Seek, SeekFrom, Write};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use occlude_container::{OutputError, SealError, SealOptions, seal, seal_file, unseal_file};
-use occlude_onnx::messages::{ModelProto, OperatorSetIdProto, TensorProto};
+use occlude_container::{
+    Metadata, OutputError, SealError, SealOptions, seal, seal_file, unseal_file,
+};
+use occlude_onnx::messages::{ModelProto, OperatorSetIdProto, TensorProto, ValueInfoProto};
 use occlude_onnx::{Malformation, OnnxError, TensorProblem};
 use prost::Message;
 use support::{Folder, external, floats, key, model, noise, options, quiet, small_model};
@@ -248,6 +250,40 @@ fn two_initializers_of_one_name_are_refused() {
         error,
         SealError::Model(OnnxError::DuplicateInitializer { name }) if name == "w"
     ));
+}
+
+#[test]
+fn metadata_that_speaks_of_an_output_that_is_not_there_is_refused() {
+    let folder = Folder::new();
+    let mut named = small_model();
+    let outputs = &mut named.graph.as_mut().unwrap().output;
+    outputs.clear();
+    for name in ["one", "another"] {
+        outputs.push(ValueInfoProto {
+            name: name.to_owned(),
+            ..ValueInfoProto::default()
+        });
+    }
+    let path = folder.write_model("model.onnx", &named);
+    let output = folder.path("model.occ");
+    let seal = |outputs: &[&str]| {
+        let metadata = Metadata {
+            outputs: outputs.iter().map(ToString::to_string).collect(),
+            ..Metadata::default()
+        };
+        let options = SealOptions {
+            metadata,
+            ..options()
+        };
+        seal_file(&path, &output, &key(), &options, &mut quiet)
+    };
+    let error = seal(&["another", "third"]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the model has no output \"third\": it has one, another"
+    );
+    assert!(!folder.path("model.occ").exists());
+    seal(&["another", "one"]).unwrap();
 }
 
 #[test]

@@ -5,8 +5,8 @@ mod support;
 use std::path::Path;
 
 use occlude_container::{
-    ChunkSize, Container, Dimension, OpenContainer, Progress, PublicView, SealOptions, TensorPlace,
-    WarningKind, model_key, seal, seal_file, unseal_file,
+    ChunkSize, Container, Dimension, Metadata, OpenContainer, Progress, PublicView, SealOptions,
+    TensorPlace, WarningKind, model_key, seal, seal_file, unseal_file,
 };
 use occlude_onnx::DataType;
 use occlude_onnx::messages::{AttributeProto, GraphProto, ModelProto, TensorProto};
@@ -202,6 +202,30 @@ fn a_tensor_may_span_many_chunks_and_many_tensors_one() {
             assert!(read(&opened, tensor) == noise(seed, entry.length as usize));
         }
     }
+}
+
+#[test]
+fn metadata_is_read_back_by_who_opens_and_is_not_in_the_file() {
+    let folder = Folder::new();
+    let model = folder.write_model("model.onnx", &small_model());
+    let output = folder.path("model.occ");
+    let entries = [("guard".to_owned(), "how it is guarded".to_owned())];
+    let options = SealOptions {
+        metadata: Metadata {
+            entries: entries.into(),
+            outputs: vec![],
+        },
+        ..options()
+    };
+    seal_file(&model, &output, &key(), &options, &mut quiet).unwrap();
+    assert_eq!(open(&output).metadata(), &options.metadata.entries);
+    let bytes = std::fs::read(&output).unwrap();
+    assert!(!bytes.windows(7).any(|found| found == b"guarded"));
+    assert!(
+        open(&folder.seal(&model, "plain.occ").0)
+            .metadata()
+            .is_empty()
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::DataType;
+use crate::{DataType, Parameters};
 
 /// What `GET v2` answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,7 +18,7 @@ pub struct ServerMetadata {
 }
 
 /// What `GET v2/models/{name}` answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelMetadata {
     /// The model's name, as in the path.
     pub name: String,
@@ -31,6 +31,9 @@ pub struct ModelMetadata {
     pub inputs: Vec<TensorMetadata>,
     /// What the model gives.
     pub outputs: Vec<TensorMetadata>,
+    /// What else there is to say.
+    #[serde(default, skip_serializing_if = "Parameters::is_empty")]
+    pub parameters: Parameters,
 }
 
 /// One input or output of a model.

@@ -18,6 +18,8 @@ pub struct Outline {
     /// For each initializer of the main graph that a node uses (in a subgraph too):
     /// the place of the first such node in the main graph, and of the input there.
     pub first_use: HashMap<String, (u64, u64)>,
+    /// The names of the main graph's outputs, in its order.
+    pub outputs: Vec<String>,
 }
 
 impl Outline {
@@ -48,6 +50,7 @@ impl Outline {
         Ok(Self {
             opset_import: model.opset_import,
             first_use,
+            outputs: graph.output.into_iter().map(|value| value.name).collect(),
         })
     }
 }
@@ -92,6 +95,8 @@ struct Graph {
     node: Vec<Node>,
     #[prost(message, repeated, tag = "5")]
     initializer: Vec<Named>,
+    #[prost(message, repeated, tag = "12")]
+    output: Vec<Value>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -108,6 +113,12 @@ struct Attribute {
     g: Vec<Graph>,
     #[prost(message, repeated, tag = "11")]
     graphs: Vec<Graph>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Value {
+    #[prost(string, tag = "1")]
+    name: String,
 }
 
 #[derive(Clone, PartialEq, Message)]

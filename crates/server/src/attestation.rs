@@ -126,6 +126,7 @@ impl Attestation {
                     version: model.version,
                     header_digest: model.digest,
                     owner: model.owner,
+                    guard: model.guard_name(),
                 })
                 .collect(),
             configuration: self.configuration.clone(),

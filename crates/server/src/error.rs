@@ -7,6 +7,7 @@ use occlude_attest::CollectError;
 use occlude_channel::KeyGenerationError;
 use occlude_container::{ContainerError, OpenError};
 use occlude_engine::{LoadError, LoadLibraryError};
+use occlude_guard::{ConfigurationError, MismatchError};
 use occlude_keys::{ModelId, ModelVersion, OwnerPublic};
 
 /// Why a server does not start.
@@ -116,6 +117,30 @@ pub enum StartError {
         path: PathBuf,
         /// What it said.
         source: LoadError,
+    },
+    /// What was sealed with the model says more than this version knows.
+    #[error("{}: it was sealed with {entry:?}, which this version does not know", path.display())]
+    Metadata {
+        /// The file.
+        path: PathBuf,
+        /// The entry of its metadata.
+        entry: String,
+    },
+    /// The guard that was sealed with the model is not one.
+    #[error("{}: its guard: {source}", path.display())]
+    Guard {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ConfigurationError,
+    },
+    /// The guard that was sealed with the model does not fit it.
+    #[error("{}: {source}", path.display())]
+    GuardOfAnother {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        source: MismatchError,
     },
     /// A largest shape is given for an input that no model has.
     #[error("max-shape names the input `{input}`, which no model has")]

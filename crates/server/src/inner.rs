@@ -17,9 +17,11 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use occlude_engine::{Model, RunError};
+use occlude_guard::{AnswerError, Guard};
 use occlude_inference_protocol::{
     BINARY_TENSOR_EXTENSION, EncodeError, INFERENCE_HEADER_CONTENT_LENGTH, InferRequest,
-    InferResponse, ModelMetadata, ModelReady, ServerLive, ServerMetadata, ServerReady,
+    InferResponse, ModelMetadata, ModelReady, Parameter, Parameters, ServerLive, ServerMetadata,
+    ServerReady,
 };
 use occlude_weakening::{Weakening, is};
 
@@ -114,8 +116,9 @@ async fn model_metadata(
     State(inner): State<Arc<Inner>>,
     Path(named): Path<Named>,
 ) -> Result<Response, InferError> {
-    let model = inner.ready(&named)?.1;
+    let (served, model) = inner.ready(&named)?;
     let versions = inner.models.versions(&named.model);
+    let guard = served.guard.as_ref();
     Ok(answer::json(
         StatusCode::OK,
         &ModelMetadata {
@@ -128,9 +131,21 @@ async fn model_metadata(
             ),
             platform: PLATFORM.to_owned(),
             inputs: model.inputs().to_vec(),
-            outputs: model.outputs().to_vec(),
+            outputs: match guard {
+                Some(guard) => vec![guard.shown().clone()],
+                None => model.outputs().to_vec(),
+            },
+            parameters: guard.map(told_of).unwrap_or_default(),
         },
     ))
+}
+
+/// What users are told of a guard: that there is one.
+fn told_of(guard: &Guard) -> Parameters {
+    let mut parameters = Parameters::default();
+    parameters.set("guard", Parameter::Text(guard.name()));
+    parameters.set("answers_may_be_changed", Parameter::Boolean(true));
+    parameters
 }
 
 /// What a process that was weakened keeps.
@@ -210,12 +225,20 @@ fn run(
     if is(Weakening::EarlyAnswers) && !body.is_ascii() {
         std::thread::sleep(Duration::from_millis(5));
     }
-    let outputs = model
-        .run_admitted(inputs, &requested, &admit)
-        .map_err(|error| match error {
+    let compute = |inputs, wanted: &[String]| {
+        let outputs = model.run_admitted(inputs, wanted, &admit);
+        outputs.map_err(|error| match error {
             RunError::NotAdmitted { .. } => InferError::no_memory(NO_MEMORY),
             error => InferError::bad_request(error.to_string()),
-        })?;
+        })
+    };
+    let outputs = match &served.guard {
+        None => compute(inputs, &requested)?,
+        Some(guard) => {
+            guard.admit(&inputs, &requested)?;
+            vec![guard.apply(&compute(inputs, guard.computed())?)?]
+        }
+    };
     let response = InferResponse {
         model_name: served.id.to_string(),
         model_version: Some(served.version.to_string()),
@@ -334,6 +357,12 @@ impl InferError {
             status: StatusCode::SERVICE_UNAVAILABLE,
             message: message.to_owned(),
         }
+    }
+}
+
+impl From<AnswerError> for InferError {
+    fn from(error: AnswerError) -> Self {
+        Self::bad_request(error.to_string())
     }
 }
 

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use occlude_attest::Attester;
 use occlude_broker::{BrokerClient, FetchError};
-use occlude_container::{Container, SignedContainer};
+use occlude_container::{Container, OpenContainer, SignedContainer};
 use occlude_engine::{LoadOptions, Model, Runtime};
+use occlude_guard::{Guard, GuardConfiguration, METADATA_KEY};
 use occlude_keys::{HeaderDigest, ModelKey, OwnerPublic};
 use occlude_weakening::{Weakening, is};
 use sha2::{Digest, Sha256};
@@ -176,14 +177,14 @@ impl Loader {
         })
     }
 
-    /// Opens a container and starts the model, on a thread that may block: weights may
-    /// still be loaded when this returns, see [`Model::start`].
+    /// Opens a container and starts the model with its guard, on a thread that may block:
+    /// weights may still be loaded when this returns, see [`Model::start`].
     pub(crate) async fn start(
         self: Arc<Self>,
         container: SignedContainer,
         path: PathBuf,
         key: ModelKey,
-    ) -> Result<Model, StartError> {
+    ) -> Result<(Model, Option<Guard>), StartError> {
         blocking(move || {
             let open = container.open(&key).map_err(|source| StartError::Open {
                 path: path.clone(),
@@ -193,14 +194,24 @@ impl Loader {
                 let copy = std::env::temp_dir().join("graph.onnx");
                 let _ = std::fs::write(copy, open.skeleton());
             }
+            let guard = guard_of(&open, &path)?;
             let (memory, process) = self.memory.now();
             let options = LoadOptions {
                 memory,
                 process,
                 ..self.options.clone()
             };
-            let model = Model::start(self.runtime, &Arc::new(open), &options)
-                .map_err(|source| StartError::Model { path, source })?;
+            let model =
+                Model::start(self.runtime, &Arc::new(open), &options).map_err(|source| {
+                    StartError::Model {
+                        path: path.clone(),
+                        source,
+                    }
+                })?;
+            let guard = guard
+                .map(|guard| Guard::new(guard, model.outputs()))
+                .transpose()
+                .map_err(|source| StartError::GuardOfAnother { path, source })?;
             let counts = model.layer_counts();
             // Totals only: names of layers are the owner's.
             let plan = model.plan();
@@ -217,9 +228,10 @@ impl Loader {
                 process_bytes = plan.process,
                 sealed_layers = counts.sealed,
                 weights_opened_whole = counts.opened_whole,
+                guarded = guard.is_some(),
                 "sessions started",
             );
-            Ok(model)
+            Ok((model, guard))
         })
         .await
     }
@@ -238,13 +250,32 @@ impl Loader {
         if container.header().digest() != digest {
             return Err(StartError::Replaced { path });
         }
-        let model = self.start(container, path.clone(), key).await?;
+        // The guard of a sealed version never changes.
+        let (model, _) = self.start(container, path.clone(), key).await?;
         blocking(move || match model.wait_until_loaded() {
             Ok(()) => Ok(model),
             Err(source) => Err(StartError::Model { path, source }),
         })
         .await
     }
+}
+
+/// What the owner sealed with a model. Whatever this version does not know may be a
+/// condition under which it may be served.
+fn guard_of(open: &OpenContainer, path: &Path) -> Result<Option<GuardConfiguration>, StartError> {
+    let metadata = open.metadata();
+    if let Some(entry) = metadata.keys().find(|entry| *entry != METADATA_KEY) {
+        return Err(StartError::Metadata {
+            path: path.to_owned(),
+            entry: entry.chars().take(80).collect(),
+        });
+    }
+    let guard = metadata.get(METADATA_KEY);
+    let guard = guard.map(|guard| GuardConfiguration::from_json(guard));
+    guard.transpose().map_err(|source| StartError::Guard {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Runs work that takes long or reads files away from the request threads.

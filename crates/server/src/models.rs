@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use occlude_container::Header;
 use occlude_engine::Model;
+use occlude_guard::{Guard, NO_GUARD};
 use occlude_keys::{HeaderDigest, ModelId, ModelVersion, OwnerPublic};
 use tokio::sync::Semaphore;
 
@@ -30,6 +31,8 @@ pub(crate) struct ServedModel {
     /// One permit for each session, so that a request that must wait holds no
     /// thread meanwhile.
     pub(crate) sessions: Arc<Semaphore>,
+    /// What its owner sealed with it, of which every version of the file has the same.
+    pub(crate) guard: Option<Guard>,
     state: RwLock<State>,
 }
 
@@ -88,7 +91,7 @@ impl ServedModel {
         path: &Path,
         header: &Header,
         key: KeyDigest,
-        model: Model,
+        (model, guard): (Model, Option<Guard>),
         sessions: usize,
         until: Instant,
     ) -> Self {
@@ -100,11 +103,18 @@ impl ServedModel {
             owner: *header.owner(),
             digest: header.digest(),
             sessions: Arc::new(Semaphore::new(sessions)),
+            guard,
             state: RwLock::new(State::Ready {
                 model: Arc::new(model),
                 until,
             }),
         }
+    }
+
+    /// Its guard's defences, as statements tell them.
+    pub(crate) fn guard_name(&self) -> String {
+        let guard = self.guard.as_ref();
+        guard.map_or_else(|| NO_GUARD.to_owned(), Guard::name)
     }
 
     /// The model, while its lease runs.

@@ -264,7 +264,6 @@ fn configuration(options: &ServerOptions) -> SecurityConfiguration {
         kem: options.kem.name().to_owned(),
         padding: PADDING.to_owned(),
         client_authentication: "none".to_owned(),
-        guard: "none".to_owned(),
         maximum_request_bytes: options.maximum_request,
     }
 }
@@ -301,14 +300,14 @@ async fn start_model(
         }
     };
     let known = KeyDigest::of(&key);
-    let model = Arc::clone(loader)
+    let (model, guard) = Arc::clone(loader)
         .start(container, path.clone(), key)
         .await?;
     Ok(ServedModel::new(
         &path,
         &header,
         known,
-        model,
+        (model, guard),
         options.sessions.get(),
         lease::end(asked, options.lease),
     ))

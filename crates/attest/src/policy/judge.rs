@@ -209,6 +209,15 @@ impl ModelPolicy {
                 minimum: self.minimum_version,
             });
         }
+        if let Some(accepted) = &self.guards
+            && !accepted.contains(&model.guard)
+        {
+            return Err(Refusal::ModelGuard {
+                id: model.id.clone(),
+                found: model.guard.clone(),
+                accepted: format!("{accepted:?}"),
+            });
+        }
         match &self.digests {
             Some(digests)
                 if !digests.contains(&model.header_digest) && !is(Weakening::AnyDigest) =>
@@ -244,7 +253,6 @@ impl ConfigurationPolicy {
             &found.client_authentication,
             self.client_authentication.as_ref(),
         )?;
-        judge_setting("guard", &found.guard, self.guard.as_ref())?;
         let broker = found.broker.as_deref().unwrap_or("none");
         judge_setting("brokers", broker, self.brokers.as_ref())
     }

@@ -21,7 +21,6 @@ pub(super) fn configuration() -> SecurityConfiguration {
         kem: "x-wing".to_owned(),
         padding: "buckets".to_owned(),
         client_authentication: "token".to_owned(),
-        guard: "rounding".to_owned(),
         maximum_request_bytes: 1 << 20,
     }
 }
@@ -37,6 +36,7 @@ pub(super) fn statement() -> ServiceStatement {
             version: 3,
             header_digest: HeaderDigest::from([0xd1; 32]),
             owner: owner(1),
+            guard: "shaping".to_owned(),
         }],
         configuration: configuration(),
     }
@@ -255,7 +255,7 @@ fn a_configuration_that_is_not_listed_is_refused_on_both_legs() {
     );
 
     let mut other = configuration();
-    other.guard = "none".to_owned();
+    other.padding = "none".to_owned();
     let found = other.digest();
     assert_eq!(
         refusal_of_statement(&listed, |statement| statement.configuration = other),
@@ -506,18 +506,40 @@ fn no_padding_is_refused_by_a_policy_that_names_only_the_owner() {
 }
 
 #[test]
+fn a_model_with_another_guard_than_the_policy_names_is_refused() {
+    let policy = |guards: &str| {
+        policy(
+            "",
+            &format!("models = [{{ id = \"digits\", guards = {guards} }}]"),
+        )
+    };
+    let accepting = policy("[\"none\", \"shaping\"]");
+    assert_eq!(accepting.judge_service(&service()), Ok(()));
+    for found in ["misinformation", "misinformation+shaping", ""] {
+        assert_eq!(
+            refusal_of_statement(&accepting, |statement| {
+                statement.models[0].guard = found.to_owned();
+            }),
+            Refusal::ModelGuard {
+                id: "digits".parse().unwrap(),
+                found: found.to_owned(),
+                accepted: "[\"none\", \"shaping\"]".to_owned(),
+            }
+        );
+    }
+    assert!(policy("[]").judge_service(&service()).is_err());
+}
+
+#[test]
 fn each_other_setting_that_the_policy_names_is_refused_when_it_differs() {
     type Change = fn(&mut SecurityConfiguration);
-    let cases: [(&str, &str, &str, Change); 6] = [
+    let cases: [(&str, &str, &str, Change); 5] = [
         ("kem", "x25519", "x-wing", |_| {}),
         ("padding", "buckets", "none", |found| {
             found.padding = "none".to_owned();
         }),
         ("client-authentication", "token", "none", |found| {
             found.client_authentication = "none".to_owned();
-        }),
-        ("guard", "rounding", "none", |found| {
-            found.guard = "none".to_owned();
         }),
         (
             "brokers",

@@ -144,6 +144,8 @@ struct ModelPolicy {
     minimum_version: ModelVersion,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     digests: Option<Vec<HeaderDigest>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    guards: Option<Vec<String>>,
 }
 
 /// Accepted settings; `None` accepts what docs/policy.md says.
@@ -156,8 +158,6 @@ struct ConfigurationPolicy {
     #[serde(skip_serializing_if = "Option::is_none")]
     client_authentication: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    guard: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     brokers: Option<Vec<String>>,
 }
 
@@ -167,7 +167,6 @@ impl Default for ConfigurationPolicy {
             kem: vec!["x-wing".to_owned()],
             padding: None,
             client_authentication: None,
-            guard: None,
             brokers: None,
         }
     }

@@ -30,7 +30,6 @@ impl Policy {
                     kem: vec![configuration.kem.clone()],
                     padding: Some(vec![configuration.padding.clone()]),
                     client_authentication: Some(vec![configuration.client_authentication.clone()]),
-                    guard: Some(vec![configuration.guard.clone()]),
                     brokers: configuration.broker.clone().map(|broker| vec![broker]),
                 },
             },
@@ -106,8 +105,8 @@ impl Policy {
     }
 }
 
-/// One entry for each model id, with its owner, who in a statement is one, and the
-/// lowest version served.
+/// One entry for each model id, with its owner, who in a statement is one, the lowest
+/// version served, and the guards of its versions.
 fn pinned_models(service: &VerifiedService) -> Vec<ModelPolicy> {
     let mut models: BTreeMap<&ModelId, ModelPolicy> = BTreeMap::new();
     for model in &service.statement().models {
@@ -116,8 +115,13 @@ fn pinned_models(service: &VerifiedService) -> Vec<ModelPolicy> {
             owner: Some(model.owner),
             minimum_version: model.version,
             digests: None,
+            guards: Some(Vec::new()),
         });
         entry.minimum_version = entry.minimum_version.min(model.version);
+        let guards = entry.guards.get_or_insert_default();
+        if !guards.contains(&model.guard) {
+            guards.push(model.guard.clone());
+        }
     }
     models.into_values().collect()
 }

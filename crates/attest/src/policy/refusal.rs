@@ -185,6 +185,16 @@ pub enum Refusal {
         /// The header digest served.
         found: HeaderDigest,
     },
+    /// A model has a guard that the policy does not accept, or none.
+    #[error("model {id} has the guard {found:?}, the policy accepts {accepted}")]
+    ModelGuard {
+        /// The model.
+        id: ModelId,
+        /// What it has.
+        found: String,
+        /// What the policy accepts.
+        accepted: String,
+    },
     /// The policy names models, and not this one.
     #[error("model {id} is not in the policy")]
     ModelNotNamed {

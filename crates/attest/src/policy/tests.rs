@@ -40,7 +40,7 @@ fn an_unknown_field_of_a_model_is_refused() {
         malformed("format = 1\n[service]\nmodels = [{ id = \"digits\", version = 3 }]\n");
     assert_eq!(
         reason,
-        "unknown field `version`, expected one of `id`, `owner`, `minimum-version`, `digests`"
+        "unknown field `version`, expected one of `id`, `owner`, `minimum-version`, `digests`, `guards`"
     );
 }
 

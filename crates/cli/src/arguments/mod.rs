@@ -145,6 +145,10 @@ pub(crate) struct SealArguments {
     /// How much is encrypted at a time: a power of two from 4KiB to 16MiB.
     #[arg(long, value_name = "SIZE", default_value = "256KiB")]
     pub(crate) chunk_size: ByteSize,
+    /// What makes copying the model by asking it dearer (TOML; docs/guard.md): sealed with it,
+    /// so that no server answers without.
+    #[arg(long, value_name = "GUARD.toml")]
+    pub(crate) guard: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

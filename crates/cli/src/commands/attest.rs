@@ -213,8 +213,8 @@ fn print_service(service: &VerifiedService, json: bool) -> Result<(), Failure> {
     );
     for model in &statement.models {
         let served = format!(
-            "{} version {} {}",
-            model.id, model.version, model.header_digest
+            "{} version {} {} guard {}",
+            model.id, model.version, model.header_digest, model.guard
         );
         rows.push(("model".to_owned(), served));
     }

@@ -1,5 +1,6 @@
 //! `occlude inspect`
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use occlude_container::{Container, Dimension, Inspection, PublicView, ValueDescription};
@@ -19,7 +20,7 @@ pub(crate) fn run(arguments: &InspectArguments) -> Result<(), Failure> {
     let refused = |error| commands::container_failure(path, error);
     let container = Container::read(path).map_err(refused)?;
     let public = PublicView::of(container.header());
-    let (mut model, mut plan) = (None, None);
+    let (mut model, mut plan, mut metadata) = (None, None, BTreeMap::new());
     if let Some(key) = &arguments.key {
         let key = commands::owner_key(key)?;
         let signed = container.verify_owner(&key.public()).map_err(refused)?;
@@ -30,12 +31,19 @@ pub(crate) fn run(arguments: &InspectArguments) -> Result<(), Failure> {
             plan = Some(plan::of(&open, arguments)?);
         } else {
             model = Some(open.inspect().map_err(failed)?);
+            metadata = open.metadata().clone();
         }
     }
     if arguments.json {
         return output::json(&match &plan {
             Some(plan) => serde_json::json!({ "public": public, "plan": plan::json(plan) }),
-            None => serde_json::json!({ "public": public, "model": model }),
+            None => {
+                let mut all = serde_json::json!({ "public": public, "model": model });
+                if !metadata.is_empty() {
+                    all["metadata"] = serde_json::json!(metadata);
+                }
+                all
+            }
         });
     }
     print_public(&public);
@@ -45,7 +53,12 @@ pub(crate) fn run(arguments: &InspectArguments) -> Result<(), Failure> {
         return Ok(());
     }
     match &model {
-        Some(model) => print_model(model),
+        Some(model) => {
+            for (entry, value) in &metadata {
+                output::line(format_args!("{entry:12} {value}"));
+            }
+            print_model(model);
+        }
         None => output::note(
             "occlude: this is all that anybody learns; --key shows the owner the model",
         ),

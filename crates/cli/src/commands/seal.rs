@@ -1,6 +1,9 @@
 //! `occlude seal`
 
-use occlude_container::{ChunkSize, SealError, SealOptions};
+use std::path::Path;
+
+use occlude_container::{ChunkSize, Metadata, SealError, SealOptions};
+use occlude_guard::{GuardConfiguration, METADATA_KEY};
 use occlude_keys::ModelId;
 
 use crate::arguments::SealArguments;
@@ -12,10 +15,15 @@ pub(crate) fn run(arguments: &SealArguments) -> Result<(), Failure> {
     let chunk_size = ChunkSize::new(arguments.chunk_size.as_u64())
         .map_err(|error| Failure::usage(format!("--chunk-size: {error}")))?;
     let key = commands::owner_key(&arguments.key)?;
+    let metadata = match &arguments.guard {
+        Some(guard) => metadata_of(guard)?,
+        None => Metadata::default(),
+    };
     let options = SealOptions {
         id: arguments.id.clone().unwrap_or_else(ModelId::random),
         version: arguments.version,
         chunk_size,
+        metadata,
     };
     let progress = Progress::new("sealing");
     let sealed = occlude_container::seal_file(
@@ -46,4 +54,22 @@ pub(crate) fn run(arguments: &SealArguments) -> Result<(), Failure> {
     output::line(format_args!("version  {}", header.version()));
     output::line(format_args!("digest   {}", header.digest()));
     Ok(())
+}
+
+/// What is sealed with a guarded model.
+fn metadata_of(guard: &Path) -> Result<Metadata, Failure> {
+    let in_file = |failure: Failure| failure.while_doing(guard.display().to_string());
+    let text = std::fs::read_to_string(guard);
+    let text = text.map_err(|error| in_file(Failure::failed(error)))?;
+    let parsed = GuardConfiguration::from_toml(&text);
+    let guard = parsed.map_err(|error| in_file(Failure::failed(error)))?;
+    let wrong = guard.misinformation.as_ref().map(|wrong| &wrong.output);
+    Ok(Metadata {
+        entries: [(METADATA_KEY.to_owned(), guard.to_json())].into(),
+        outputs: [Some(&guard.output), wrong]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect(),
+    })
 }

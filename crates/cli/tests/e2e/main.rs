@@ -8,6 +8,7 @@ mod documents;
 mod evaluate;
 mod fetch;
 mod golden;
+mod guard;
 mod image;
 mod main_job;
 mod plan;

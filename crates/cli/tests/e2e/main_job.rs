@@ -2,7 +2,7 @@
 
 use crate::support::deployment::{Owner, text};
 use crate::support::model::{self, FEATURES, assert_close, expected, probabilities};
-use crate::support::process::{Service, binary, free_address, occlude, run, said};
+use crate::support::process::{Service, binary, free_address, occlude, python, run, said};
 
 #[test]
 fn a_sealed_model_answers_a_verified_user_as_the_plain_one_would() {
@@ -201,16 +201,6 @@ fn the_onnx_checker_accepts_an_unsealed_model_and_its_weights_are_the_same() {
         let said = said(&output);
         assert_eq!(said.code, 0, "{name}: {}{}", said.out, said.err);
     }
-}
-
-/// The project's Python environment, or word that the test is skipped.
-fn python() -> Option<std::ffi::OsString> {
-    let python =
-        std::env::var_os("OCCLUDE_PYTHON").filter(|path| std::path::Path::new(path).exists());
-    if python.is_none() {
-        eprintln!("skipped: no Python environment (OCCLUDE_PYTHON); `make test` makes one");
-    }
-    python
 }
 
 #[test]

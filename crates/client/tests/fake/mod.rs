@@ -85,7 +85,6 @@ impl Fake {
             kem: "x-wing".to_owned(),
             padding: PADDING.to_owned(),
             client_authentication: "none".to_owned(),
-            guard: "none".to_owned(),
             maximum_request_bytes: 1 << 20,
         };
         Self {
@@ -116,6 +115,7 @@ impl Fake {
                     version: 3,
                     header_digest: [0xd1; 32].into(),
                     owner,
+                    guard: "none".to_owned(),
                 })
                 .collect(),
             configuration: self.configuration.clone(),

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use occlude_container::{ChunkSize, Progress, SealOptions, Sealed, seal_file};
+use occlude_container::{ChunkSize, Metadata, Progress, SealOptions, Sealed, seal_file};
 use occlude_keys::OwnerKey;
 use occlude_onnx::DataType;
 use occlude_onnx::messages::{
@@ -26,6 +26,7 @@ pub(crate) fn options() -> SealOptions {
         id: "test".parse().unwrap(),
         version: 1,
         chunk_size: ChunkSize::SMALLEST,
+        metadata: Metadata::default(),
     }
 }
 

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use occlude_container::{ChunkSize, Container, SealError, SealOptions, model_key, seal_file};
+use occlude_container::{
+    ChunkSize, Container, Metadata, SealError, SealOptions, model_key, seal_file,
+};
 use occlude_engine::{LoadError, Model, RunError};
 use occlude_inference_protocol::Tensor;
 use occlude_keys::{ModelId, OwnerKey};
@@ -65,6 +67,7 @@ pub(crate) fn run(
         id: ModelId::random(),
         version: 1,
         chunk_size: ChunkSize::SMALLEST,
+        metadata: Metadata::default(),
     };
     seal_file(&plain, &sealed, &key, &options, &mut |_| ())?;
     let signed = Container::read(&sealed)

@@ -9,7 +9,9 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use occlude_container::{ChunkSize, Container, OpenContainer, SealOptions, model_key, seal_file};
+use occlude_container::{
+    ChunkSize, Container, Metadata, OpenContainer, SealOptions, model_key, seal_file,
+};
 use occlude_engine::{
     LIBRARY_FILE_NAME, LibrarySearch, LoadError, LoadOptions, Model, ProtectedMemory, Runtime,
 };
@@ -94,6 +96,7 @@ pub(crate) fn opened_in(folder: &Path, model: &ModelProto) -> Arc<OpenContainer>
         id: ModelId::random(),
         version: 1,
         chunk_size: ChunkSize::SMALLEST,
+        metadata: Metadata::default(),
     };
     seal_file(&plain, &sealed, &key, &options, &mut |_| ()).unwrap();
     let container = Container::read(&sealed).unwrap();

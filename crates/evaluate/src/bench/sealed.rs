@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use occlude_container::{
-    ChunkSize, Container, OpenContainer, Progress, SealOptions, model_key, seal,
+    ChunkSize, Container, Metadata, OpenContainer, Progress, SealOptions, model_key, seal,
 };
 use occlude_keys::{ModelId, ModelKey, OwnerKey, OwnerPublic};
 use rustix::fs::MemfdFlags;
@@ -47,6 +47,7 @@ impl SealedModel {
             id: ModelId::random(),
             version: 1,
             chunk_size: ChunkSize::DEFAULT,
+            metadata: Metadata::default(),
         };
         let sealed = seal(model, &mut file, &key, &options, progress)?;
         let model_key = model_key(&key, &sealed.header);

@@ -233,3 +233,39 @@ async fn a_weight_that_was_altered_stops_the_server_and_names_the_chunk() {
         said.1
     );
 }
+
+#[tokio::test]
+async fn a_model_that_was_sealed_with_more_than_is_known_is_refused() {
+    let world = World::new().await;
+    for (id, entry, value, expected) in [
+        (
+            "later",
+            "watermark",
+            "{}",
+            "it was sealed with \"watermark\", which this version does not know",
+        ),
+        (
+            "malformed",
+            "guard",
+            "{}",
+            "its guard: missing field `format`",
+        ),
+        (
+            "format",
+            "guard",
+            "{\"format\":2}",
+            "its guard: format 2, expected 1",
+        ),
+        (
+            "another",
+            "guard",
+            "{\"format\":1,\"output\":\"p\",\"shaping\":{\"top\":1}}",
+            "the guard names the output \"p\", which the model does not have",
+        ),
+    ] {
+        let model = world.publish_with(id, entry, value).await;
+        let error = serve(world.options(&[&model])).await.err().unwrap();
+        assert!(error.to_string().contains(expected), "{error}");
+        assert_eq!(error.kind(), StartErrorKind::Failed);
+    }
+}

@@ -11,7 +11,7 @@ use occlude_attest::{Attester, Binding, Policy, TeeKind, UnixTime, Verifier};
 use occlude_broker::{AdminClient, BrokerOptions, ConnectOptions, ModelRecord};
 use occlude_channel::Sender;
 use occlude_client::{Client, ClientError, ClientOptions};
-use occlude_container::{ChunkSize, Container, SealOptions, model_key, seal_file};
+use occlude_container::{ChunkSize, Container, Metadata, SealOptions, model_key, seal_file};
 use occlude_engine::{LIBRARY_FILE_NAME, LibrarySearch};
 use occlude_inference_protocol::{InferRequest, Tensor};
 use occlude_keys::{ModelId, ModelVersion, OwnerKey, OwnerPublic};
@@ -268,10 +268,16 @@ impl World {
 
     /// Seals a model whose weights are multiplied with `factor`, keeping the key.
     pub(crate) fn seal(&self, id: &str, version: ModelVersion, factor: f32) -> PathBuf {
-        self.seal_model(id, version, &model(factor))
+        self.seal_model(id, version, &model(factor), Metadata::default())
     }
 
-    fn seal_model(&self, id: &str, version: ModelVersion, model: &ModelProto) -> PathBuf {
+    fn seal_model(
+        &self,
+        id: &str,
+        version: ModelVersion,
+        model: &ModelProto,
+        metadata: Metadata,
+    ) -> PathBuf {
         let plain = self.folder.path().join(format!("{id}-{version}.onnx"));
         let sealed = self.folder.path().join(format!("{id}-{version}.occ"));
         std::fs::write(&plain, model.encode_to_vec()).unwrap();
@@ -279,6 +285,7 @@ impl World {
             id: id.parse().unwrap(),
             version,
             chunk_size: ChunkSize::SMALLEST,
+            metadata,
         };
         seal_file(&plain, &sealed, &self.owner, &options, &mut |_| ()).unwrap();
         std::fs::remove_file(plain).unwrap();
@@ -292,9 +299,20 @@ impl World {
         sealed
     }
 
+    /// Seals a model with an entry of metadata and gives its key to the broker.
+    pub(crate) async fn publish_with(&self, id: &str, entry: &str, value: &str) -> PathBuf {
+        let metadata = Metadata {
+            entries: [(entry.to_owned(), value.to_owned())].into(),
+            outputs: vec![],
+        };
+        let sealed = self.seal_model(id, 1, &model(1.0), metadata);
+        self.give_key(&sealed).await;
+        sealed
+    }
+
     /// Seals a model with answers of 1 MiB for each row and gives its key to the broker.
     pub(crate) async fn publish_tiled(&self, id: &str) -> PathBuf {
-        let sealed = self.seal_model(id, 1, &tiled());
+        let sealed = self.seal_model(id, 1, &tiled(), Metadata::default());
         self.give_key(&sealed).await;
         sealed
     }

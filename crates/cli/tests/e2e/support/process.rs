@@ -108,6 +108,15 @@ impl Said {
     }
 }
 
+/// The project's Python environment, or word that the test is skipped.
+pub(crate) fn python() -> Option<std::ffi::OsString> {
+    let python = std::env::var_os("OCCLUDE_PYTHON").filter(|path| Path::new(path).exists());
+    if python.is_none() {
+        eprintln!("skipped: no Python environment (OCCLUDE_PYTHON); `make test` makes one");
+    }
+    python
+}
+
 /// A port that was free a moment ago.
 pub(crate) fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0")

@@ -1,0 +1,323 @@
+//! What an owner wants, in the owner's file and sealed with the model.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::{Misinformation, Shaping};
+
+/// Where a sealed model's metadata has it.
+pub const METADATA_KEY: &str = "guard";
+
+/// What a model without a guard is said to have.
+pub const NO_GUARD: &str = "none";
+
+/// The only version.
+const FORMAT: u32 = 1;
+
+/// The longest configuration that is read: some names and numbers.
+const MAX_BYTES: usize = 16 * 1024;
+
+/// The defences of one model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct GuardConfiguration {
+    format: u32,
+    /// The output that has the answers, probabilities of classes: the only one that clients
+    /// see.
+    pub output: String,
+    /// Adaptive misinformation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub misinformation: Option<Misinformation>,
+    /// How much of an answer is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shaping: Option<Shaping>,
+}
+
+/// Why a text is no configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigurationError {
+    /// Longer than any honest one.
+    #[error("{found} bytes, a guard has at most {MAX_BYTES}")]
+    TooLong {
+        /// Its length.
+        found: usize,
+    },
+    /// Not TOML or JSON, an unknown field, or a value of the wrong type.
+    #[error("{reason}")]
+    Malformed {
+        /// What the parser said.
+        reason: String,
+    },
+    /// Another version of the format.
+    #[error("format {found}, expected {FORMAT}")]
+    ForeignFormat {
+        /// The version that came.
+        found: u32,
+    },
+    /// A value that means nothing.
+    #[error("{field}: found {found}, expected {expected}")]
+    Value {
+        /// The field, with its section.
+        field: &'static str,
+        /// What it says.
+        found: String,
+        /// What it may say.
+        expected: &'static str,
+    },
+    /// It says nothing.
+    #[error("it has no defence: add [misinformation] or [shaping]")]
+    Empty,
+}
+
+/// The field that says which others there are.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
+impl GuardConfiguration {
+    /// Reads what an owner wrote.
+    ///
+    /// # Errors
+    /// [`ConfigurationError`].
+    pub fn from_toml(text: &str) -> Result<Self, ConfigurationError> {
+        fn read<T: DeserializeOwned>(text: &str) -> Result<T, ConfigurationError> {
+            toml::from_str(text).map_err(|error| {
+                let start = error.span().map_or(0, |span| span.start);
+                let line = 1 + text[..start].matches('\n').count();
+                malformed(format_args!("line {line}: {}", error.message()))
+            })
+        }
+        Self::checked(text, read, read)
+    }
+
+    /// Reads what was sealed.
+    ///
+    /// # Errors
+    /// [`ConfigurationError`].
+    pub fn from_json(text: &str) -> Result<Self, ConfigurationError> {
+        fn read<T: DeserializeOwned>(text: &str) -> Result<T, ConfigurationError> {
+            serde_json::from_str(text).map_err(malformed)
+        }
+        Self::checked(text, read, read)
+    }
+
+    /// What is sealed.
+    ///
+    /// # Panics
+    /// Never: all it holds has a form in JSON.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a guard has a JSON form")
+    }
+
+    /// Its defences by name, as statements and metadata tell them:
+    /// `misinformation+shaping`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let names = [
+            self.misinformation.as_ref().map(|_| "misinformation"),
+            self.shaping.as_ref().map(|_| "shaping"),
+        ];
+        names.into_iter().flatten().collect::<Vec<_>>().join("+")
+    }
+
+    fn checked(
+        text: &str,
+        format: fn(&str) -> Result<Format, ConfigurationError>,
+        read: fn(&str) -> Result<Self, ConfigurationError>,
+    ) -> Result<Self, ConfigurationError> {
+        if text.len() > MAX_BYTES {
+            return Err(ConfigurationError::TooLong { found: text.len() });
+        }
+        // Another format may well have other fields.
+        let Format { format: found } = format(text)?;
+        if found != FORMAT {
+            return Err(ConfigurationError::ForeignFormat { found });
+        }
+        let configuration = read(text)?;
+        configuration.check()?;
+        Ok(configuration)
+    }
+
+    fn check(&self) -> Result<(), ConfigurationError> {
+        check_name("output", &self.output)?;
+        if let Some(misinformation) = &self.misinformation {
+            misinformation.check()?;
+            if misinformation.output == self.output {
+                return Err(ConfigurationError::Value {
+                    field: "misinformation.output",
+                    found: format!("{:?}", misinformation.output),
+                    expected: "another output than the answers'",
+                });
+            }
+        }
+        if let Some(shaping) = &self.shaping {
+            shaping.check()?;
+        }
+        if self.misinformation.is_none() && self.shaping.is_none() {
+            return Err(ConfigurationError::Empty);
+        }
+        Ok(())
+    }
+}
+
+fn malformed(reason: impl std::fmt::Display) -> ConfigurationError {
+    let reason = reason.to_string().chars().take(200).collect();
+    ConfigurationError::Malformed { reason }
+}
+
+pub(crate) fn check_name(field: &'static str, name: &str) -> Result<(), ConfigurationError> {
+    if name.is_empty() {
+        return Err(ConfigurationError::Value {
+            field,
+            found: "nothing".to_owned(),
+            expected: "the name of an output of the model",
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const WHOLE: &str = r#"
+        format = 1
+        output = "probabilities"
+
+        [misinformation]
+        output = "misinformation"
+        tau = 0.5
+
+        [shaping]
+        top = 3
+        decimals = 2
+    "#;
+
+    #[test]
+    fn what_an_owner_wrote_is_sealed_and_read_back() {
+        let configuration = GuardConfiguration::from_toml(WHOLE).unwrap();
+        assert_eq!(configuration.name(), "misinformation+shaping");
+        assert_eq!(configuration.misinformation.as_ref().unwrap().nu, 1000.0);
+        let sealed = configuration.to_json();
+        assert_eq!(
+            sealed,
+            r#"{"format":1,"output":"probabilities","misinformation":{"output":"misinformation","tau":0.5,"nu":1000.0},"shaping":{"top":3,"decimals":2}}"#
+        );
+        assert_eq!(GuardConfiguration::from_json(&sealed), Ok(configuration));
+    }
+
+    #[test]
+    fn each_malformation_is_told() {
+        let refused = |from: &str, to: &str| {
+            assert!(WHOLE.contains(from), "{from}");
+            let text = WHOLE.replace(from, to);
+            GuardConfiguration::from_toml(&text)
+                .unwrap_err()
+                .to_string()
+        };
+        for (from, to, expected) in [
+            ("format = 1", "format = 2", "format 2, expected 1"),
+            ("format = 1", "", "line 1: missing field `format`"),
+            (
+                "top = 3",
+                "bottom = 3",
+                "line 10: unknown field `bottom`, expected one of `top`, `decimals`, `label-only`",
+            ),
+            (
+                "tau = 0.5",
+                "tau = 1.5",
+                "misinformation.tau: found 1.5, expected a probability from 0 to 1",
+            ),
+            (
+                "tau = 0.5",
+                "tau = nan",
+                "misinformation.tau: found NaN, expected a probability from 0 to 1",
+            ),
+            (
+                "tau = 0.5",
+                "tau = 0.5\nnu = 0",
+                "misinformation.nu: found 0, expected a number above 0, up to 1000000",
+            ),
+            (
+                "tau = 0.5",
+                "tau = 0.5\nnu = inf",
+                "misinformation.nu: found inf, expected a number above 0, up to 1000000",
+            ),
+            (
+                "output = \"misinformation\"",
+                "output = \"probabilities\"",
+                "misinformation.output: found \"probabilities\", expected another output than the \
+                 answers'",
+            ),
+            (
+                "output = \"misinformation\"",
+                "output = \"\"",
+                "misinformation.output: found nothing, expected the name of an output of the model",
+            ),
+            (
+                "output = \"probabilities\"",
+                "output = \"\"",
+                "output: found nothing, expected the name of an output of the model",
+            ),
+            (
+                "top = 3",
+                "top = 0",
+                "shaping.top: found 0, expected 1 or more",
+            ),
+            (
+                "decimals = 2",
+                "decimals = 10",
+                "shaping.decimals: found 10, expected 0 to 9",
+            ),
+            (
+                "decimals = 2",
+                "label-only = true",
+                "shaping.label-only: found true with top or decimals, expected it alone: a label has \
+                 neither",
+            ),
+        ] {
+            assert_eq!(refused(from, to), expected);
+        }
+        let only = |sections: &str| {
+            let text = format!("format = 1\noutput = \"p\"\n{sections}");
+            GuardConfiguration::from_toml(&text).unwrap_err()
+        };
+        assert_eq!(only(""), ConfigurationError::Empty);
+        assert_eq!(
+            only("[shaping]").to_string(),
+            "shaping: found nothing, expected top, decimals or label-only"
+        );
+        let long = " ".repeat(MAX_BYTES + 1);
+        assert_eq!(
+            GuardConfiguration::from_json(&long),
+            Err(ConfigurationError::TooLong {
+                found: MAX_BYTES + 1
+            })
+        );
+        let sealed = GuardConfiguration::from_toml(WHOLE).unwrap().to_json();
+        let more = sealed.replace("\"format\":1", "\"format\":1,\"more\":1");
+        assert!(matches!(
+            GuardConfiguration::from_json(&more),
+            Err(ConfigurationError::Malformed { reason }) if reason.starts_with("unknown field `more`")
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_reading_panic(text in "\\PC{0,80}", place in 0..200_usize, cut in any::<bool>()) {
+            let sealed = GuardConfiguration::from_toml(WHOLE).unwrap().to_json();
+            for whole in [WHOLE, sealed.as_str()] {
+                let place = place.min(whole.len());
+                let rest = if cut { "" } else { &whole[place..] };
+                let damaged = [&whole[..place], &text, rest].concat();
+                let _ = GuardConfiguration::from_toml(&damaged);
+                let _ = GuardConfiguration::from_json(&damaged);
+            }
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! Defences against copying a model by asking it.
+//!
+//! A TEE keeps the file; whoever may ask still gets the model an answer at a time. The
+//! defences here make that dearer. **None of them prevents it.**
+//!
+//! 1. An owner writes down what it wants ([`GuardConfiguration::from_toml`]) and seals it
+//!    with the model, as metadata that is encrypted and authenticated like a weight. So the
+//!    operator can neither read it nor turn it off.
+//! 2. The server reads it back ([`GuardConfiguration::from_json`]), sees whether the model
+//!    has what it names ([`Guard::new`]), and shows clients one output alone.
+//! 3. Each answer goes through [`Guard::apply`]: first misinformation, then shaping.
+//!
+//! Clients are hostile: every input is theirs, so no number that comes out of a model is
+//! taken for a probability before it was looked at. What cannot be guarded is not answered.
+//!
+//! Nothing here counts queries or knows who asks.
+
+#![forbid(unsafe_code)]
+
+mod answer;
+mod configuration;
+mod misinformation;
+mod shaping;
+
+pub use answer::{AnswerError, Guard, MismatchError};
+pub use configuration::{ConfigurationError, GuardConfiguration, METADATA_KEY, NO_GUARD};
+pub use misinformation::Misinformation;
+pub use shaping::Shaping;

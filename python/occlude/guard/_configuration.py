@@ -1,0 +1,62 @@
+"""What an owner wants, as the ``occlude`` program reads it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from occlude.guard._misinformation import Misinformation
+
+
+@dataclass(frozen=True)
+class Shaping:
+    """How much of an answer is told: the ``top`` largest probabilities, rounded to
+    ``decimals``; or the label alone."""
+
+    top: int | None = None
+    decimals: int | None = None
+    label_only: bool = False
+
+
+@dataclass(frozen=True)
+class Guard:
+    """The defences of one model.
+
+    ``tau`` is the certainty from 0 to 1 at which an answer is half misinformation, ``nu`` how
+    sharply that changes with the certainty. ``output`` is the model's output with the
+    probabilities; it may be left out where ``misinformation`` knows it.
+    """
+
+    misinformation: Misinformation | None = None
+    tau: float | None = None
+    nu: float = 1000.0
+    shaping: Shaping | None = None
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.misinformation is None) != (self.tau is None):
+            raise ValueError("misinformation and tau go together: give both or neither")
+        if self.misinformation is None and self.output is None:
+            raise ValueError("output: name the model's output that has the probabilities")
+        if self.misinformation is None and self.shaping is None:
+            raise ValueError("a guard needs misinformation or shaping")
+
+    def to_toml(self) -> str:
+        """The file that ``occlude seal --guard`` takes."""
+        output = self.output
+        if output is None and self.misinformation is not None:
+            output = self.misinformation.answers
+        # A string of JSON is one of TOML.
+        lines = ["format = 1", f"output = {json.dumps(output)}"]
+        if self.misinformation is not None and self.tau is not None:
+            lines += ["", "[misinformation]", f"output = {json.dumps(self.misinformation.output)}"]
+            lines += [f"tau = {float(self.tau)!r}", f"nu = {float(self.nu)!r}"]
+        if self.shaping is not None:
+            lines += ["", "[shaping]"]
+            if self.shaping.top is not None:
+                lines.append(f"top = {int(self.shaping.top)}")
+            if self.shaping.decimals is not None:
+                lines.append(f"decimals = {int(self.shaping.decimals)}")
+            if self.shaping.label_only:
+                lines.append("label-only = true")
+        return "\n".join(lines) + "\n"

@@ -1,0 +1,194 @@
+"""Training, merging and choosing a threshold; and sealing, if there is a program."""
+
+import os
+import subprocess
+import tempfile
+import tomllib
+import unittest
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+import occlude
+from occlude.guard import Guard, Shaping, share, sweep, train
+from occlude.guard._run import run
+from occlude.guard._sweep import mix
+from occlude.guard._train import _gradients
+
+CLASSES, FEATURES = 3, 4
+
+
+def blobs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points around one corner for each class."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(CLASSES, size=count)
+    points = np.eye(CLASSES, FEATURES)[labels] * 4 + random.normal(size=(count, FEATURES))
+    return points.astype(np.float32), labels
+
+
+def classifier() -> onnx.ModelProto:
+    """Whoever is nearest to a corner is of its class."""
+    weights = np.eye(FEATURES, CLASSES, dtype=np.float32)
+    nodes = [
+        helper.make_node("Relu", ["point"], ["features"]),
+        helper.make_node("MatMul", ["features", "corners"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "classifier",
+        [value("point", TensorProto.FLOAT, [None, FEATURES])],
+        [value("probabilities", TensorProto.FLOAT, [None, CLASSES])],
+        [numpy_helper.from_array(weights, "corners")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+
+
+def trained(**options):
+    inputs, labels = blobs(600, 1)
+    outliers = np.random.default_rng(2).uniform(-4, 8, (600, FEATURES)).astype(np.float32)
+    return train(classifier(), inputs, labels, outliers, epochs=20, **options)
+
+
+class Training(unittest.TestCase):
+    def test_gradients_are_the_losss_own(self):
+        random = np.random.default_rng(0)
+        layers = [
+            [random.normal(size=(4, 5)), random.normal(size=5)],
+            [random.normal(size=(5, 3)), random.normal(size=3)],
+        ]
+        features, targets = random.normal(size=(7, 4)), random.integers(3, size=7)
+        _, gradients = _gradients(layers, features, targets)
+        arrays = [array for layer in layers for array in layer]
+        for array, gradient in zip(arrays, gradients):
+            for place in np.ndindex(array.shape):
+                losses = []
+                for step in (1e-6, -1e-6):
+                    array[place] += step
+                    losses.append(_gradients(layers, features, targets)[0])
+                    array[place] -= step
+                self.assertAlmostEqual((losses[0] - losses[1]) / 2e-6, gradient[place], places=6)
+
+    def test_it_is_wrong_where_the_model_is_right(self):
+        inputs, labels = blobs(400, 3)
+        for trunk in (None, "features"):
+            right, wrong = trained(trunk=trunk).answer(classifier(), inputs)
+            self.assertGreater((right.argmax(axis=1) == labels).mean(), 0.9)
+            self.assertLess((wrong.argmax(axis=1) == labels).mean(), 0.05)
+
+    def test_one_seed_gives_one_model(self):
+        for (one, _), (other, _) in zip(trained(seed=5).layers, trained(seed=5).layers):
+            np.testing.assert_array_equal(one, other)
+
+    def test_what_cannot_be_trained_is_refused(self):
+        inputs, labels = blobs(20, 1)
+        model = classifier()
+        model.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, None))
+        for options, reason in [
+            ({"output": "logits"}, "not probabilities"),
+            ({"labels": labels + 1}, "labels from 0 to 2"),
+            ({"labels": labels[1:]}, "expected 20 labels"),
+        ]:
+            arguments = {"inputs": inputs, "labels": labels, "outliers": inputs} | options
+            arguments.setdefault("output", "probabilities")
+            with self.assertRaisesRegex(ValueError, reason):
+                train(model, **arguments)
+
+
+class Merging(unittest.TestCase):
+    def test_the_merged_model_gives_both_answers(self):
+        inputs, _ = blobs(50, 4)
+        for trunk in (None, "features"):
+            wrong = trained(trunk=trunk)
+            merged = wrong.attach(classifier())
+            expected = wrong.answer(classifier(), inputs)
+            names = ["probabilities", wrong.output]
+            for found in (
+                ReferenceEvaluator(merged).run(names, {"point": inputs}),
+                run(merged, inputs, names),
+            ):
+                for one, other in zip(found, expected):
+                    np.testing.assert_allclose(one, other, atol=1e-5)
+
+    def test_a_model_is_merged_once_and_only_where_the_answers_are(self):
+        wrong = trained()
+        with self.assertRaisesRegex(ValueError, "guarded before"):
+            wrong.attach(wrong.attach(classifier()))
+        other = classifier()
+        other.graph.output[0].name = other.graph.node[2].output[0] = "others"
+        with self.assertRaisesRegex(ValueError, "no output probabilities"):
+            wrong.attach(other)
+
+
+class Threshold(unittest.TestCase):
+    def test_the_share_is_the_papers_also_at_the_extremes(self):
+        certainty = np.array([0.499, 0.5, 0.501])
+        # The logistic function of 1, 0 and -1.
+        expected = [0.7310585786300049, 0.5, 0.2689414213699951]
+        np.testing.assert_allclose(share(certainty, 0.5), expected, atol=1e-12)
+        with np.errstate(all="raise", under="ignore"):
+            np.testing.assert_allclose(share(np.array([0.0, 1.0]), 0.5, 1e6), [1, 0], atol=1e-12)
+
+    def test_a_higher_threshold_defends_more_and_keeps_less(self):
+        right = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]])
+        wrong = right[:, ::-1]
+        labels = np.array([0, 0, 1])
+        low, middle, high = sweep((right, wrong), labels, (right, wrong), taus=[0.1, 0.7, 0.95])
+        self.assertEqual((low.benign_accuracy, low.outliers_kept), (1, 1))
+        self.assertAlmostEqual(middle.benign_accuracy, 2 / 3)
+        self.assertEqual((high.benign_kept, high.outliers_kept), (0, 0))
+        np.testing.assert_allclose(mix(right, wrong, 0.0), right)
+
+
+class Sealing(unittest.TestCase):
+    def test_a_guards_file_says_what_the_guard_says(self):
+        guard = Guard(trained(), tau=0.75, shaping=Shaping(top=2, decimals=3))
+        self.assertEqual(
+            tomllib.loads(guard.to_toml()),
+            {
+                "format": 1,
+                "output": "probabilities",
+                "misinformation": {
+                    "output": "occlude_guard/misinformation",
+                    "tau": 0.75,
+                    "nu": 1000.0,
+                },
+                "shaping": {"top": 2, "decimals": 3},
+            },
+        )
+        label = Guard(output='a "name"', shaping=Shaping(label_only=True))
+        self.assertEqual(
+            tomllib.loads(label.to_toml()),
+            {"format": 1, "output": 'a "name"', "shaping": {"label-only": True}},
+        )
+
+    def test_a_guard_without_a_meaning_is_refused(self):
+        for options in ({}, {"tau": 0.5}, {"output": "p"}, {"shaping": Shaping(top=1)}):
+            with self.assertRaises(ValueError):
+                Guard(**options)
+
+    @unittest.skipUnless(os.environ.get("OCCLUDE_BINARY"), "OCCLUDE_BINARY names no program")
+    def test_a_guarded_model_is_sealed_and_its_owner_reads_the_guard_back(self):
+        program = os.environ["OCCLUDE_BINARY"]
+        with tempfile.TemporaryDirectory() as folder:
+            key, output = Path(folder, "owner.key"), Path(folder, "model.occ")
+            subprocess.run([program, "keygen", "-o", key], check=True, capture_output=True)
+            guard = Guard(trained(), tau=0.75)
+            sealed = occlude.seal(classifier(), output, key, id="corners", version=3, guard=guard)
+            self.assertEqual((sealed.id, sealed.version, sealed.path), ("corners", 3, output))
+            inspected = subprocess.run(
+                [program, "inspect", output, "--key", key], capture_output=True, text=True
+            )
+            self.assertIn('"misinformation":{"output":"occlude_guard/mis', inspected.stdout)
+            with self.assertRaises(occlude.OccludeError) as refused:
+                occlude.seal(classifier(), output, key)
+            self.assertEqual(refused.exception.exit_code, 1)
+            self.assertIn("model.occ", str(refused.exception))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -14,9 +14,9 @@ from onnx.reference import ReferenceEvaluator
 
 import occlude
 from occlude.guard import Guard, Shaping, share, sweep, train
+from occlude.guard._network import Network, cross_entropy, reverse_cross_entropy, softmax
 from occlude.guard._run import run
 from occlude.guard._sweep import mix
-from occlude.guard._train import _gradients
 
 CLASSES, FEATURES = 3, 4
 
@@ -55,23 +55,33 @@ def trained(**options):
 
 
 class Training(unittest.TestCase):
-    def test_gradients_are_the_losss_own(self):
+    def test_gradients_are_the_losses_own(self):
         random = np.random.default_rng(0)
-        layers = [
-            [random.normal(size=(4, 5)), random.normal(size=5)],
-            [random.normal(size=(5, 3)), random.normal(size=3)],
-        ]
-        features, targets = random.normal(size=(7, 4)), random.integers(3, size=7)
-        _, gradients = _gradients(layers, features, targets)
-        arrays = [array for layer in layers for array in layer]
-        for array, gradient in zip(arrays, gradients):
-            for place in np.ndindex(array.shape):
-                losses = []
-                for step in (1e-6, -1e-6):
-                    array[place] += step
-                    losses.append(_gradients(layers, features, targets)[0])
-                    array[place] -= step
-                self.assertAlmostEqual((losses[0] - losses[1]) / 2e-6, gradient[place], places=6)
+        network = Network([4, 5, 3], random)
+        features, labels = random.normal(size=(7, 4)), random.integers(3, size=7)
+        targets = softmax(random.normal(size=(7, 3)))
+        everything = np.arange(7)
+        for kind in (reverse_cross_entropy(labels), cross_entropy(targets)):
+
+            def loss(logits, kind=kind):
+                return kind(logits, everything)
+
+            _, gradients = network.gradients(features, loss)
+            arrays = [array for layer in network.layers for array in layer]
+            for array, gradient in zip(arrays, gradients):
+                for place in np.ndindex(array.shape):
+                    self.assertSlope(array, place, gradient, lambda: network.gradients(features, loss)[0])
+            slopes = network.slopes_of_input(features, loss(network.logits(features))[1])
+            for place in np.ndindex(features.shape):
+                self.assertSlope(features, place, slopes, lambda: loss(network.logits(features))[0])
+
+    def assertSlope(self, array, place, slopes, value):
+        values = []
+        for step in (1e-6, -1e-6):
+            array[place] += step
+            values.append(value())
+            array[place] -= step
+        self.assertAlmostEqual((values[0] - values[1]) / 2e-6, slopes[place], places=5)
 
     def test_it_is_wrong_where_the_model_is_right(self):
         inputs, labels = blobs(400, 3)

@@ -13,6 +13,9 @@
 //!    clients and makers of models would, and each check once more where the protection
 //!    that it is about was left out.
 //!
+//! 5. [`guard::guard`] has models copied by asking them, with each defence against that and
+//!    without, and says by how much it got dearer.
+//!
 //! What this does not do: it prints nothing, and it keeps no secret. The model that
 //! it measures lies in the clear on the caller's disk, and the keys that it seals with
 //! are thrown away. Its deployments listen on loopback alone, accept this very machine
@@ -25,8 +28,10 @@
 pub mod bench;
 pub mod cost;
 pub mod deployment;
+pub mod guard;
 mod number;
 mod owner;
+mod page;
 mod processes;
 pub mod protection;
 mod random;

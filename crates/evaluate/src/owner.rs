@@ -115,6 +115,18 @@ impl Owner {
         id: &str,
         version: u64,
     ) -> Result<(), DeploymentError> {
+        self.seal_with(model, output, id, version, &[])
+    }
+
+    /// The same with more arguments of `occlude seal`.
+    pub(crate) fn seal_with(
+        &self,
+        model: &Path,
+        output: &str,
+        id: &str,
+        version: u64,
+        more: &[&str],
+    ) -> Result<(), DeploymentError> {
         let (model, version) = (model.display().to_string(), version.to_string());
         let (output, key) = (self.text(output), self.text(KEY));
         let seal = [
@@ -130,7 +142,8 @@ impl Owner {
             &version,
         ];
         let binary = &self.grounds.binary;
-        binary.run("sealing the model", &seal).map(drop)
+        let arguments = [&seal[..], more].concat();
+        binary.run("sealing the model", &arguments).map(drop)
     }
 
     /// Gives an order to this owner's broker.

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from occlude.guard._network import Network, append_layers
 from occlude.guard._run import run
 
 #: Before the names of what is added to the owner's graph.
@@ -29,12 +30,9 @@ class Misinformation:
 
     def probabilities(self, trunk: np.ndarray) -> np.ndarray:
         """Its answers, rows of probabilities, to rows of the trunk."""
-        values = trunk.reshape(len(trunk), -1).astype(np.float64)
-        for place, (weights, biases) in enumerate(self.layers):
-            values = values @ weights + biases
-            if place + 1 < len(self.layers):
-                values = np.maximum(values, 0)
-        return softmax(values)
+        network = Network((), np.random.default_rng())
+        network.layers = list(self.layers)
+        return network.probabilities(trunk.reshape(len(trunk), -1).astype(np.float64))
 
     def answer(self, model: onnx.ModelProto, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The owner's answers and these, to rows of the model's input."""
@@ -57,28 +55,12 @@ class Misinformation:
         kind = answers[0].type.tensor_type.elem_type
         flat = PREFIX + "flat"
         graph.node.append(helper.make_node("Flatten", [self.trunk], [flat], axis=1))
-        value = flat
-        for place, (weights, biases) in enumerate(self.layers):
-            names = [PREFIX + f"{part}_{place}" for part in ("weights", "biases", "sums")]
-            for name, array in zip(names, (weights, biases)):
-                array = array.astype(helper.tensor_dtype_to_np_dtype(kind))
-                graph.initializer.append(numpy_helper.from_array(array, name))
-            graph.node.append(helper.make_node("Gemm", [value, *names[:2]], [names[2]]))
-            value = names[2]
-            if place + 1 < len(self.layers):
-                rectified = PREFIX + f"rectified_{place}"
-                graph.node.append(helper.make_node("Relu", [value], [rectified]))
-                value = rectified
-        graph.node.append(helper.make_node("Softmax", [value], [self.output], axis=-1))
+        dtype = helper.tensor_dtype_to_np_dtype(kind)
+        append_layers(graph, self.layers, flat, self.output, PREFIX, dtype)
         shape = [None, int(self.layers[-1][1].shape[0])]
         graph.output.append(helper.make_tensor_value_info(self.output, kind, shape))
         onnx.checker.check_model(merged)
         return merged
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
 
 
 #: Types of answers that a guard can change.

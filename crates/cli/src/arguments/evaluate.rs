@@ -22,6 +22,46 @@ pub(crate) enum EvaluateAction {
     Cost(EvaluateCostArguments),
     /// Attack a deployment on this machine, and see whether its protections hold.
     Protection(EvaluateProtectionArguments),
+    /// Copy guarded models by asking them, and see how much dearer that is.
+    Guard(EvaluateGuardArguments),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Trains classifiers of handwritten digits (real ones, UCI), seals each with no defence, with each
+defence alone and with all together, serves them on loopback, and has attackers copy them
+through the encrypted channel, with more and more queries. The table shows how many held-out
+digits the copies have right. Nothing prevents copying: what matters is how much dearer it is,
+and what the owner's own users lose.
+
+Python needs this repository's package, scikit-learn and NumPy; in a checkout `make venv` makes
+an environment that has them, .venv/bin/python.
+
+Examples:
+  occlude evaluate guard
+  occlude evaluate guard --json guard.json --report guard.html")]
+pub(crate) struct EvaluateGuardArguments {
+    /// Python [default: .venv/bin/python if it is there, else python3].
+    #[arg(long, value_name = "PROGRAM", env = "OCCLUDE_PYTHON")]
+    pub(crate) python: Option<PathBuf>,
+    /// How many inputs an attacker may ask about, at most.
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(100..))]
+    pub(crate) queries: u32,
+    /// What decides all that is drawn.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u32,
+    /// The TEE that this machine is; `auto` looks, and takes the simulated one where there is
+    /// none.
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    pub(crate) tee: TeeChoice,
+    #[command(flatten)]
+    pub(crate) collateral: CollateralArguments,
+    /// Write the report here, one HTML file that loads nothing, replacing what is there.
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) report: Option<PathBuf>,
+    /// Write the numbers here as JSON, replacing what is there.
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) json: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -17,7 +17,8 @@ pub(crate) use attest::{
 use bytesize::ByteSize;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 pub(crate) use evaluate::{
-    EvaluateAction, EvaluateArguments, EvaluateCostArguments, EvaluateProtectionArguments,
+    EvaluateAction, EvaluateArguments, EvaluateCostArguments, EvaluateGuardArguments,
+    EvaluateProtectionArguments,
 };
 use occlude_attest::TeeChoice;
 use occlude_engine::{CipherKind, LargestShape, Spill};

@@ -1,14 +1,20 @@
 //! `occlude evaluate`
 
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::Command;
+
 use occlude_attest::{Machine, TeeChoice, TeeKind, automatic, survey};
 use occlude_engine::LibrarySearch;
 use occlude_evaluate::bench::BenchOptions;
 use occlude_evaluate::cost::{self, CostReport};
 use occlude_evaluate::deployment::{DeploymentOptions, Running};
+use occlude_evaluate::guard::{self, GuardOptions, GuardReport};
 use occlude_evaluate::protection::{self, CheckReport, ProtectionOptions, Verdict};
 
 use crate::arguments::{
-    EvaluateAction, EvaluateArguments, EvaluateCostArguments, EvaluateProtectionArguments,
+    EvaluateAction, EvaluateArguments, EvaluateCostArguments, EvaluateGuardArguments,
+    EvaluateProtectionArguments,
 };
 use crate::commands::{self, bench};
 use crate::failure::Failure;
@@ -20,6 +26,7 @@ pub(crate) async fn run(arguments: EvaluateArguments) -> Result<(), Failure> {
     let mut measuring = tokio::task::spawn_blocking(move || match arguments.action {
         EvaluateAction::Cost(arguments) => cost(&arguments, started),
         EvaluateAction::Protection(arguments) => protection(&arguments, started),
+        EvaluateAction::Guard(arguments) => guard(&arguments, started),
     });
     tokio::select! {
         outcome = &mut measuring => outcome.map_err(Failure::failed)?,
@@ -85,11 +92,7 @@ fn protection(arguments: &EvaluateProtectionArguments, running: Running) -> Resu
     if let Some(path) = &arguments.json {
         commands::check_folder_of(path)?;
     }
-    let tee = tee(arguments.tee)?.ok_or_else(|| {
-        Failure::usage(
-            "this machine has no TEE, and this build no simulated one: nothing serves here",
-        )
-    })?;
+    let tee = some_tee(arguments.tee)?;
     let options = ProtectionOptions {
         binary: "/proc/self/exe".into(),
         tee,
@@ -126,6 +129,108 @@ fn protection(arguments: &EvaluateProtectionArguments, running: Running) -> Resu
     )))
 }
 
+fn guard(arguments: &EvaluateGuardArguments, running: Running) -> Result<(), Failure> {
+    for path in [&arguments.report, &arguments.json].into_iter().flatten() {
+        commands::check_folder_of(path)?;
+    }
+    let options = GuardOptions {
+        binary: "/proc/self/exe".into(),
+        tee: some_tee(arguments.tee)?,
+        collateral: arguments.collateral.collateral.clone(),
+        python: python(arguments.python.as_deref())?,
+        queries: arguments.queries,
+        seed: arguments.seed,
+        running,
+    };
+    let activity = Activity::new();
+    let report = guard::guard(&options, &mut |doing| activity.is(doing.to_owned()))
+        .map_err(Failure::failed)?;
+    drop(activity);
+    print_guards(&report);
+    if let Some(path) = &arguments.json {
+        let mut json = serde_json::to_vec_pretty(&report).map_err(Failure::failed)?;
+        json.push(b'\n');
+        commands::write_file(path, &json)?;
+    }
+    if let Some(path) = &arguments.report {
+        commands::write_file(path, guard::html(&report).as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Python that has what is needed, before anything else is begun.
+fn python(named: Option<&Path>) -> Result<OsString, Failure> {
+    let local = Path::new(".venv/bin/python");
+    let python = match named {
+        Some(named) => named.as_os_str().to_owned(),
+        None if local.exists() => local.into(),
+        None => "python3".into(),
+    };
+    let imports = ["-B", "-c", "import occlude.guard.evaluation, sklearn, onnx"];
+    let tried = Command::new(&python).args(imports).output();
+    let reason = match tried {
+        Ok(output) if output.status.success() => return Ok(python),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            said.lines().last().unwrap_or("it fails").to_owned()
+        }
+        Err(error) => error.to_string(),
+    };
+    Err(Failure::usage(format!(
+        "{}: {reason}: `make venv` in a checkout makes an environment that has what is needed; name \
+         it with --python .venv/bin/python",
+        python.display()
+    )))
+}
+
+fn print_guards(report: &GuardReport) {
+    output::line("held-out digits that answers have right");
+    let victims = report.victims.iter().map(|victim| victim.cells().into());
+    let header = [
+        "model",
+        "defence",
+        "tau",
+        "alone",
+        "guarded",
+        "outliers kept",
+    ];
+    output::table(&header, victims.collect(), &[2, 3, 4, 5]);
+    output::line("");
+    output::line("held-out digits that copies have right");
+    let (header, rows) = report.table();
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    let numbers: Vec<usize> = (2..header.len()).collect();
+    output::table(&header, rows, &numbers);
+    output::line("");
+    for (name, explained) in &report.attackers {
+        output::line(format_args!("{name}: {explained}"));
+    }
+    output::line("");
+    for (name, one) in &report.summaries {
+        output::line(format_args!(
+            "{name}: with {} queries a copy has {} of the unguarded model and {} of the guarded \
+             one, whose users lose {:.1} points{}",
+            one.queries,
+            percent(one.undefended_clone_accuracy),
+            percent(one.defended_clone_accuracy),
+            one.benign_loss_points,
+            if one.reached_95_percent {
+                ""
+            } else {
+                " (never as good as the model to 95%)"
+            }
+        ));
+    }
+    output::line(format_args!(
+        "latency over the channel: {:.2} ms unguarded, {:.2} ms guarded, ratio {:.2}",
+        report.latency.unguarded_ms, report.latency.guarded_ms, report.latency.ratio
+    ));
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1}%", 100.0 * share)
+}
+
 fn print_check(check: &CheckReport) {
     let said = |verdict: &Verdict| match verdict {
         Verdict::Held(seen) => ("held", seen.clone()),
@@ -151,6 +256,15 @@ fn print_check(check: &CheckReport) {
         ));
     }
     output::line("");
+}
+
+/// The TEE to deploy in.
+fn some_tee(choice: TeeChoice) -> Result<TeeKind, Failure> {
+    tee(choice)?.ok_or_else(|| {
+        Failure::usage(
+            "this machine has no TEE, and this build no simulated one: nothing serves here",
+        )
+    })
 }
 
 /// The TEE to deploy in, if there is any.

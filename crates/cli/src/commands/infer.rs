@@ -1,7 +1,7 @@
 //! `occlude infer`
 
 use occlude_client::Client;
-use occlude_inference_protocol::InferRequest;
+use occlude_inference_protocol::{InferRequest, Parameter};
 
 use crate::arguments::InferArguments;
 use crate::commands;
@@ -30,6 +30,12 @@ pub(crate) async fn run(arguments: InferArguments) -> Result<(), Failure> {
         .model_metadata(&arguments.model, arguments.version)
         .await
         .map_err(commands::client_failure)?;
+    if let Some(Parameter::Text(guard)) = metadata.parameters.get("guard") {
+        crate::output::note(format_args!(
+            "occlude: model {} has the guard {guard:?}: its answers may be changed on purpose",
+            arguments.model
+        ));
+    }
     let inputs = inputs
         .iter()
         .map(|input| input.read(&metadata.inputs).map_err(Failure::failed))

@@ -9,7 +9,8 @@ use serde_json::Value;
 use crate::support::deployment::{Owner, text};
 use crate::support::model;
 use crate::support::process::{
-    Service, binary, free_address, occlude, production_binary, run, run_binary, said,
+    PYTHON_PACKAGE, Service, binary, free_address, occlude, production_binary, python, run,
+    run_binary, said,
 };
 
 /// A folder with the small model.
@@ -134,6 +135,73 @@ fn shown(home: &Path, page: &Path) -> Option<String> {
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Few queries: that all of it runs, and which way the numbers point.
+#[test]
+fn copies_of_guarded_models_are_worse_and_all_of_it_is_drawn() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (json, html) = (
+        folder.path().join("guard.json"),
+        folder.path().join("guard.html"),
+    );
+    let mut command = occlude(&binary());
+    command
+        .args(["evaluate", "guard", "--queries", "100"])
+        .args(["--json", text(&json), "--report", text(&html)])
+        .arg("--python")
+        .arg(&python)
+        .env("PYTHONPATH", PYTHON_PACKAGE);
+    let printed = said(&command.output().expect("it runs")).success();
+    let report: Value =
+        serde_json::from_slice(&std::fs::read(&json).expect("written")).expect("one JSON document");
+    let clones = report["clones"].as_array().expect("clones");
+    // Seven attackers on six defences of one network, two on six of the larger, one on
+    // three of the logistic regression.
+    assert_eq!(clones.len(), 7 * 6 + 2 * 6 + 3);
+    let number = |attacker: &str, name: &str| report[attacker][name].as_f64().expect("a number");
+    for attacker in ["knockoff", "copycat", "random"] {
+        let [without, with] = ["undefended", "defended"]
+            .map(|side| number(attacker, &format!("{side}_clone_accuracy")));
+        assert!(without > with + 0.05, "{attacker}: {without} and {with}");
+    }
+    assert!(number("knockoff", "benign_loss_points") < 2.0);
+    // Who has digits is not stopped, and the report may not say so.
+    assert!(number("jbda", "defended_clone_accuracy") > 0.8);
+    // Equations of a logistic regression have one solution.
+    let solved = number("equations", "undefended_clone_accuracy");
+    let logistic = report["victims"].as_array().expect("victims");
+    let logistic = logistic.iter().find(|one| one["id"] == "logistic-none");
+    assert_eq!(
+        Some(solved),
+        logistic.and_then(|one| one["accuracy"].as_f64())
+    );
+    assert!(printed.contains("knockoff: with 100 queries"), "{printed}");
+
+    let Some(shown) = shown(folder.path(), &html) else {
+        return;
+    };
+    for words in [
+        "What a guard does",
+        "<polyline",
+        "misinformation",
+        "jbda on digits",
+    ] {
+        assert!(shown.contains(words), "{words} in {shown}");
+    }
+}
+
+#[test]
+fn python_without_what_is_needed_is_told_before_anything_is_begun() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let empty = folder.path().join("python");
+    std::fs::write(&empty, "#!/bin/sh\necho 'No module named x' >&2\nexit 1\n").expect("written");
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&empty, executable).expect("set");
+    let guard = |python: &str| run(["evaluate", "guard", "--python", python]);
+    guard(text(&empty)).fails_with(2, "No module named x: `make venv` in a checkout");
+    guard("/no/such/python").fails_with(2, "/no/such/python: No such file");
+}
+
 /// Every attack fails, and each succeeds where the protection that it is about was left
 /// out, or the check would show nothing.
 #[test]
@@ -161,6 +229,14 @@ fn every_protection_holds_and_every_weakening_is_caught() {
         format!("{count} checks, {count} held, {count} of {count} weakenings caught")
     );
     assert!(printed.contains("The TEE is simulated"), "{printed}");
+    // Nothing goes on running: not what a shell started either.
+    let running = std::fs::read_dir("/proc").expect("processes").flatten();
+    let commands = running.map(|process| std::fs::read(process.path().join("cmdline")));
+    let left = commands.flatten().filter(|command| {
+        let words = String::from_utf8_lossy(command);
+        words.contains("serve") && words.contains("hostile.occ")
+    });
+    assert_eq!(left.count(), 0);
 }
 
 /// What could not be carried out is a shortfall, and is told.

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::deployment::{Owner, text};
-use crate::support::process::{Said, Service, binary, free_address, occlude, python, run, said};
-
-const PACKAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../python");
+use crate::support::model::{self, FEATURES};
+use crate::support::process::{
+    PYTHON_PACKAGE, Said, Service, binary, free_address, occlude, python, run, said,
+};
 
 fn support(script: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -21,7 +22,7 @@ fn run_python(python: &std::ffi::OsStr, arguments: &[&str]) -> Said {
     command
         .args(["-B"])
         .args(arguments)
-        .env("PYTHONPATH", PACKAGE)
+        .env("PYTHONPATH", PYTHON_PACKAGE)
         .env("OCCLUDE_BINARY", binary());
     said(&command.output().expect("Python runs"))
 }
@@ -92,7 +93,23 @@ fn a_guarded_model_answers_as_the_paper_says_and_shows_nothing_else() {
     let answers = support("guarded_answers.py");
     by_python(&[text(&answers), text(owner.folder()), &listen, "0.8"]);
 
-    // A user can see that there is a guard, and refuse it.
+    // A user is told that there is a guard, can see it, and refuse it.
+    let input = format!("X={}", at("input.npy"));
+    std::fs::write(owner.at("input.npy"), model::npy(&[0.5; FEATURES])).expect("written");
+    let (url, policy_path) = (server.url(), at("digits.toml"));
+    let asked = run([
+        "infer",
+        &url,
+        "--model",
+        "digits",
+        "--policy",
+        &policy_path,
+        "--input",
+        &input,
+    ]);
+    let told = "model digits has the guard \"misinformation+shaping\": its answers may be changed";
+    assert!(asked.err.contains(told), "{}", asked.err);
+    asked.success();
     let verify = |policy: &str| {
         run([
             "attest",
@@ -172,7 +189,7 @@ fn a_guard_that_is_none_or_does_not_fit_is_refused_before_anything_is_written() 
 #[test]
 fn the_python_packages_own_tests_pass() {
     let Some(python) = python() else { return };
-    let tests = format!("{PACKAGE}/tests");
+    let tests = format!("{PYTHON_PACKAGE}/tests");
     run_python(
         &python,
         &["-m", "unittest", "discover", "--start-directory", &tests],

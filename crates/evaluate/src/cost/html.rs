@@ -1,13 +1,12 @@
 //! The report as one HTML file that loads nothing.
 
-use minijinja::Environment;
-use minijinja::value::Serde;
 use serde::Serialize;
 
 use super::CostReport;
-use super::chart::{self, Colour, Line};
 use super::report::{Figures, LayerSplit, Part, RowOutcome};
 use crate::number;
+use crate::page;
+use crate::page::chart::{self, Axis, Colour, Line};
 
 const TEMPLATE: &str = include_str!("report.html");
 
@@ -56,10 +55,6 @@ struct Bar {
 /// Draws a report.
 #[must_use]
 pub fn html(report: &CostReport) -> String {
-    let mut environment = Environment::new();
-    environment
-        .add_template("report.html", TEMPLATE)
-        .expect("the template is well formed");
     let page = Page {
         report,
         weights: report.weights_mib.map(number),
@@ -73,10 +68,7 @@ pub fn html(report: &CostReport) -> String {
         bars: bars(&report.layers),
         layers_left_out: report.layers.len().saturating_sub(MOST_LAYERS),
     };
-    environment
-        .get_template("report.html")
-        .and_then(|template| template.render(Serde(&page)))
-        .expect("the template names what it is given")
+    page::render(TEMPLATE, &page)
 }
 
 fn shown_rows(report: &CostReport) -> Vec<ShownRow> {
@@ -125,7 +117,8 @@ fn chart(report: &CostReport, unit: &str, figure: impl Fn(&Figures) -> Option<f6
         dots: true,
         points,
     });
-    chart::lines(unit, &lines)
+    let across = Axis::linear("weights that stay in protected memory, MiB");
+    chart::lines(&across, unit, &lines)
 }
 
 /// Joins the names of points that lie so close together that they would hide each other.

@@ -8,7 +8,6 @@
 //!    nothing here is ever called a TEE's overhead.
 //! 3. [`html`] draws it, in one file that loads nothing.
 
-mod chart;
 mod html;
 mod report;
 

@@ -112,8 +112,9 @@ fn served(site: &Site) -> Result<Result<String, String>, DeploymentError> {
     let sealed = site.owner.text("hostile.occ");
     site.owner.must_order(&["add-model", &sealed])?;
     let (address, broker) = (free_address()?, site.owner.broker.url());
+    // Processor time: a program that watches the clock would be ended in the server's place.
     let script = format!(
-        "ulimit -v {ADDRESS_SPACE}; exec timeout {SECONDS} '{}' serve --model hostile.occ --broker {broker} \
+        "ulimit -v {ADDRESS_SPACE}; ulimit -t {SECONDS}; exec '{}' serve --model hostile.occ --broker {broker} \
          --tee {} --listen {address}",
         site.binary()?.display(),
         site.owner.grounds.tee

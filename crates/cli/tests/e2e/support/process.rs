@@ -108,6 +108,9 @@ impl Said {
     }
 }
 
+/// The folder of this repository's Python package.
+pub(crate) const PYTHON_PACKAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../python");
+
 /// The project's Python environment, or word that the test is skipped.
 pub(crate) fn python() -> Option<std::ffi::OsString> {
     let python = std::env::var_os("OCCLUDE_PYTHON").filter(|path| Path::new(path).exists());

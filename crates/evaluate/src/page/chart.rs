@@ -1,4 +1,4 @@
-//! Lines over the weights that stay resident, as SVG.
+//! Lines, as SVG.
 //!
 //! `plotters` draws with fixed colours. Each is one that nothing else uses and is replaced by
 //! a variable of the page, which has it for light, dark and paper.
@@ -7,26 +7,70 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 /// One line.
-pub(super) struct Line<'a> {
-    pub(super) name: &'a str,
-    pub(super) colour: Colour,
+pub(crate) struct Line<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) colour: Colour,
     /// Whether each point is drawn, with its name.
-    pub(super) dots: bool,
-    /// Resident weights in MiB, what is drawn over them, and the budget's name.
-    pub(super) points: Vec<(f64, f64, String)>,
+    pub(crate) dots: bool,
+    /// Where it is across, how high, and what the point is called.
+    pub(crate) points: Vec<(f64, f64, String)>,
+}
+
+/// What goes across.
+pub(crate) struct Axis<'a> {
+    name: &'a str,
+    /// Where it begins.
+    from: f64,
+    label: fn(f64) -> String,
+    /// How much wider the chart is than its points.
+    room: f64,
+}
+
+impl<'a> Axis<'a> {
+    /// From 0 on.
+    pub(crate) fn linear(name: &'a str) -> Self {
+        Self {
+            name,
+            from: 0.0,
+            label: |at| format!("{at:?}"),
+            room: 1.15,
+        }
+    }
+
+    /// Numbers by their decimal logarithm, from this one on.
+    pub(crate) fn logarithmic(name: &'a str, from: f64) -> Self {
+        Self {
+            name,
+            from: from.log10(),
+            label: |at| format!("{:.0}", 10_f64.powf(at)),
+            // For the lines' names, which are at the right.
+            room: 1.4,
+        }
+    }
 }
 
 /// A colour of the page.
 #[derive(Clone, Copy)]
-pub(super) enum Colour {
+pub(crate) enum Colour {
     Ink,
     Grid,
     Plain,
     Occlude,
+    Soft,
+    Opening,
+    Other,
 }
 
 impl Colour {
-    const ALL: [Self; 4] = [Self::Ink, Self::Grid, Self::Plain, Self::Occlude];
+    const ALL: [Self; 7] = [
+        Self::Ink,
+        Self::Grid,
+        Self::Plain,
+        Self::Occlude,
+        Self::Soft,
+        Self::Opening,
+        Self::Other,
+    ];
 
     fn drawn(self) -> RGBColor {
         RGBColor(1, 2, 3 + self as u8)
@@ -38,6 +82,9 @@ impl Colour {
             Self::Grid => "var(--grid)",
             Self::Plain => "var(--plain)",
             Self::Occlude => "var(--occlude)",
+            Self::Soft => "var(--soft)",
+            Self::Opening => "var(--opening)",
+            Self::Other => "var(--other)",
         }
     }
 }
@@ -47,10 +94,10 @@ const HEIGHT: u32 = 340;
 const FONT: &str = "sans-serif";
 
 /// Draws `lines`, of which a constant one spans the whole width. `unit` is what is drawn.
-pub(super) fn lines(unit: &str, lines: &[Line<'_>]) -> String {
+pub(crate) fn lines(across: &Axis<'_>, unit: &str, lines: &[Line<'_>]) -> String {
     let mut svg = String::new();
     // Drawing into a text fails only where a chart has no area, which this one has.
-    draw(&mut svg, unit, lines).expect("a chart can be drawn into a text");
+    draw(&mut svg, across, unit, lines).expect("a chart can be drawn into a text");
     for colour in Colour::ALL {
         let RGBColor(red, green, blue) = colour.drawn();
         let written = format!("#{red:02X}{green:02X}{blue:02X}");
@@ -66,6 +113,7 @@ pub(super) fn lines(unit: &str, lines: &[Line<'_>]) -> String {
 
 fn draw(
     svg: &mut String,
+    across: &Axis<'_>,
     unit: &str,
     lines: &[Line<'_>],
 ) -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
@@ -73,21 +121,23 @@ fn draw(
     let highest = |of: fn(&(f64, f64, String)) -> f64| points().map(of).fold(0.0, f64::max);
     let (right, top) = (highest(|point| point.0), highest(|point| point.1));
     // A chart without extent has no scale.
-    let (right, top) = (right.max(1e-3) * 1.15, top.max(1e-3) * 1.15);
+    let right = across.from + (right - across.from).max(1e-3) * across.room;
+    let top = top.max(1e-3) * 1.15;
     let area = SVGBackend::with_string(svg, (WIDTH, HEIGHT)).into_drawing_area();
     let ink = Colour::Ink.drawn();
     let mut chart = ChartBuilder::on(&area)
         .margin(12)
         .x_label_area_size(44)
         .y_label_area_size(64)
-        .build_cartesian_2d(0.0..right, 0.0..top)?;
+        .build_cartesian_2d(across.from..right, 0.0..top)?;
     chart
         .configure_mesh()
         .axis_style(ink)
         .bold_line_style(Colour::Grid.drawn())
         .light_line_style(TRANSPARENT)
         .label_style((FONT, 13).into_font().color(&ink))
-        .x_desc("weights that stay in protected memory, MiB")
+        .x_desc(across.name)
+        .x_label_formatter(&|at| (across.label)(*at))
         .y_desc(unit)
         .draw()?;
     for line in lines {
@@ -100,7 +150,7 @@ fn draw(
         for (x, y, name) in line.points.iter().filter(|_| line.dots) {
             let dot = Circle::new((0, 0), 3, colour.filled());
             // A name stays within the chart.
-            let (from, away) = if *x > right / 2.0 {
+            let (from, away) = if *x > across.from.midpoint(right) {
                 (HPos::Right, -5)
             } else {
                 (HPos::Left, 5)

@@ -1,0 +1,228 @@
+"""``python -m occlude.guard.evaluation make|attack``: the two halves, for the ``occlude`` program."""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from occlude.guard.evaluation.attackers import ATTACKERS, EQUATIONS, Ask, Attacker
+from occlude.guard.evaluation.data import digits, letters, strokes
+from occlude.guard.evaluation.victims import INPUT, OUTPUT, SHAPES, victims
+
+#: Rows that are asked at once.
+BATCH = 100
+
+#: How many times a latency is measured.
+TIMES = 300
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m occlude.guard.evaluation")
+    commands = parser.add_subparsers(required=True)
+    for name, run in (("make", make), ("attack", attack)):
+        command = commands.add_parser(name)
+        command.add_argument("--folder", type=Path, required=True)
+        command.add_argument("--seed", type=int, required=True)
+        command.set_defaults(run=run)
+        if name == "attack":
+            command.add_argument("--proxy", required=True)
+            command.add_argument("--queries", type=int, required=True)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+    return 0
+
+
+def make(arguments: argparse.Namespace) -> None:
+    """Trains, and writes each model with its guard into the folder."""
+    say("training models and guards")
+    random = np.random.default_rng(arguments.seed)
+    listed = []
+    models, sweeps = victims(digits(random), random)
+    for victim in models:
+        model = victim.model
+        entry = {"id": victim.id, "network": victim.network, "defence": victim.defence}
+        entry["accuracy"] = victim.accuracy
+        if victim.guard is not None:
+            if victim.guard.misinformation is not None:
+                model = victim.guard.misinformation.attach(model)
+                entry["tau"] = victim.guard.tau
+            (arguments.folder / f"{victim.id}.toml").write_text(victim.guard.to_toml())
+        onnx.save(model, arguments.folder / f"{victim.id}.onnx")
+        listed.append(entry)
+    (arguments.folder / "victims.json").write_text(json.dumps(listed))
+    sweeps = [
+        {
+            "network": one.network,
+            "exposed": one.exposed,
+            "outcomes": [vars(outcome) for outcome in one.outcomes],
+        }
+        for one in sweeps
+    ]
+    (arguments.folder / "sweeps.json").write_text(json.dumps(sweeps))
+
+
+def attack(arguments: argparse.Namespace) -> None:
+    """Attacks each, and writes what came of it."""
+    listed = json.loads((arguments.folder / "victims.json").read_text())
+    data = digits(np.random.default_rng(arguments.seed))
+    client = Client(arguments.proxy)
+    budgets = [n for n in (100, 300, 1000, 3000, 10000) if n <= arguments.queries]
+    clones = []
+    for victim in listed:
+        ask = client.of(victim["id"])
+        found = ask(data.held_out)
+        victim["guarded_accuracy"] = _share(found.argmax(axis=1) == data.held_out_labels)
+        # Of what a clone should say: the model's own answers, which only the owner knows.
+        victim["outliers_kept"] = _kept(client, victim, listed)
+        for attacker in _attackers(victim):
+            for budget in budgets:
+                say(f"{attacker.name} on {victim['id']}, {budget} queries")
+                random = np.random.default_rng([arguments.seed, budget])
+                clone = attacker.attack(counted(ask, budget), budget, data.seeds, random)
+                labels = clone.probabilities(data.held_out.astype(np.float64)).argmax(axis=1)
+                clones.append(
+                    {
+                        "victim": victim["id"],
+                        "network": victim["network"],
+                        "defence": victim["defence"],
+                        "attacker": attacker.name,
+                        "queries": budget,
+                        "accuracy": _share(labels == data.held_out_labels),
+                        "fidelity": _share(labels == found.argmax(axis=1)),
+                    }
+                )
+    say("timing answers")
+    result = {
+        "format": 1,
+        "seed": arguments.seed,
+        "attackers": {one.name: one.explained for one in [*ATTACKERS, EQUATIONS]},
+        "victims": listed,
+        "sweeps": json.loads((arguments.folder / "sweeps.json").read_text()),
+        "clones": clones,
+        "latency": _latency(client, data.held_out[:1]),
+    }
+    result |= _summaries(result)
+    (arguments.folder / "result.json").write_text(json.dumps(result))
+
+
+class Client:
+    """Asks through a proxy, by the Open Inference Protocol."""
+
+    def __init__(self, address: str) -> None:
+        self.connection = http.client.HTTPConnection(address, timeout=60)
+
+    def of(self, model: str) -> Ask:
+        def ask(rows: np.ndarray) -> np.ndarray:
+            parts = [self._ask(model, rows[at : at + BATCH]) for at in range(0, len(rows), BATCH)]
+            return np.concatenate(parts)
+
+        return ask
+
+    def _ask(self, model: str, rows: np.ndarray) -> np.ndarray:
+        shape = list(rows.shape)
+        tensor = {"name": INPUT, "datatype": "FP32", "shape": shape, "data": rows.ravel().tolist()}
+        body = json.dumps({"inputs": [tensor], "outputs": [{"name": OUTPUT}]})
+        self.connection.request("POST", f"/v2/models/{model}/infer", body)
+        answer = self.connection.getresponse()
+        said = json.loads(answer.read())
+        if answer.status != 200:
+            raise RuntimeError(f"{model}: {answer.status}: {said.get('error')}")
+        output = said["outputs"][0]
+        return np.array(output["data"]).reshape(output["shape"])
+
+
+def counted(ask: Ask, budget: int) -> Ask:
+    """Lets no attacker ask more than it says."""
+    left = budget
+
+    def ask_counted(rows: np.ndarray) -> np.ndarray:
+        nonlocal left
+        left -= len(rows)
+        if left < 0:
+            raise RuntimeError(f"an attacker asked {-left} rows more than its {budget}")
+        return ask(rows)
+
+    return ask_counted
+
+
+def _attackers(victim) -> list[Attacker]:
+    if victim["network"] == "logistic":
+        return [EQUATIONS]
+    # The larger network takes longer to ask, and shows whether anything depends on the size.
+    return ATTACKERS if victim["network"] == "digits" else ATTACKERS[:2]
+
+
+def _kept(client: Client, victim, listed) -> float | None:
+    """How many outliers keep the label that the same network gives unguarded."""
+    if victim["defence"] not in ("misinformation", "together"):
+        return None
+    rows = np.concatenate(
+        [make(300, np.random.default_rng(11)) for make in (strokes, letters)]
+    )
+    own = client.of(f"{victim['network']}-exposure")(rows)
+    guarded = client.of(victim["id"])(rows)
+    return _share(own.argmax(axis=1) == guarded.argmax(axis=1))
+
+
+def _latency(client: Client, row: np.ndarray) -> dict[str, float]:
+    """Medians in turns, the same network with and without misinformation."""
+    times: dict[str, list[float]] = {"exposure": [], "misinformation": []}
+    for run in range(TIMES + 20):
+        for defence, measured in times.items():
+            ask = client.of(f"large-{defence}")
+            begun = time.perf_counter()
+            ask(row)
+            if run >= 20:
+                measured.append(time.perf_counter() - begun)
+    without, guarded = (float(np.median(one)) * 1e3 for one in times.values())
+    return {"unguarded_ms": without, "guarded_ms": guarded, "ratio": guarded / without}
+
+
+def _summaries(result) -> dict[str, dict[str, float | int | None]]:
+    """For each attacker, where the clone of the unguarded model is good enough first: 95% of
+    the model itself; else at the largest number of queries."""
+    summaries = {}
+    by = {
+        (one["network"], one["defence"]): one for one in result["victims"]
+    }
+    for name in result["attackers"]:
+        network = "logistic" if name == "equations" else "digits"
+        best = "labels" if name == "equations" else "misinformation"
+        accuracy = {
+            (one["defence"], one["queries"]): one["accuracy"]
+            for one in result["clones"]
+            if one["attacker"] == name and one["network"] == network
+        }
+        victim = by[network, "none"]["accuracy"]
+        budgets = sorted({queries for _, queries in accuracy})
+        good = [q for q in budgets if accuracy["none", q] >= 0.95 * victim]
+        queries = good[0] if good else budgets[-1]
+        lost = by[network, "none"]["accuracy"] - by[network, best]["guarded_accuracy"]
+        summaries[name] = {
+            "queries": queries,
+            "reached_95_percent": bool(good),
+            "undefended_clone_accuracy": accuracy["none", queries],
+            "defended_clone_accuracy": accuracy[best, queries],
+            "benign_loss_points": 100 * lost,
+        }
+    return summaries
+
+
+def _share(of: np.ndarray) -> float:
+    return float(of.mean())
+
+
+def say(what: str) -> None:
+    """Tells the program what is done."""
+    print(what, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -141,7 +141,9 @@ class Threshold(unittest.TestCase):
         expected = [0.7310585786300049, 0.5, 0.2689414213699951]
         np.testing.assert_allclose(share(certainty, 0.5), expected, atol=1e-12)
         with np.errstate(all="raise", under="ignore"):
-            np.testing.assert_allclose(share(np.array([0.0, 1.0]), 0.5, 1e6), [1, 0], atol=1e-12)
+            for precision in (np.float32, np.float64):
+                extremes = np.array([0.0, 1.0], dtype=precision)
+                np.testing.assert_allclose(share(extremes, 0.5, 1e6), [1, 0], atol=1e-12)
 
     def test_a_higher_threshold_defends_more_and_keeps_less(self):
         right = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]])

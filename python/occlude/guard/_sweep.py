@@ -24,7 +24,8 @@ class Outcome:
 def share(certainty: np.ndarray, tau: float, nu: float = 1000.0) -> np.ndarray:
     """How much of an answer is misinformation: ``1 / (1 + exp(nu (certainty - tau)))``."""
     # Of large numbers the exponential is infinite, and the share 0.
-    return 1 / (1 + np.exp(np.clip(nu * (certainty - tau), -700, 700)))
+    steps = nu * (np.asarray(certainty, dtype=np.float64) - tau)
+    return 1 / (1 + np.exp(np.clip(steps, -700, 700)))
 
 
 def mix(right: np.ndarray, wrong: np.ndarray, tau: float, nu: float = 1000.0) -> np.ndarray:

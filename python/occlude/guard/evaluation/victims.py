@@ -19,9 +19,6 @@ INPUT, OUTPUT = "image", "probabilities"
 #: logistic regression, whose weights are the solution of equations.
 SHAPES = {"digits": (128, 64), "large": (512, 512), "logistic": ()}
 
-#: What a guard may cost the owner's users, in answers that were right without it.
-MOST_LOST = 0.005
-
 #: Thresholds of a sweep.
 TAUS = tuple(round(0.1 * tenth, 1) for tenth in range(1, 10))
 
@@ -57,7 +54,8 @@ def victims(data: Digits, random: np.random.Generator) -> tuple[list[Victim], li
     the paper has it; what that alone does is a defence of its own here. And what thresholds do
     to those, and to ones that were not."""
     outliers = np.concatenate([letters(1000, random), noise(1000, random)])
-    strange = np.concatenate([letters(500, random), strokes(500, random)])
+    others = np.random.default_rng(13)
+    strange = np.concatenate([letters(500, others), strokes(500, others)])
     found, sweeps = [], []
     for network, shape in SHAPES.items():
         plain = _trained(shape, data, None, random)
@@ -117,12 +115,11 @@ def _wrong(model: onnx.ModelProto, data: Digits, outliers: np.ndarray) -> Misinf
 
 
 def _threshold(wrong, model: onnx.ModelProto, data: Digits) -> float:
-    """The highest that costs no more than it may, on digits that nobody learned from."""
+    """The highest that changes no label of digits that nobody learned from. They are few: one
+    that changed some would change more of what users ask."""
     benign = wrong.answer(model, data.chosen_with)
     outcomes = sweep(benign, data.chosen_with_labels, benign)
-    most = max(outcome.benign_accuracy for outcome in outcomes)
-    fine = [one.tau for one in outcomes if most - one.benign_accuracy <= MOST_LOST]
-    return max(fine)
+    return max(one.tau for one in outcomes if one.benign_kept == 1)
 
 
 def _victim(network, defence, trained: Network, guard, data: Digits) -> Victim:

@@ -17,7 +17,7 @@ use url::Url;
 
 use crate::bench::Service as Answering;
 use crate::owner::{Grounds, Owner, SEALED};
-use crate::processes::{Binary, Service, failed};
+use crate::processes::{Service, failed};
 
 pub use crate::processes::{DeploymentError, Running};
 
@@ -56,15 +56,12 @@ impl Deployment {
     /// # Errors
     /// [`DeploymentError`]; nothing goes on running then.
     pub fn start(options: &DeploymentOptions, inputs: &[Tensor]) -> Result<Self, DeploymentError> {
-        let grounds = Grounds {
-            binary: Binary {
-                path: options.binary.clone(),
-                weakening: None,
-            },
-            tee: options.tee,
-            collateral: options.collateral.clone(),
-            running: options.running.clone(),
-        };
+        let grounds = Grounds::new(
+            &options.binary,
+            options.tee,
+            options.collateral.as_ref(),
+            &options.running,
+        );
         let owner = Owner::new(&grounds, &options.model, MODEL)?;
         let model: ModelId = MODEL.parse().map_err(failed("naming the model"))?;
         let start = Instant::now();

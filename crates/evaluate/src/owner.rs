@@ -23,6 +23,26 @@ pub(crate) struct Grounds {
     pub(crate) running: Running,
 }
 
+impl Grounds {
+    /// Processes of a binary as it is.
+    pub(crate) fn new(
+        binary: &Path,
+        tee: TeeKind,
+        collateral: Option<&PathBuf>,
+        running: &Running,
+    ) -> Self {
+        Self {
+            binary: Binary {
+                path: binary.to_owned(),
+                weakening: None,
+            },
+            tee,
+            collateral: collateral.cloned(),
+            running: running.clone(),
+        }
+    }
+}
+
 /// One owner. Its policy accepts this very machine and program, which the evidence
 /// collected here names, and nobody else's.
 pub(crate) struct Owner {

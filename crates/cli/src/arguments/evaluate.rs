@@ -16,6 +16,17 @@ pub(crate) struct EvaluateArguments {
     pub(crate) action: EvaluateAction,
 }
 
+/// Where a deployment runs.
+#[derive(Debug, Args)]
+pub(crate) struct MachineArguments {
+    /// The TEE that this machine is; `auto` looks, and takes the simulated one where there is
+    /// none.
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    pub(crate) tee: TeeChoice,
+    #[command(flatten)]
+    pub(crate) collateral: CollateralArguments,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum EvaluateAction {
     /// Measure what protection costs for a model, on this machine.
@@ -50,12 +61,8 @@ pub(crate) struct EvaluateGuardArguments {
     /// What decides all that is drawn.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u32,
-    /// The TEE that this machine is; `auto` looks, and takes the simulated one where there is
-    /// none.
-    #[arg(long, value_name = "KIND", default_value = "auto")]
-    pub(crate) tee: TeeChoice,
     #[command(flatten)]
-    pub(crate) collateral: CollateralArguments,
+    pub(crate) machine: MachineArguments,
     /// Write the report here, one HTML file that loads nothing, replacing what is there.
     #[arg(long, value_name = "FILE.html")]
     pub(crate) report: Option<PathBuf>,
@@ -88,12 +95,8 @@ pub(crate) struct EvaluateProtectionArguments {
     /// Only this check; may be repeated.
     #[arg(long, value_name = "NAME")]
     pub(crate) check: Vec<String>,
-    /// The TEE that this machine is; `auto` looks, and takes the simulated one where there is
-    /// none.
-    #[arg(long, value_name = "KIND", default_value = "auto")]
-    pub(crate) tee: TeeChoice,
     #[command(flatten)]
-    pub(crate) collateral: CollateralArguments,
+    pub(crate) machine: MachineArguments,
     /// Write what came of each check here as JSON, replacing what is there.
     #[arg(long, value_name = "FILE.json")]
     pub(crate) json: Option<PathBuf>,
@@ -145,12 +148,8 @@ pub(crate) struct EvaluateCostArguments {
     /// Measured runs of every side, at least; quick models run more often.
     #[arg(long, value_name = "N", default_value = "30")]
     pub(crate) runs: NonZeroUsize,
-    /// The TEE that this machine is; `auto` looks, and takes the simulated one where there is
-    /// none.
-    #[arg(long, value_name = "KIND", default_value = "auto")]
-    pub(crate) tee: TeeChoice,
     #[command(flatten)]
-    pub(crate) collateral: CollateralArguments,
+    pub(crate) machine: MachineArguments,
     /// Write the report here, one HTML file that loads nothing, replacing what is there.
     #[arg(long, value_name = "FILE.html")]
     pub(crate) report: Option<PathBuf>,

@@ -12,6 +12,8 @@ use occlude_evaluate::deployment::{DeploymentOptions, Running};
 use occlude_evaluate::guard::{self, GuardOptions, GuardReport};
 use occlude_evaluate::protection::{self, CheckReport, ProtectionOptions, Verdict};
 
+use serde::Serialize;
+
 use crate::arguments::{
     EvaluateAction, EvaluateArguments, EvaluateCostArguments, EvaluateGuardArguments,
     EvaluateProtectionArguments,
@@ -56,13 +58,13 @@ fn cost(arguments: &EvaluateCostArguments, running: Running) -> Result<(), Failu
         library: LibrarySearch::standard(),
         opened_whole: true,
     };
-    let tee = tee(arguments.tee)?;
+    let tee = tee(arguments.machine.tee)?;
     let present = tee.filter(|tee| tee.is_chosen_automatically());
     let deployment = tee.map(|tee| DeploymentOptions {
         binary: "/proc/self/exe".into(),
         model: arguments.model.clone(),
         tee,
-        collateral: arguments.collateral.collateral.clone(),
+        collateral: arguments.machine.collateral.collateral.clone(),
         serve: cost::serve_arguments(arguments.threads),
         running,
     });
@@ -77,11 +79,7 @@ fn cost(arguments: &EvaluateCostArguments, running: Running) -> Result<(), Failu
     .map_err(|error| bench::failure(error, name))?;
     drop(activity);
     print(&report);
-    if let Some(path) = &arguments.json {
-        let mut json = serde_json::to_vec_pretty(&report).map_err(Failure::failed)?;
-        json.push(b'\n');
-        commands::write_file(path, &json)?;
-    }
+    write_json(arguments.json.as_deref(), &report)?;
     if let Some(path) = &arguments.report {
         commands::write_file(path, cost::html(&report).as_bytes())?;
     }
@@ -92,11 +90,11 @@ fn protection(arguments: &EvaluateProtectionArguments, running: Running) -> Resu
     if let Some(path) = &arguments.json {
         commands::check_folder_of(path)?;
     }
-    let tee = some_tee(arguments.tee)?;
+    let tee = some_tee(arguments.machine.tee)?;
     let options = ProtectionOptions {
         binary: "/proc/self/exe".into(),
         tee,
-        collateral: arguments.collateral.collateral.clone(),
+        collateral: arguments.machine.collateral.collateral.clone(),
         only: arguments.check.clone(),
         running,
     };
@@ -115,11 +113,7 @@ fn protection(arguments: &EvaluateProtectionArguments, running: Running) -> Resu
             "This build leaves no protection out: that each check can fail was not shown.",
         );
     }
-    if let Some(path) = &arguments.json {
-        let mut json = serde_json::to_vec_pretty(&report).map_err(Failure::failed)?;
-        json.push(b'\n');
-        commands::write_file(path, &json)?;
-    }
+    write_json(arguments.json.as_deref(), &report)?;
     output::line(report.summary());
     if report.complete() {
         return Ok(());
@@ -135,8 +129,8 @@ fn guard(arguments: &EvaluateGuardArguments, running: Running) -> Result<(), Fai
     }
     let options = GuardOptions {
         binary: "/proc/self/exe".into(),
-        tee: some_tee(arguments.tee)?,
-        collateral: arguments.collateral.collateral.clone(),
+        tee: some_tee(arguments.machine.tee)?,
+        collateral: arguments.machine.collateral.collateral.clone(),
         python: python(arguments.python.as_deref())?,
         queries: arguments.queries,
         seed: arguments.seed,
@@ -147,11 +141,7 @@ fn guard(arguments: &EvaluateGuardArguments, running: Running) -> Result<(), Fai
         .map_err(Failure::failed)?;
     drop(activity);
     print_guards(&report);
-    if let Some(path) = &arguments.json {
-        let mut json = serde_json::to_vec_pretty(&report).map_err(Failure::failed)?;
-        json.push(b'\n');
-        commands::write_file(path, &json)?;
-    }
+    write_json(arguments.json.as_deref(), &report)?;
     if let Some(path) = &arguments.report {
         commands::write_file(path, guard::html(&report).as_bytes())?;
     }
@@ -256,6 +246,15 @@ fn print_check(check: &CheckReport) {
         ));
     }
     output::line("");
+}
+
+fn write_json(path: Option<&Path>, report: &impl Serialize) -> Result<(), Failure> {
+    let Some(path) = path else {
+        return Ok(());
+    };
+    let mut json = serde_json::to_vec_pretty(report).map_err(Failure::failed)?;
+    json.push(b'\n');
+    commands::write_file(path, &json)
 }
 
 /// The TEE to deploy in.

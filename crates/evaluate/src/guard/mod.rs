@@ -17,7 +17,7 @@ use occlude_attest::TeeKind;
 use serde::{Deserialize, Serialize};
 
 use crate::owner::{Grounds, Owner};
-use crate::processes::{Binary, DeploymentError, Folder, Running, failed, free_address};
+use crate::processes::{DeploymentError, Folder, Running, failed, free_address};
 
 /// How often it is looked whether Python has ended.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -212,15 +212,12 @@ pub fn guard(
     progress: &mut dyn FnMut(&str),
 ) -> Result<GuardReport, DeploymentError> {
     const READING: &str = "reading what Python wrote";
-    let grounds = Grounds {
-        binary: Binary {
-            path: options.binary.clone(),
-            weakening: None,
-        },
-        tee: options.tee,
-        collateral: options.collateral.clone(),
-        running: options.running.clone(),
-    };
+    let grounds = Grounds::new(
+        &options.binary,
+        options.tee,
+        options.collateral.as_ref(),
+        &options.running,
+    );
     let folder = options.running.folder()?;
     let python = Python { options, folder };
     python.run("making models", &["make"], progress)?;

@@ -31,7 +31,7 @@ use occlude_weakening::Weakening;
 use serde::Serialize;
 
 use crate::owner::Grounds;
-use crate::processes::{Binary, DeploymentError, Running};
+use crate::processes::{DeploymentError, Running};
 
 use site::Site;
 
@@ -279,15 +279,13 @@ impl Check {
     }
 
     fn verdict(&self, options: &ProtectionOptions, weakening: Option<Weakening>) -> Verdict {
-        let grounds = Grounds {
-            binary: Binary {
-                path: options.binary.clone(),
-                weakening,
-            },
-            tee: options.tee,
-            collateral: options.collateral.clone(),
-            running: options.running.clone(),
-        };
+        let mut grounds = Grounds::new(
+            &options.binary,
+            options.tee,
+            options.collateral.as_ref(),
+            &options.running,
+        );
+        grounds.binary.weakening = weakening;
         let seen = Site::new(&grounds).and_then(|site| (self.carry_out)(&site));
         match seen {
             Ok(Seen::Held(seen)) => Verdict::Held(seen),

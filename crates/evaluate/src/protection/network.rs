@@ -2,6 +2,7 @@
 //! counted.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use occlude_weakening::Weakening;
@@ -22,7 +23,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "altered-answer",
         attacker: Attacker::Network,
-        tried: "change one byte of an answer, at several places",
+        tried: "change one byte of an answer, at several places; and give one question's answer to the next",
         weakening: Weakening::PlainChannel,
         carry_out: altered_answer,
     },
@@ -113,7 +114,38 @@ fn altered_answer(site: &Site) -> Result<Seen, DeploymentError> {
             _ => Ok(tidy(&said)),
         });
     }
+    attempts.push(earlier_answer(site, &server)?);
     Ok(judge(attempts))
+}
+
+/// A genuine answer of the same server, to the question before.
+fn earlier_answer(
+    site: &Site,
+    server: &Service,
+) -> Result<Result<String, String>, DeploymentError> {
+    let (passed, earlier) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let middle = Middle::new(
+        server.address,
+        |_| (),
+        move |seen, given| {
+            if !is_of_a_model(seen) {
+                return;
+            }
+            let mut earlier = earlier.lock().unwrap_or_else(PoisonError::into_inner);
+            // Each user asks what the model takes, and then the model.
+            match passed.fetch_add(1, Ordering::SeqCst) {
+                1 => *earlier = given.body.clone(),
+                3 => given.body.clone_from(&earlier),
+                _ => {}
+            }
+        },
+    )?;
+    site.must_infer(&middle.url(), &model::secret_input(32))?;
+    let said = site.infer(&middle.url(), &model::secret_input(33))?;
+    Ok(match said.code {
+        0 => Err("another question's answer was taken".to_owned()),
+        _ => Ok(tidy(&said)),
+    })
 }
 
 fn plain_answer(site: &Site) -> Result<Seen, DeploymentError> {

@@ -11,7 +11,7 @@ from occlude.guard.evaluation.__main__ import counted
 
 
 def victim(sizes, seed=0):
-    return Network(sizes, np.random.default_rng(seed))
+    return Network.drawn(sizes, np.random.default_rng(seed))
 
 
 class Attackers(unittest.TestCase):

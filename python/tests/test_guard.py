@@ -57,7 +57,7 @@ def trained(**options):
 class Training(unittest.TestCase):
     def test_gradients_are_the_losses_own(self):
         random = np.random.default_rng(0)
-        network = Network([4, 5, 3], random)
+        network = Network.drawn([4, 5, 3], random)
         features, labels = random.normal(size=(7, 4)), random.integers(3, size=7)
         targets = softmax(random.normal(size=(7, 3)))
         everything = np.arange(7)

@@ -12,7 +12,7 @@ import onnx
 
 from occlude.guard import Guard, Misinformation, Outcome, sweep, train
 from occlude.guard._run import run
-from occlude.guard._train import _answers_of
+from occlude.guard._train import answers_of
 
 DATA = """The data is a NumPy archive (.npz): `inputs`, rows of the model's input; `labels`, their
 classes from 0 on; `outliers`, rows that are not of the model's kind, such as what somebody without
@@ -105,14 +105,9 @@ def run_tune(arguments: argparse.Namespace) -> None:
     outputs = [output.name for output in model.graph.output]
     if wrong not in outputs:
         raise ValueError(f"{arguments.model} has no output {wrong}: it is not what train wrote")
-    if arguments.answers is None:
-        rest = onnx.ModelProto()
-        rest.CopyFrom(model)
-        del rest.graph.output[:]
-        rest.graph.output.extend(one for one in model.graph.output if one.name != wrong)
-        arguments.answers = _answers_of(rest)
+    answers = arguments.answers or answers_of(model)
     benign, outliers = (
-        tuple(run(model, data[name], [arguments.answers, wrong])) for name in ("inputs", "outliers")
+        tuple(run(model, data[name], [answers, wrong])) for name in ("inputs", "outliers")
     )
     outcomes = sweep(benign, data["labels"], outliers, nu=arguments.nu)
     if arguments.json:
@@ -120,9 +115,7 @@ def run_tune(arguments: argparse.Namespace) -> None:
     else:
         print(table(outcomes))
     if arguments.guard is not None:
-        guard = Guard(
-            Misinformation("", arguments.answers, ()), arguments.tau, arguments.nu
-        )
+        guard = Guard(Misinformation("", answers, ()), arguments.tau, arguments.nu)
         arguments.guard.write_text(guard.to_toml(), encoding="utf-8")
         print(f"{arguments.guard}: seal with occlude seal {arguments.model} --guard {arguments.guard}",
               file=sys.stderr)

@@ -30,9 +30,8 @@ class Misinformation:
 
     def probabilities(self, trunk: np.ndarray) -> np.ndarray:
         """Its answers, rows of probabilities, to rows of the trunk."""
-        network = Network((), np.random.default_rng())
-        network.layers = list(self.layers)
-        return network.probabilities(trunk.reshape(len(trunk), -1).astype(np.float64))
+        rows = trunk.reshape(len(trunk), -1).astype(np.float64)
+        return Network(self.layers).probabilities(rows)
 
     def answer(self, model: onnx.ModelProto, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The owner's answers and these, to rows of the model's input."""

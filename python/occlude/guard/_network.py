@@ -25,11 +25,18 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 class Network:
     """Layers of weights and biases, rectified between."""
 
-    def __init__(self, sizes: Sequence[int], random: np.random.Generator) -> None:
-        self.layers = [
-            (random.normal(0, np.sqrt(2 / size), (size, following)), np.zeros(following))
-            for size, following in zip(sizes, sizes[1:])
-        ]
+    def __init__(self, layers: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        self.layers = list(layers)
+
+    @classmethod
+    def drawn(cls, sizes: Sequence[int], random: np.random.Generator) -> Network:
+        """One that learned nothing yet."""
+        return cls(
+            [
+                (random.normal(0, np.sqrt(2 / size), (size, following)), np.zeros(following))
+                for size, following in zip(sizes, sizes[1:])
+            ]
+        )
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
         return self._values(rows)[-1]

@@ -36,7 +36,7 @@ def train(
     default it is the input. ``progress`` hears of each epoch, of how many, and the loss.
     """
     loaded = model if isinstance(model, onnx.ModelProto) else onnx.load(model)
-    answers = output or _answers_of(loaded)
+    answers = output or answers_of(loaded)
     trunk = trunk or input_of(loaded)
     right, features = run(loaded, np.concatenate([inputs, outliers]), [answers, trunk])
     _check(right, labels, len(inputs))
@@ -45,7 +45,7 @@ def train(
     # Scaled, so that one rate fits every model; the first layer takes it over.
     mean, deviation = features.mean(axis=0), features.std(axis=0) + 1e-6
     random = np.random.default_rng(seed)
-    network = Network([features.shape[1], hidden, right.shape[1]], random)
+    network = Network.drawn([features.shape[1], hidden, right.shape[1]], random)
     network.fit(
         (features - mean) / deviation,
         reverse_cross_entropy(targets),
@@ -59,11 +59,12 @@ def train(
     return Misinformation(trunk, answers, ((weights, biases - mean @ weights), last))
 
 
-def _answers_of(model: onnx.ModelProto) -> str:
+def answers_of(model: onnx.ModelProto) -> str:
+    """The last output that can be probabilities, but for those of a misinformation model."""
     names = [
         output.name
         for output in model.graph.output
-        if output.type.tensor_type.elem_type in NUMBERS
+        if output.type.tensor_type.elem_type in NUMBERS and output.name != Misinformation.output
     ]
     if not names:
         raise ValueError("the model has no output of single or double precision: name output=")

@@ -27,6 +27,17 @@ pub(crate) struct MachineArguments {
     pub(crate) collateral: CollateralArguments,
 }
 
+/// Where a report goes.
+#[derive(Debug, Args)]
+pub(crate) struct WrittenArguments {
+    /// Write the report here, one HTML file that loads nothing, replacing what is there.
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) report: Option<PathBuf>,
+    /// Write the numbers here as JSON, replacing what is there.
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) json: Option<PathBuf>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum EvaluateAction {
     /// Measure what protection costs for a model, on this machine.
@@ -63,12 +74,8 @@ pub(crate) struct EvaluateGuardArguments {
     pub(crate) seed: u32,
     #[command(flatten)]
     pub(crate) machine: MachineArguments,
-    /// Write the report here, one HTML file that loads nothing, replacing what is there.
-    #[arg(long, value_name = "FILE.html")]
-    pub(crate) report: Option<PathBuf>,
-    /// Write the numbers here as JSON, replacing what is there.
-    #[arg(long, value_name = "FILE.json")]
-    pub(crate) json: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) written: WrittenArguments,
 }
 
 #[derive(Debug, Args)]
@@ -150,10 +157,6 @@ pub(crate) struct EvaluateCostArguments {
     pub(crate) runs: NonZeroUsize,
     #[command(flatten)]
     pub(crate) machine: MachineArguments,
-    /// Write the report here, one HTML file that loads nothing, replacing what is there.
-    #[arg(long, value_name = "FILE.html")]
-    pub(crate) report: Option<PathBuf>,
-    /// Write the numbers here as JSON, replacing what is there.
-    #[arg(long, value_name = "FILE.json")]
-    pub(crate) json: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) written: WrittenArguments,
 }

@@ -18,7 +18,7 @@ use bytesize::ByteSize;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 pub(crate) use evaluate::{
     EvaluateAction, EvaluateArguments, EvaluateCostArguments, EvaluateGuardArguments,
-    EvaluateProtectionArguments,
+    EvaluateProtectionArguments, WrittenArguments,
 };
 use occlude_attest::TeeChoice;
 use occlude_engine::{CipherKind, LargestShape, Spill};

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::arguments::{
     EvaluateAction, EvaluateArguments, EvaluateCostArguments, EvaluateGuardArguments,
-    EvaluateProtectionArguments,
+    EvaluateProtectionArguments, WrittenArguments,
 };
 use crate::commands::{self, bench};
 use crate::failure::Failure;
@@ -42,9 +42,7 @@ pub(crate) async fn run(arguments: EvaluateArguments) -> Result<(), Failure> {
 }
 
 fn cost(arguments: &EvaluateCostArguments, running: Running) -> Result<(), Failure> {
-    for path in [&arguments.report, &arguments.json].into_iter().flatten() {
-        commands::check_folder_of(path)?;
-    }
+    check_folders(&arguments.written)?;
     let inputs = bench::inputs(arguments.inputs.as_deref(), arguments.batch)?;
     let name = arguments.model.display().to_string();
     let options = BenchOptions {
@@ -79,11 +77,7 @@ fn cost(arguments: &EvaluateCostArguments, running: Running) -> Result<(), Failu
     .map_err(|error| bench::failure(error, name))?;
     drop(activity);
     print(&report);
-    write_json(arguments.json.as_deref(), &report)?;
-    if let Some(path) = &arguments.report {
-        commands::write_file(path, cost::html(&report).as_bytes())?;
-    }
-    Ok(())
+    write(&arguments.written, &report, cost::html)
 }
 
 fn protection(arguments: &EvaluateProtectionArguments, running: Running) -> Result<(), Failure> {
@@ -124,9 +118,7 @@ fn protection(arguments: &EvaluateProtectionArguments, running: Running) -> Resu
 }
 
 fn guard(arguments: &EvaluateGuardArguments, running: Running) -> Result<(), Failure> {
-    for path in [&arguments.report, &arguments.json].into_iter().flatten() {
-        commands::check_folder_of(path)?;
-    }
+    check_folders(&arguments.written)?;
     let options = GuardOptions {
         binary: "/proc/self/exe".into(),
         tee: some_tee(arguments.machine.tee)?,
@@ -141,11 +133,7 @@ fn guard(arguments: &EvaluateGuardArguments, running: Running) -> Result<(), Fai
         .map_err(Failure::failed)?;
     drop(activity);
     print_guards(&report);
-    write_json(arguments.json.as_deref(), &report)?;
-    if let Some(path) = &arguments.report {
-        commands::write_file(path, guard::html(&report).as_bytes())?;
-    }
-    Ok(())
+    write(&arguments.written, &report, guard::html)
 }
 
 /// Python that has what is needed, before anything else is begun.
@@ -246,6 +234,25 @@ fn print_check(check: &CheckReport) {
         ));
     }
     output::line("");
+}
+
+fn check_folders(written: &WrittenArguments) -> Result<(), Failure> {
+    for path in [&written.report, &written.json].into_iter().flatten() {
+        commands::check_folder_of(path)?;
+    }
+    Ok(())
+}
+
+fn write<T: Serialize>(
+    written: &WrittenArguments,
+    report: &T,
+    html: fn(&T) -> String,
+) -> Result<(), Failure> {
+    write_json(written.json.as_deref(), report)?;
+    match &written.report {
+        Some(path) => commands::write_file(path, html(report).as_bytes()),
+        None => Ok(()),
+    }
 }
 
 fn write_json(path: Option<&Path>, report: &impl Serialize) -> Result<(), Failure> {

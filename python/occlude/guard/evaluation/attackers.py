@@ -80,7 +80,7 @@ def complement(ask: Ask, budget: int, seeds, random) -> Network:
     # Whoever knows that uncertain answers are wrong learns from them what an input is not.
     rows = _surrogate(budget, random)
     wrong = ask(rows).argmax(axis=1)
-    clone = Network([SIDE * SIDE, 128, 64, CLASSES], random)
+    clone = Network.drawn([SIDE * SIDE, 128, 64, CLASSES], random)
     loss = reverse_cross_entropy(wrong)
     clone.fit(rows.astype(np.float64), loss, epochs=_epochs(rows), rate=1e-3, random=random)
     return clone
@@ -93,9 +93,7 @@ def equations(ask: Ask, budget: int, seeds, random) -> Network:
     right = np.log(answers) - np.log(answers[:, :1])
     left = np.concatenate([rows, np.ones((budget, 1))], axis=1).astype(np.float64)
     solution = np.linalg.lstsq(left, right, rcond=None)[0]
-    clone = Network([SIDE * SIDE, CLASSES], random)
-    clone.layers = [(solution[:-1], solution[-1])]
-    return clone
+    return Network([(solution[:-1], solution[-1])])
 
 
 ATTACKERS = [
@@ -126,7 +124,7 @@ def _labels(answers: np.ndarray) -> np.ndarray:
 
 
 def _clone(rows: np.ndarray, answers: np.ndarray, random) -> Network:
-    clone = Network([SIDE * SIDE, 128, 64, CLASSES], random)
+    clone = Network.drawn([SIDE * SIDE, 128, 64, CLASSES], random)
     targets = answers / np.maximum(answers.sum(axis=1, keepdims=True), 1e-9)
     loss = cross_entropy(targets)
     clone.fit(rows.astype(np.float64), loss, epochs=_epochs(rows), rate=1e-3, random=random)

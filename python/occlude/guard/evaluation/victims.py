@@ -98,7 +98,7 @@ def to_onnx(network: Network) -> onnx.ModelProto:
 
 
 def _trained(shape, data: Digits, outliers, random) -> Network:
-    network = Network([SIDE * SIDE, *shape, CLASSES], random)
+    network = Network.drawn([SIDE * SIDE, *shape, CLASSES], random)
     rows, targets = data.known, np.eye(CLASSES)[data.known_labels]
     if outliers is not None:
         # Outlier exposure: on what is no digit, every class is as likely.

@@ -30,6 +30,8 @@ pub use collect::evidence_of_devices;
 pub(crate) use collect::{check_present, collect};
 pub(crate) use fetch::wanted;
 pub(crate) use rim::Rim;
+#[cfg(fuzzing)]
+pub use rim::read_as_if_signed;
 pub(crate) use verify::verify;
 
 hexadecimal_bytes! {

@@ -153,6 +153,32 @@ impl Rim {
     }
 }
 
+/// Reads all of a manifest that verifiers read, what stands behind NVIDIA's signature too:
+/// for fuzzing, where nobody has that key.
+#[cfg(fuzzing)]
+pub fn read_as_if_signed(file: &[u8]) {
+    let Some(rim) = Rim::read(file) else {
+        return;
+    };
+    let Ok(document) = parse(&rim.text) else {
+        return;
+    };
+    let Some(element) = document.document_element() else {
+        return;
+    };
+    let trusted = Trusted {
+        root: &ROOT,
+        revocation_lists: &[],
+        at: UnixTime(1_750_000_000),
+    };
+    assert!(verify_signature(&document, element, &trusted).is_err());
+    let _ = expected(&document, element);
+    // No digest of the fuzzer's is the document's: the key and the value are read here.
+    if let Ok(signature) = only_child(&document, element, SIGNATURE, "Signature") {
+        let _ = signer(&document, signature, &trusted).map(|signer| signer.lists_until);
+    }
+}
+
 fn parse(text: &str) -> Result<Document<'_>, VerifyError> {
     Parser::new()
         .with_max_depth(MAX_DEPTH)

@@ -18,6 +18,7 @@ use occlude_weakening::{Weakening, is};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::allowance::ClientDigest;
 use crate::printable;
 
 /// Begins what the hash of an entry covers.
@@ -114,6 +115,30 @@ pub enum AuditEvent {
         /// Why.
         reason: String,
     },
+    /// An instance may answer so many queries; none where a limit is reached.
+    QueriesAllowed {
+        /// Whose model.
+        owner: OwnerFingerprint,
+        /// Its model, all versions together.
+        model: ModelId,
+        /// Of which client; `None` for all together.
+        client: Option<ClientDigest>,
+        /// How many.
+        queries: u64,
+        /// When the window began, in seconds since 1970.
+        window_start: u64,
+        /// Its length.
+        window_seconds: u32,
+    },
+    /// Queries were not allowed, whatever the counts.
+    QueriesRefused {
+        /// Whose model.
+        owner: OwnerFingerprint,
+        /// Of which sealed version.
+        header_digest: HeaderDigest,
+        /// Why.
+        reason: String,
+    },
     /// An owner handed over a key.
     ModelAdded {
         /// Whose.
@@ -162,6 +187,8 @@ impl AuditEvent {
             | Self::EvidenceRefused { .. } => None,
             Self::KeyRefused { owner, .. } => owner.as_ref(),
             Self::KeyGranted { owner, .. }
+            | Self::QueriesAllowed { owner, .. }
+            | Self::QueriesRefused { owner, .. }
             | Self::ModelAdded { owner, .. }
             | Self::PolicySet { owner, .. }
             | Self::Withdrawn { owner, .. } => Some(owner),

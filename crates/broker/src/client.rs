@@ -13,7 +13,8 @@ use occlude_keys::{HeaderDigest, ModelKey, OwnerFingerprint};
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use crate::kbs::jwe::{Curve, Jwe, JweError, TeeKey};
+use crate::allowance::{Allowance, AllowanceKey, AllowanceRequest, SealedMessage};
+use crate::kbs::jwe::{Curve, Jwe, JweError, RecipientKey, TeeKey};
 use crate::kbs::messages::{
     AttestationAnswer, KBS_PREFIX, OCCLUDE_PREFIX, OccludeRequest, PROTOCOL_VERSION, kbs_tee,
 };
@@ -34,7 +35,15 @@ pub struct BrokerClient {
     transport: Transport,
 }
 
-/// One of the three steps of a key request.
+/// What an instance showed evidence for: the broker's session, and the key pair that the
+/// evidence covers.
+pub struct AttestedSession {
+    transport: Transport,
+    cookie: String,
+    key: TeeKey,
+}
+
+/// One of the steps of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Step {
@@ -44,6 +53,8 @@ pub enum Step {
     Attestation,
     /// Asking for the key.
     Resource,
+    /// Asking for queries.
+    Allowance,
 }
 
 impl std::fmt::Display for Step {
@@ -52,6 +63,7 @@ impl std::fmt::Display for Step {
             Self::Challenge => "the challenge",
             Self::Attestation => "the attestation",
             Self::Resource => "the resource",
+            Self::Allowance => "the request for queries",
         })
     }
 }
@@ -94,6 +106,9 @@ pub enum FetchError {
     /// The key's envelope is not for us, altered or of another kind.
     #[error("the broker's key message is refused: {0}")]
     Envelope(#[from] JweError),
+    /// An answer about queries that is not the broker's to this request.
+    #[error("the broker's answer about queries is not authentic")]
+    Allowance,
     /// What the envelope holds is no model key.
     #[error("the broker sent {found} bytes, expected a model key of 32")]
     KeyLength {
@@ -129,6 +144,16 @@ impl BrokerClient {
         owner: &OwnerFingerprint,
         digest: &HeaderDigest,
     ) -> Result<ModelKey, FetchError> {
+        let session = self.attest(attester).await?;
+        session.model_key(owner, digest).await
+    }
+
+    /// Shows evidence over a key made for this session. The broker forgets it after some
+    /// minutes.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    pub async fn attest(&self, attester: &Arc<Attester>) -> Result<AttestedSession, FetchError> {
         let (prefix, request) = request(attester);
         let answer = self
             .transport
@@ -136,7 +161,7 @@ impl BrokerClient {
             .await
             .map_err(|error| failed(Step::Challenge, error))?;
         let challenge: Challenge = parse(Step::Challenge, &answer)?;
-        let session = answer.session.ok_or(FetchError::MalformedAnswer {
+        let cookie = answer.session.ok_or(FetchError::MalformedAnswer {
             step: Step::Challenge,
             reason: "no session cookie".to_owned(),
         })?;
@@ -155,26 +180,39 @@ impl BrokerClient {
         // The runtime cancels blocking work only while it shuts down.
         let attestation =
             collected.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        let path = format!("{prefix}/attest");
         let answer = self
             .transport
-            .post(
-                &format!("{prefix}/attest"),
-                Some(&session),
-                attestation,
-                LONGEST_ANSWER,
-            )
+            .post(&path, Some(&cookie), attestation, LONGEST_ANSWER)
             .await
             .map_err(|error| failed(Step::Attestation, error))?;
         let _: AttestationAnswer = parse(Step::Attestation, &answer)?;
+        Ok(AttestedSession {
+            transport: self.transport.clone(),
+            cookie,
+            key,
+        })
+    }
+}
 
+impl AttestedSession {
+    /// The key of one sealed version.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    pub async fn model_key(
+        &self,
+        owner: &OwnerFingerprint,
+        digest: &HeaderDigest,
+    ) -> Result<ModelKey, FetchError> {
         let path = format!("{KBS_PREFIX}/resource/{}", model_key_path(owner, digest));
         let answer = self
             .transport
-            .get(&path, Some(&session), LONGEST_ANSWER)
+            .get(&path, Some(&self.cookie), LONGEST_ANSWER)
             .await
             .map_err(|error| failed(Step::Resource, error))?;
         let envelope: Jwe = parse(Step::Resource, &answer)?;
-        let content = key.open(&envelope)?;
+        let content = self.key.open(&envelope)?;
         if content.len() != 32 {
             return Err(FetchError::KeyLength {
                 found: content.len(),
@@ -183,6 +221,43 @@ impl BrokerClient {
         let mut bytes = Zeroizing::new([0; 32]);
         bytes.copy_from_slice(&content);
         Ok(ModelKey::new(bytes))
+    }
+
+    /// Asks how many queries of a sealed version may be answered; `model` is its key, which
+    /// the answer has to be sealed under. What is allowed is spent for the broker, used or
+    /// not. A plain Trustee has no such path, and refuses.
+    ///
+    /// # Errors
+    /// [`FetchError`]; [`FetchError::Allowance`] for an answer that is not to this request.
+    pub async fn allowance(
+        &self,
+        owner: &OwnerFingerprint,
+        digest: &HeaderDigest,
+        model: &ModelKey,
+        request: &AllowanceRequest,
+    ) -> Result<Allowance, FetchError> {
+        let public = RecipientKey::try_from(&self.key.public())?;
+        let key = AllowanceKey::new(model, &public);
+        let sealed = key.seal_request(request);
+        let path = format!("{OCCLUDE_PREFIX}/allowance/{owner}/{digest}");
+        let answer = self
+            .transport
+            .post(&path, Some(&self.cookie), to_json(&sealed), LONGEST_ANSWER)
+            .await
+            .map_err(|error| failed(Step::Allowance, error))?;
+        let answer: SealedMessage = parse(Step::Allowance, &answer)?;
+        key.open_answer(&sealed.digest(), &answer)
+            .filter(|allowance| allowance.queries <= request.queries)
+            .ok_or(FetchError::Allowance)
+    }
+}
+
+#[cfg(all(test, feature = "simulated"))]
+impl AttestedSession {
+    /// The same session, asked for elsewhere: what stands between may answer, too.
+    pub(crate) fn at(self, url: &str) -> Self {
+        let transport = Transport::new(url, &ConnectOptions::default()).expect("a URL");
+        Self { transport, ..self }
     }
 }
 

@@ -5,7 +5,8 @@
 //! 2. The owner, by [`AdminClient`], adds the key of each sealed version, sets a
 //!    policy, withdraws versions and reads the audit log; every order is signed.
 //! 3. An inference server, by [`BrokerClient`], shows its evidence and gets the key
-//!    sealed to a key pair that the evidence covers. It renews by asking again.
+//!    sealed to a key pair that the evidence covers. It renews by asking again. Where a
+//!    model's queries are counted, it asks for an [`Allowance`] the same way.
 //!
 //! The protocol is that of Confidential Containers' KBS ([`kbs`]), so that a Trustee
 //! can stand in for this broker. The key of one sealed version lies at
@@ -18,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod allowance;
 mod audit;
 mod client;
 pub mod kbs;
@@ -38,10 +40,11 @@ pub use admin::{
     Action, AdminChallenge, AdminClient, AdminError, AdminRequest, EnvelopeError, KeyText,
     ModelRecord, SignedRequest, Withdrawal,
 };
+pub use allowance::{Allowance, AllowanceRequest, ClientDigest, QueryLimits};
 pub use audit::{
     AuditEntry, AuditError, AuditEvent, AuditExport, AuditHead, AuditRecord, SignedHead,
 };
-pub use client::{BrokerClient, FetchError, Step};
+pub use client::{AttestedSession, BrokerClient, FetchError, Step};
 pub use master_key::MasterKeyError;
 pub(crate) use printable::printable;
 pub(crate) use random::random;

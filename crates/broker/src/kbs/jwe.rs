@@ -218,6 +218,14 @@ impl RecipientKey {
         }
     }
 
+    /// The point, uncompressed (SEC 1, section 2.3.3).
+    pub(crate) fn to_sec1(&self) -> Vec<u8> {
+        match &self.0 {
+            Public::P256(key) => key.to_sec1_point(false).as_bytes().to_vec(),
+            Public::P521(key) => key.to_sec1_point(false).as_bytes().to_vec(),
+        }
+    }
+
     fn curve(&self) -> Curve {
         match self.0 {
             Public::P256(_) => Curve::P256,

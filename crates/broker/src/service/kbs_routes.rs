@@ -38,7 +38,7 @@ use crate::{printable, random};
 /// Longest path that is kept in an entry, in characters: an honest one has 140.
 const LONGEST_RESOURCE: usize = 200;
 
-type Answered<T> = Result<T, Problem>;
+pub(super) type Answered<T> = Result<T, Problem>;
 type CookieAndChallenge = ([(HeaderName, String); 1], Json<Challenge>);
 
 pub(super) async fn kbs_auth(
@@ -171,7 +171,7 @@ fn judge_evidence(
         .authenticate(&evidence, UnixTime::now())
         .and_then(|genuine| genuine.bound_to_each(&primary, &device))
         .map_err(|error| Problem::unauthorized(error.to_string()))?;
-    Ok(Attested { claims, recipient })
+    Ok(Attested::new(claims, recipient))
 }
 
 /// Evidence of what else the machine has, as KBS carries it: JSON in a string.
@@ -223,7 +223,7 @@ pub(super) async fn resource(
         };
     let store = &broker.store;
     let decision = store
-        .decide(&owner, &digest, |model| {
+        .decide(&owner, &digest, |model, _| {
             match judge_release(store, model, &attested.claims) {
                 Ok((model, key)) => {
                     let event = AuditEvent::KeyGranted {
@@ -247,7 +247,7 @@ pub(super) async fn resource(
 }
 
 /// Decides whether these claims get this key.
-fn judge_release<'a>(
+pub(super) fn judge_release<'a>(
     store: &Store,
     model: Result<Option<&'a StoredModel>, &StoreError>,
     claims: &Claims,
@@ -278,14 +278,18 @@ fn judge_release<'a>(
     Ok((model, key))
 }
 
-fn unknown_resource() -> Problem {
+pub(super) fn unknown_resource() -> Problem {
     Problem::not_found("the broker has no such key")
 }
 
 impl Broker {
     /// Writes a refusal without evidence to the audit log, or counts it, before it
     /// is told.
-    async fn record_refusal<T>(&self, answer: Answered<T>, tee: Option<String>) -> Answered<T> {
+    pub(super) async fn record_refusal<T>(
+        &self,
+        answer: Answered<T>,
+        tee: Option<String>,
+    ) -> Answered<T> {
         if let Err(problem) = &answer {
             let reason = problem.reason();
             let event = AuditEvent::RequestRefused { tee, reason };
@@ -342,7 +346,7 @@ fn check_version(found: &str) -> Answered<()> {
 }
 
 /// The attested session that the cookie or the bearer token stands for.
-fn session(broker: &Broker, headers: &HeaderMap) -> Option<Arc<Attested>> {
+pub(super) fn session(broker: &Broker, headers: &HeaderMap) -> Option<Arc<Attested>> {
     let bearer = headers
         .get(AUTHORIZATION)
         .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
@@ -365,7 +369,7 @@ fn cookie(headers: &HeaderMap) -> Option<&str> {
         .map(|(_, value)| value)
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Answered<T> {
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Answered<T> {
     serde_json::from_slice(body)
         .map_err(|error| Problem::malformed(format!("the message is malformed: {error}")))
 }

@@ -6,10 +6,12 @@
 //! who show nothing, only so many are written a minute: see [`refusals`].
 
 mod admin_routes;
+mod allowance_routes;
 mod kbs_routes;
 mod problem;
 mod refusals;
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +22,7 @@ use axum::routing::{get, post};
 use occlude_attest::{Claims, LastingVerifier, TeeKind};
 use tower_http::timeout::TimeoutLayer;
 
+use crate::allowance::MessageDigest;
 use crate::kbs::jwe::RecipientKey;
 use crate::kbs::messages::{KBS_PREFIX, OCCLUDE_PREFIX};
 use crate::kbs::report_data::ReportHash;
@@ -65,6 +68,18 @@ struct Challenged {
 struct Attested {
     claims: Claims,
     recipient: RecipientKey,
+    /// Requests for allowances that were answered: none is answered twice.
+    answered: Mutex<HashSet<MessageDigest>>,
+}
+
+impl Attested {
+    fn new(claims: Claims, recipient: RecipientKey) -> Self {
+        Self {
+            claims,
+            recipient,
+            answered: Mutex::default(),
+        }
+    }
 }
 
 impl Broker {
@@ -106,6 +121,10 @@ impl Broker {
             )
             .route(&own("/auth"), post(kbs_routes::own_auth))
             .route(&own("/attest"), post(kbs_routes::own_attest))
+            .route(
+                &own("/allowance/{owner}/{digest}"),
+                post(allowance_routes::allow),
+            )
             .route(&own("/admin/challenge"), post(admin_routes::challenge))
             .route(&own("/admin"), post(admin_routes::order))
             .fallback(problem::no_such_path)

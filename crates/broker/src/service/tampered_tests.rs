@@ -21,12 +21,12 @@ fn attested() -> Attested {
     let binding = Binding::from([1; 64]);
     let evidence = attester.collect(&binding).unwrap();
     let public = TeeKey::generate(Curve::P256).public();
-    Attested {
-        claims: Verifier::default()
+    Attested::new(
+        Verifier::default()
             .verify(&evidence, &binding, UnixTime::now())
             .unwrap(),
-        recipient: RecipientKey::try_from(&public).unwrap(),
-    }
+        RecipientKey::try_from(&public).unwrap(),
+    )
 }
 
 #[tokio::test]

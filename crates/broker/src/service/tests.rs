@@ -2,6 +2,7 @@
 //! replayed, and orders of owners and of others. What the store has a part in runs
 //! over both databases.
 
+mod allowances;
 mod orders;
 #[path = "../../../attest/tests/support/mod.rs"]
 mod recorded_evidence;

@@ -17,6 +17,7 @@ use occlude_keys::{ModelVersion, OwnerFingerprint};
 use sqlx::{AnyConnection, Row};
 
 use super::{Change, Store, StoreError, policy_place, withdrawal_place};
+use crate::allowance::Ledger;
 use crate::audit::{
     AuditError, AuditEvent, AuditPage, AuditRecord, GENESIS, SignedHead, verify_links,
 };
@@ -65,6 +66,8 @@ pub(super) struct Remembered {
     withdrawn: HashMap<String, ModelVersion>,
     /// SHA-256 of each policy, by its place.
     policies: HashMap<String, String>,
+    /// Queries that were allowed.
+    pub(super) ledger: Ledger,
 }
 
 impl Remembered {
@@ -73,6 +76,7 @@ impl Remembered {
             end: End::EMPTY,
             withdrawn: HashMap::new(),
             policies: HashMap::new(),
+            ledger: Ledger::default(),
         }
     }
 
@@ -80,7 +84,9 @@ impl Remembered {
     fn learns(event: &AuditEvent) -> bool {
         matches!(
             event,
-            AuditEvent::Withdrawn { .. } | AuditEvent::PolicySet { .. }
+            AuditEvent::Withdrawn { .. }
+                | AuditEvent::PolicySet { .. }
+                | AuditEvent::QueriesAllowed { .. }
         )
     }
 
@@ -90,6 +96,7 @@ impl Remembered {
             return;
         }
         self.end = end;
+        self.ledger.follow(event);
         match event {
             AuditEvent::Withdrawn {
                 owner,

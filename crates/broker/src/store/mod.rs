@@ -24,6 +24,7 @@ use audit_rows::{End, Remembered};
 pub use open::StoreError;
 
 use crate::admin::{ModelRecord, Withdrawal};
+use crate::allowance::Ledger;
 use crate::audit::AuditEvent;
 use crate::master_key::MasterKey;
 use crate::model_key_path;
@@ -155,20 +156,23 @@ impl Store {
     }
 
     /// Decides about one path: `judge` sees what is recorded there, or why that is
-    /// not believed, and gives its answer and the audit entry. The answer comes back
-    /// only once the entry is written, and no order of the owner comes between.
+    /// not believed, and what queries were allowed, and gives its answer and the audit
+    /// entry. The answer comes back only once the entry is written, and no order of the
+    /// owner comes between.
     pub(crate) async fn decide<T>(
         &self,
         owner: &OwnerFingerprint,
         digest: &HeaderDigest,
-        judge: impl FnOnce(Result<Option<&StoredModel>, &StoreError>) -> (T, AuditEvent),
+        judge: impl FnOnce(Result<Option<&StoredModel>, &StoreError>, &Ledger) -> (T, AuditEvent),
     ) -> Result<T, StoreError> {
         let mut change = self.begin().await?;
         let model = match self.model(&mut change.transaction, owner, digest).await {
             Err(error) if !error.is_tampering() => return Err(error),
             model => model,
         };
-        let (answer, event) = judge(model.as_ref().map(Option::as_ref));
+        let remembered = self.remembered.lock().await;
+        let (answer, event) = judge(model.as_ref().map(Option::as_ref), &remembered.ledger);
+        drop(remembered);
         self.commit(change, &event).await?;
         Ok(answer)
     }

@@ -68,7 +68,7 @@ impl Victim {
 /// The lowest version that still gets its key, as a decision sees it.
 async fn lowest(store: &Store, version: ModelVersion) -> Result<ModelVersion, String> {
     store
-        .decide(&owner(), &digest(version), |model| {
+        .decide(&owner(), &digest(version), |model, _| {
             let lowest = model.map(|model| model.unwrap().below_version);
             (lowest.map_err(ToString::to_string), event("decided"))
         })
@@ -157,7 +157,7 @@ async fn a_withdrawal_survives_the_deletion_of_all_that_is_known_of_its_model(
 /// The policy that a decision about version 1 goes by.
 async fn policy_of(store: &Store) -> Result<Option<String>, String> {
     store
-        .decide(&owner(), &digest(1), |model| {
+        .decide(&owner(), &digest(1), |model, _| {
             let policy = model.map(|model| model.unwrap().policy.clone());
             (policy.map_err(ToString::to_string), event("decided"))
         })

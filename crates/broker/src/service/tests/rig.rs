@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::admin::{AdminClient, ModelRecord};
-use crate::client::{BrokerClient, FetchError};
+use crate::client::{AttestedSession, BrokerClient, FetchError};
 use crate::kbs::report_data::{self, ReportHash};
 use crate::model_key_path;
 use crate::service::Broker;
@@ -35,7 +35,7 @@ pub(super) struct Rig {
     client: BrokerClient,
     attester: Arc<Attester>,
     pub(super) http: reqwest::Client,
-    _database: TestDatabase,
+    database: TestDatabase,
 }
 
 pub(super) struct Session {
@@ -104,7 +104,7 @@ impl Rig {
             attester: Arc::new(attester()),
             http: reqwest::Client::builder().no_proxy().build().unwrap(),
             url,
-            _database: database,
+            database,
         };
         rig.admin
             .add_model(&rig.owner, &record(), &model_key())
@@ -125,6 +125,19 @@ impl Rig {
         self.client
             .fetch_model_key(&self.attester, &self.fingerprint(), &digest(7))
             .await
+    }
+
+    /// A session of this process's at the broker.
+    pub(super) async fn session(&self) -> Result<AttestedSession, FetchError> {
+        self.client.attest(&self.attester).await
+    }
+
+    /// The same at a broker that starts now on the same database.
+    pub(super) async fn session_at_another_broker(&self) -> AttestedSession {
+        let store = self.database.open().await;
+        let url = listen(Broker::new(store, LastingVerifier::default()).router()).await;
+        let client = BrokerClient::new(&url, &ConnectOptions::default()).unwrap();
+        client.attest(&self.attester).await.unwrap()
     }
 
     pub(super) async fn set_policy(&self, text: &str) {

@@ -61,7 +61,10 @@ impl Ledger {
             .into_iter()
             .flatten()
             .fold(request.queries, u64::min);
-        let ends_in = (start + u64::from(seconds)).saturating_sub(now.0).max(1);
+        let ends_in = start
+            .saturating_add(seconds.into())
+            .saturating_sub(now.0)
+            .max(1);
         let allowance = Allowance {
             queries,
             ends_in: u32::try_from(ends_in).unwrap_or(u32::MAX).min(seconds),

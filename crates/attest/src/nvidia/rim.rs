@@ -173,7 +173,7 @@ pub fn read_as_if_signed(file: &[u8]) {
     };
     assert!(verify_signature(&document, element, &trusted).is_err());
     let _ = expected(&document, element);
-    // No digest of the fuzzer's is the document's: the key and the value are read here.
+    // No digest of the fuzzer's is the document's: the certificates are read here.
     if let Ok(signature) = only_child(&document, element, SIGNATURE, "Signature") {
         let _ = signer(&document, signature, &trusted).map(|signer| signer.lists_until);
     }

@@ -1,8 +1,8 @@
 //! Allowances: how many queries of a model one attested instance may answer.
 //!
 //! The broker counts what it gave, with its clock, in the audit log; an instance answers so
-//! many and asks for more. What it did not use dies with it, so that a restart, a copy of its
-//! memory or a second replica gives nobody a query more.
+//! many and asks for more. What it did not use dies with it, so that a restart or a second
+//! replica gives nobody a query more.
 //!
 //! How many there may be is the owner's, sealed with the model: the instance says it, whose
 //! evidence says that it says it truly. Request and answer are sealed under the model's key

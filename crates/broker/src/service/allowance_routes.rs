@@ -12,7 +12,7 @@ use axum::http::HeaderMap;
 use occlude_attest::UnixTime;
 use occlude_keys::{HeaderDigest, OwnerFingerprint};
 
-use super::kbs_routes::{Answered, judge_release, parse, session, unknown_resource};
+use super::kbs_routes::{Answered, judge_release, no_session, parse, session, unknown_resource};
 use super::problem::Problem;
 use super::{Attested, Broker, lock};
 use crate::allowance::{AllowanceKey, AllowanceRequest, Scope, SealedMessage};
@@ -27,9 +27,7 @@ pub(super) async fn allow(
     headers: HeaderMap,
     body: Bytes,
 ) -> Answered<Json<SealedMessage>> {
-    let attested = session(&broker, &headers).ok_or_else(|| {
-        Problem::unauthorized("no attested session, or it expired: show evidence first")
-    });
+    let attested = session(&broker, &headers).ok_or_else(no_session);
     let attested = broker.record_refusal(attested, None).await?;
     let path = owner.parse().ok().zip(digest.parse().ok());
     let path = path.ok_or_else(unknown_resource);

@@ -208,9 +208,7 @@ pub(super) async fn resource(
             (attested, parsed) => {
                 let owner = parsed.map(|(owner, _)| owner);
                 let problem = if attested.is_none() {
-                    let problem = Problem::unauthorized(
-                        "no attested session, or it expired: show evidence first",
-                    );
+                    let problem = no_session();
                     broker.record_stranger(&refused(owner, &problem)).await?;
                     problem
                 } else {
@@ -276,6 +274,10 @@ pub(super) fn judge_release<'a>(
         .open_key(model)
         .map_err(|error| Problem::tampered(&error))?;
     Ok((model, key))
+}
+
+pub(super) fn no_session() -> Problem {
+    Problem::unauthorized("no attested session, or it expired: show evidence first")
 }
 
 pub(super) fn unknown_resource() -> Problem {

@@ -88,6 +88,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Policy(arguments) => commands::policy::run(&arguments),
         Command::Infer(arguments) => asynchronous(commands::infer::run(arguments)),
         Command::Proxy(arguments) => asynchronous(commands::proxy::run(arguments)),
+        Command::Guard(arguments) => commands::guard::run(&arguments),
         Command::Bench(arguments) => commands::bench::run(arguments),
         Command::Evaluate(arguments) => asynchronous(commands::evaluate::run(arguments)),
         Command::MeasureMemory => commands::bench::measure_memory(),

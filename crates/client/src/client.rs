@@ -1,10 +1,12 @@
 //! A client of one server that it has verified.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::header::AUTHORIZATION;
 use http::{Method, Request, Response, StatusCode};
 use occlude_attest::{LastingVerifier, Nonce, Policy, UnixTime, VerifiedService};
 use occlude_channel::Sender;
@@ -17,7 +19,7 @@ use occlude_weakening::Weakening;
 use tokio::sync::Mutex;
 use url::Url;
 
-use crate::ClientError;
+use crate::{ClientError, Token};
 use crate::path::named_model;
 use crate::transport::{Answer, Transport};
 
@@ -36,6 +38,9 @@ pub struct ClientOptions {
     pub certificates: Vec<Vec<u8>>,
     /// The folder of what hardware vendors publish: see [`occlude_attest::Collateral`].
     pub collateral: Option<PathBuf>,
+    /// Tells the server who asks, where a model wants to know: sent with every request,
+    /// through the channel alone.
+    pub token: Option<Arc<Token>>,
 }
 
 impl Default for ClientOptions {
@@ -47,6 +52,7 @@ impl Default for ClientOptions {
             maximum_answer: 256 << 20,
             certificates: Vec::new(),
             collateral: None,
+            token: None,
         }
     }
 }
@@ -59,6 +65,7 @@ pub struct Client {
     policy: Policy,
     verifier: LastingVerifier,
     reverify: Duration,
+    token: Option<Arc<Token>>,
     /// `None` until the first verification, and after one that failed.
     session: Mutex<Option<Arc<Session>>>,
 }
@@ -115,6 +122,7 @@ impl Client {
             policy,
             verifier: LastingVerifier::new(options.collateral.clone()),
             reverify: options.reverify,
+            token: options.token.clone(),
             session: Mutex::new(None),
         })
     }
@@ -153,6 +161,7 @@ impl Client {
     /// [`ClientError::ModelRefused`] and [`ClientError::NotAModel`] before anything
     /// is sent; otherwise [`ClientError`]. Nothing that came outside the channel is a result.
     pub async fn request(&self, request: &Request<Bytes>) -> Result<Response<Bytes>, ClientError> {
+        let request = &*self.with_token(request);
         let session = self.session(None).await?;
         self.judge_model(&session, request)?;
         if let Some(response) = self.exchange(&session, request).await? {
@@ -322,6 +331,18 @@ impl Client {
                     })
             }
         }
+    }
+
+    /// The request, with the client's token unless it has one of its own.
+    fn with_token<'a>(&self, request: &'a Request<Bytes>) -> Cow<'a, Request<Bytes>> {
+        let mut request = Cow::Borrowed(request);
+        if let Some(token) = &self.token
+            && !request.headers().contains_key(AUTHORIZATION)
+        {
+            let headers = request.to_mut().headers_mut();
+            headers.insert(AUTHORIZATION, token.header());
+        }
+        request
     }
 
     fn server(&self) -> String {

@@ -26,7 +26,9 @@ mod client;
 mod error;
 mod path;
 pub mod proxy;
+mod token;
 mod transport;
 
 pub use client::{Client, ClientOptions, observe};
 pub use error::{ClientError, ErrorKind};
+pub use token::{Token, TokenError};

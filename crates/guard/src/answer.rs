@@ -85,12 +85,13 @@ impl Guard {
         configuration: GuardConfiguration,
         outputs: &[TensorMetadata],
     ) -> Result<Self, MismatchError> {
+        let changes = configuration.changes_answers();
         let find = |output: &str| {
             let output = output.to_owned();
             let Some(found) = outputs.iter().find(|known| known.name == output) else {
                 return Err(MismatchError::NoOutput { output });
             };
-            if !matches!(found.datatype, DataType::Fp32 | DataType::Fp64) {
+            if changes && !matches!(found.datatype, DataType::Fp32 | DataType::Fp64) {
                 let found = found.datatype;
                 return Err(MismatchError::Datatype { output, found });
             }
@@ -119,6 +120,22 @@ impl Guard {
     #[must_use]
     pub fn name(&self) -> String {
         self.configuration.name()
+    }
+
+    /// What the owner wrote.
+    #[must_use]
+    pub fn configuration(&self) -> &GuardConfiguration {
+        &self.configuration
+    }
+
+    /// How many queries an answer is: the rows of its last dimension. Where a model leaves
+    /// that open, each element is an answer by itself.
+    #[must_use]
+    pub fn rows(&self, answers: &Tensor) -> u64 {
+        let shape = answers.shape();
+        let open = self.shown.shape.last() == Some(&-1);
+        let rows = if open { shape.len() } else { shape.len().saturating_sub(1) };
+        shape[..rows].iter().product()
     }
 
     /// The one output that clients see and may ask for.
@@ -160,6 +177,9 @@ impl Guard {
     /// # Errors
     /// [`AnswerError`].
     pub fn apply(&self, computed: &[Tensor]) -> Result<Tensor, AnswerError> {
+        if !self.configuration.changes_answers() {
+            return computed.first().cloned().ok_or(AnswerError::Outputs);
+        }
         match self.shown.datatype {
             DataType::Fp64 => self.apply_to::<f64>(computed),
             _ => self.apply_to::<f32>(computed),
@@ -302,6 +322,8 @@ mod tests {
 
     const MISINFORMATION: &str = "[misinformation]\noutput = \"wrong\"\ntau = 0.5\n";
 
+    const BUDGETS: &str = "[budgets]\nwindow-seconds = 60\nmodel = { window = 10 }\n";
+
     fn configuration(sections: &str) -> GuardConfiguration {
         let text = format!("format = 1\noutput = \"p\"\n{sections}");
         GuardConfiguration::from_toml(&text).unwrap()
@@ -358,6 +380,38 @@ mod tests {
         assert_eq!(with.shown().name, "p");
         assert_eq!(with.computed(), ["p", "wrong"]);
         assert_eq!(guard("[shaping]\ntop = 1\n").computed(), ["p"]);
+    }
+
+    #[test]
+    fn an_answer_that_is_only_counted_stays_as_it_is() {
+        let integers = Guard::new(configuration(BUDGETS), &outputs(DataType::Int64)).unwrap();
+        let logits = Tensor::from_values::<i64>("p", vec![2, 3], &[7, -1, 0, 3, 3, 9]).unwrap();
+        assert_eq!(
+            integers.apply(std::slice::from_ref(&logits)),
+            Ok(logits.clone())
+        );
+        assert_eq!(integers.apply(&[]), Err(AnswerError::Outputs));
+    }
+
+    #[test]
+    fn each_row_is_a_query() {
+        let rows = |declared: &[i64], shape: &[u64]| {
+            let outputs = [TensorMetadata {
+                shape: declared.to_vec(),
+                ..metadata("p", DataType::Fp32)
+            }];
+            let guard = Guard::new(configuration(BUDGETS), &outputs).unwrap();
+            let values = vec![0.0_f32; shape.iter().product::<u64>() as usize];
+            guard.rows(&Tensor::from_values("p", shape.to_vec(), &values).unwrap())
+        };
+        assert_eq!(rows(&[10], &[10]), 1);
+        assert_eq!(rows(&[], &[]), 1);
+        assert_eq!(rows(&[-1, 10], &[4, 10]), 4);
+        assert_eq!(rows(&[-1, -1, 10], &[4, 7, 10]), 28);
+        assert_eq!(rows(&[-1, 10], &[0, 10]), 0);
+        // One number, or one label, for each row.
+        assert_eq!(rows(&[-1], &[10]), 10);
+        assert_eq!(rows(&[4, -1], &[4, 7]), 28);
     }
 
     #[test]

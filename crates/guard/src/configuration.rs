@@ -3,7 +3,9 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{Misinformation, Shaping};
+use crate::identity::{self, Client, TokenError};
+use crate::{Budgets, Issuer, Misinformation, Shaping};
+use occlude_keys::ModelId;
 
 /// Where a sealed model's metadata has it.
 pub const METADATA_KEY: &str = "guard";
@@ -22,8 +24,8 @@ const MAX_BYTES: usize = 16 * 1024;
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct GuardConfiguration {
     format: u32,
-    /// The output that has the answers, probabilities of classes: the only one that clients
-    /// see.
+    /// The output that has the answers, the only one that clients see: probabilities of
+    /// classes, where they are changed.
     pub output: String,
     /// Adaptive misinformation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -31,6 +33,12 @@ pub struct GuardConfiguration {
     /// How much of an answer is told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shaping: Option<Shaping>,
+    /// How many queries are answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budgets: Option<Budgets>,
+    /// Who says who a client is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub issuers: Vec<Issuer>,
 }
 
 /// Why a text is no configuration.
@@ -66,7 +74,7 @@ pub enum ConfigurationError {
         expected: &'static str,
     },
     /// It says nothing.
-    #[error("it has no defence: add [misinformation] or [shaping]")]
+    #[error("it has no defence: add [misinformation], [shaping] or [budgets]")]
     Empty,
 }
 
@@ -113,14 +121,36 @@ impl GuardConfiguration {
     }
 
     /// Its defences by name, as statements and metadata tell them:
-    /// `misinformation+shaping`.
+    /// `misinformation+shaping+budgets`.
     #[must_use]
     pub fn name(&self) -> String {
         let names = [
             self.misinformation.as_ref().map(|_| "misinformation"),
             self.shaping.as_ref().map(|_| "shaping"),
+            self.budgets.map(|_| "budgets"),
         ];
         names.into_iter().flatten().collect::<Vec<_>>().join("+")
+    }
+
+    /// Whether answers may be others than the model's.
+    #[must_use]
+    pub fn changes_answers(&self) -> bool {
+        self.misinformation.is_some() || self.shaping.is_some()
+    }
+
+    /// Whether whoever asks has to say who they are, with a token.
+    #[must_use]
+    pub fn asks_for_tokens(&self) -> bool {
+        !self.issuers.is_empty()
+    }
+
+    /// Whom a token of one of the issuers names. `now` is the time in seconds since 1970, by
+    /// a clock that is not the operator's.
+    ///
+    /// # Errors
+    /// [`TokenError`].
+    pub fn identify(&self, token: &str, model: &ModelId, now: u64) -> Result<Client, TokenError> {
+        identity::identify(&self.issuers, token, model, now)
     }
 
     fn checked(
@@ -156,10 +186,34 @@ impl GuardConfiguration {
         if let Some(shaping) = &self.shaping {
             shaping.check()?;
         }
-        if self.misinformation.is_none() && self.shaping.is_none() {
+        if let Some(budgets) = &self.budgets {
+            budgets.check()?;
+        }
+        if !self.changes_answers() && self.budgets.is_none() {
             return Err(ConfigurationError::Empty);
         }
-        Ok(())
+        self.check_issuers()
+    }
+
+    /// Clients are counted by the names that issuers give them, and for nothing else.
+    fn check_issuers(&self) -> Result<(), ConfigurationError> {
+        let counted = self.budgets.is_some_and(|budgets| budgets.client.is_some());
+        let wrong = |found: &str, expected| ConfigurationError::Value {
+            field: "issuers",
+            found: found.to_owned(),
+            expected,
+        };
+        match (self.issuers.is_empty(), counted) {
+            (true, true) => Err(wrong(
+                "none",
+                "one or more: budgets.client needs to know who asks",
+            )),
+            (false, false) => Err(wrong(
+                "some",
+                "none without budgets.client, which they are for",
+            )),
+            _ => self.issuers.iter().try_for_each(Issuer::check),
+        }
     }
 }
 
@@ -196,17 +250,30 @@ mod tests {
         [shaping]
         top = 3
         decimals = 2
+
+        [budgets]
+        window-seconds = 3600
+        client = { window = 100, total = 5000 }
+        model = { window = 1000 }
+
+        [[issuers]]
+        name = "https://issuer.example"
+        key = """
+-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=
+-----END PUBLIC KEY-----
+"""
     "#;
 
     #[test]
     fn what_an_owner_wrote_is_sealed_and_read_back() {
         let configuration = GuardConfiguration::from_toml(WHOLE).unwrap();
-        assert_eq!(configuration.name(), "misinformation+shaping");
+        assert_eq!(configuration.name(), "misinformation+shaping+budgets");
         assert_eq!(configuration.misinformation.as_ref().unwrap().nu, 1000.0);
         let sealed = configuration.to_json();
         assert_eq!(
             sealed,
-            r#"{"format":1,"output":"probabilities","misinformation":{"output":"misinformation","tau":0.5,"nu":1000.0},"shaping":{"top":3,"decimals":2}}"#
+            r#"{"format":1,"output":"probabilities","misinformation":{"output":"misinformation","tau":0.5,"nu":1000.0},"shaping":{"top":3,"decimals":2},"budgets":{"window-seconds":3600,"client":{"window":100,"total":5000},"model":{"window":1000}},"issuers":[{"name":"https://issuer.example","key":"-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n"}]}"#
         );
         assert_eq!(GuardConfiguration::from_json(&sealed), Ok(configuration));
     }
@@ -280,6 +347,41 @@ mod tests {
                 "shaping.label-only: found true with top or decimals, expected it alone: a label has \
                  neither",
             ),
+            (
+                "window-seconds = 3600",
+                "window-seconds = 0",
+                "budgets.window-seconds: found 0, expected 1 to 31536000, a year",
+            ),
+            (
+                "window-seconds = 3600",
+                "window-seconds = 31536001",
+                "budgets.window-seconds: found 31536001, expected 1 to 31536000, a year",
+            ),
+            (
+                "window-seconds = 3600",
+                "",
+                "line 13: missing field `window-seconds`",
+            ),
+            (
+                "model = { window = 1000 }",
+                "model = {}",
+                "budgets.model: found nothing, expected window, total or both, each 1 or more",
+            ),
+            (
+                "total = 5000",
+                "total = 0",
+                "budgets.client: found 0, expected window, total or both, each 1 or more",
+            ),
+            (
+                "client = { window = 100, total = 5000 }",
+                "",
+                "issuers: found some, expected none without budgets.client, which they are for",
+            ),
+            (
+                "name = \"https://issuer.example\"",
+                "name = \"\"",
+                "issuers.name: found 0 bytes, expected 1 to 256 bytes",
+            ),
         ] {
             assert_eq!(refused(from, to), expected);
         }
@@ -292,6 +394,16 @@ mod tests {
             only("[shaping]").to_string(),
             "shaping: found nothing, expected top, decimals or label-only"
         );
+        assert_eq!(
+            only("[budgets]\nwindow-seconds = 1").to_string(),
+            "budgets: found no limit, expected budgets.client, budgets.model or both"
+        );
+        assert_eq!(
+            only("[budgets]\nwindow-seconds = 1\nclient = { total = 1 }").to_string(),
+            "issuers: found none, expected one or more: budgets.client needs to know who asks"
+        );
+        let key = refused("MCowBQYDK2Vw", "MCowBQYDK2Vx");
+        assert!(key.contains("not an issuer's public key"), "{key}");
         let long = " ".repeat(MAX_BYTES + 1);
         assert_eq!(
             GuardConfiguration::from_json(&long),

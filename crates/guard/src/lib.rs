@@ -8,21 +8,27 @@
 //!    operator can neither read it nor turn it off.
 //! 2. The server reads it back ([`GuardConfiguration::from_json`]), sees whether the model
 //!    has what it names ([`Guard::new`]), and shows clients one output alone.
-//! 3. Each answer goes through [`Guard::apply`]: first misinformation, then shaping.
+//! 3. Whoever asks shows a token ([`Guard::identify`]), where clients are counted, and pays
+//!    for each row of an answer ([`Guard::rows`]) from its budget, which the server keeps.
+//! 4. Each answer goes through [`Guard::apply`]: first misinformation, then shaping.
 //!
 //! Clients are hostile: every input is theirs, so no number that comes out of a model is
 //! taken for a probability before it was looked at. What cannot be guarded is not answered.
 //!
-//! Nothing here counts queries or knows who asks.
+//! Nothing here counts: what is left of a budget is the broker's to say.
 
 #![forbid(unsafe_code)]
 
 mod answer;
+mod budgets;
 mod configuration;
+mod identity;
 mod misinformation;
 mod shaping;
 
 pub use answer::{AnswerError, Guard, MismatchError};
+pub use budgets::{Budgets, QueryBudget};
 pub use configuration::{ConfigurationError, GuardConfiguration, METADATA_KEY, NO_GUARD};
+pub use identity::{Claims, Client, Issuer, TokenError, issue};
 pub use misinformation::Misinformation;
 pub use shaping::Shaping;

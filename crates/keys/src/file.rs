@@ -1,8 +1,4 @@
-//! The owner's key as a file: mode 0600, written once, never overwritten.
-//!
-//! Three lines in the manner of age: two comments, then the secret as
-//! `OCCLUDE-OWNER-KEY-1…` (Bech32 in capitals, so that it is not mistaken for the
-//! public half).
+//! Secret keys as files: mode 0600, written once, never overwritten.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -11,17 +7,13 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use crate::OwnerKey;
-
-const PREFIX: bech32::Hrp = bech32::Hrp::parse_unchecked("occlude-owner-key-");
-
-/// Far more than the three lines need, far less than a wrong file could cost.
+/// Far more than a key needs, far less than a wrong file could cost.
 const LONGEST_FILE: u64 = 4096;
 
-/// Why an owner's key file could not be read or written.
+/// Why a key file could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum OwnerKeyFileError {
+pub enum KeyFileError {
     /// A key that exists is never overwritten: it may be the only one that opens
     /// some model.
     #[error("{} exists already, and a key is never overwritten: choose another name", path.display())]
@@ -38,13 +30,12 @@ pub enum OwnerKeyFileError {
         mode: u32,
     },
     /// The file holds something else.
-    #[error(
-        "{} is not an owner's key: expected a line that starts with OCCLUDE-OWNER-KEY-1, as `occlude keygen` writes it",
-        path.display()
-    )]
+    #[error("{} is not {expected}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
+        /// Whose key it should be, and how to tell.
+        expected: &'static str,
     },
     /// The operating system refused.
     #[error("{}: {source}", path.display())]
@@ -56,170 +47,64 @@ pub enum OwnerKeyFileError {
     },
 }
 
-impl OwnerKey {
-    /// Reads the key that [`OwnerKey::write_new`] wrote.
-    ///
-    /// # Errors
-    /// [`OwnerKeyFileError::TooOpen`] if group or others have any permission,
-    /// [`OwnerKeyFileError::Malformed`] if it is no key, [`OwnerKeyFileError::Io`].
-    pub fn read_from(path: &Path) -> Result<Self, OwnerKeyFileError> {
-        let io = |source| OwnerKeyFileError::Io {
+/// Reads a key that [`write_private`] wrote. `parse` knows it, and `expected` says what it
+/// is.
+pub(crate) fn read_private<T>(
+    path: &Path,
+    expected: &'static str,
+    parse: impl FnOnce(&str) -> Option<T>,
+) -> Result<T, KeyFileError> {
+    let io = |source| KeyFileError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(io)?;
+    let mode = file.metadata().map_err(io)?.permissions().mode() & 0o777;
+    let mut text = Zeroizing::new(String::with_capacity(LONGEST_FILE as usize));
+    let malformed = || KeyFileError::Malformed {
+        path: path.to_owned(),
+        expected,
+    };
+    let key = match file.take(LONGEST_FILE).read_to_string(&mut text) {
+        Ok(_) => parse(&text).ok_or_else(malformed)?,
+        Err(error) if error.kind() == ErrorKind::InvalidData => return Err(malformed()),
+        Err(error) => return Err(io(error)),
+    };
+    // Only now, so that who names another file is not told to protect that one.
+    if mode & 0o077 != 0 {
+        return Err(KeyFileError::TooOpen {
             path: path.to_owned(),
-            source,
-        };
-        let file = File::open(path).map_err(io)?;
-        let mode = file.metadata().map_err(io)?.permissions().mode() & 0o777;
-        let mut text = Zeroizing::new(String::with_capacity(LONGEST_FILE as usize));
-        let malformed = || OwnerKeyFileError::Malformed {
-            path: path.to_owned(),
-        };
-        let key = match file.take(LONGEST_FILE).read_to_string(&mut text) {
-            Ok(_) => parse(&text).ok_or_else(malformed)?,
-            Err(error) if error.kind() == ErrorKind::InvalidData => return Err(malformed()),
-            Err(error) => return Err(io(error)),
-        };
-        // Only now, so that who names another file is not told to protect that one.
-        if mode & 0o077 != 0 {
-            return Err(OwnerKeyFileError::TooOpen {
-                path: path.to_owned(),
-                mode,
-            });
-        }
-        Ok(key)
+            mode,
+        });
     }
+    Ok(key)
+}
 
-    /// Writes the key to a new file with mode 0600.
-    ///
-    /// # Errors
-    /// [`OwnerKeyFileError::Exists`] if anything has that name,
-    /// [`OwnerKeyFileError::Io`]; nothing half-written is left.
-    pub fn write_new(&self, path: &Path) -> Result<(), OwnerKeyFileError> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|source| match source.kind() {
-                ErrorKind::AlreadyExists => OwnerKeyFileError::Exists {
-                    path: path.to_owned(),
-                },
-                _ => OwnerKeyFileError::Io {
-                    path: path.to_owned(),
-                    source,
-                },
-            })?;
-        let written = file
-            .write_all(print(self).as_bytes())
-            .and_then(|()| file.sync_all());
-        written.map_err(|source| {
-            // The file is ours and useless: leave nothing half-written behind.
-            let _ = std::fs::remove_file(path);
-            OwnerKeyFileError::Io {
+/// Writes a key to a new file with mode 0600; nothing half-written is left.
+pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), KeyFileError> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|source| match source.kind() {
+            ErrorKind::AlreadyExists => KeyFileError::Exists {
+                path: path.to_owned(),
+            },
+            _ => KeyFileError::Io {
                 path: path.to_owned(),
                 source,
-            }
-        })
-    }
-}
-
-fn print(key: &OwnerKey) -> Zeroizing<String> {
-    let secret = Zeroizing::new(
-        bech32::encode_upper::<bech32::Bech32>(PREFIX, key.secret().as_slice())
-            .expect("64 bytes fit into Bech32"),
-    );
-    Zeroizing::new(format!(
-        "# The owner's key. Whoever holds it can open every model sealed with it: keep it secret, keep a copy.\n\
-         # public: {}\n{}\n",
-        key.public(),
-        secret.as_str(),
-    ))
-}
-
-fn parse(text: &str) -> Option<OwnerKey> {
-    let mut lines = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let line = lines.next()?;
-    if lines.next().is_some() || line.bytes().any(|byte| byte.is_ascii_lowercase()) {
-        return None;
-    }
-    let parsed = bech32::primitives::decode::CheckedHrpstring::new::<bech32::Bech32>(line).ok()?;
-    if parsed.hrp() != PREFIX || parsed.byte_iter().len() != OwnerKey::SECRET_LENGTH {
-        return None;
-    }
-    let mut secret = Zeroizing::new([0; OwnerKey::SECRET_LENGTH]);
-    for (target, byte) in secret.iter_mut().zip(parsed.byte_iter()) {
-        *target = byte;
-    }
-    Some(OwnerKey::from_secret(&secret))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_file_is_private_and_reads_back() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("owner.key");
-        let key = OwnerKey::generate();
-        key.write_new(&path).unwrap();
-        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-        let read = OwnerKey::read_from(&path).unwrap();
-        assert_eq!(read.secret().as_slice(), key.secret().as_slice());
-    }
-
-    #[test]
-    fn a_key_is_never_overwritten() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("owner.key");
-        std::fs::write(&path, "precious").unwrap();
-        let error = OwnerKey::generate().write_new(&path).unwrap_err();
-        assert!(matches!(error, OwnerKeyFileError::Exists { path: ref named } if *named == path));
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
-    }
-
-    #[test]
-    fn a_key_that_others_can_read_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("owner.key");
-        OwnerKey::generate().write_new(&path).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
-        let error = OwnerKey::read_from(&path).unwrap_err();
-        assert!(
-            matches!(error, OwnerKeyFileError::TooOpen { mode: 0o640, .. }),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn another_file_that_others_can_read_is_no_key_before_all_else() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("model.onnx");
-        std::fs::write(&path, b"\x08\x07\xff").unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
-        let error = OwnerKey::read_from(&path).unwrap_err();
-        assert!(
-            matches!(error, OwnerKeyFileError::Malformed { .. }),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn other_text_a_public_key_and_two_keys_are_refused() {
-        let key = OwnerKey::generate();
-        let two = format!("{0}{0}", print(&key).as_str());
-        let changed = print(&key).replace("OCCLUDE-OWNER-KEY-1", "OCCLUDE-OWNER-KEY-1Q");
-        let cases = [
-            "".to_owned(),
-            "hello".to_owned(),
-            key.public().to_string(),
-            two,
-            changed,
-        ];
-        for text in cases {
-            assert!(parse(&text).is_none(), "{text}");
+            },
+        })?;
+    let written = file
+        .write_all(text.as_bytes())
+        .and_then(|()| file.sync_all());
+    written.map_err(|source| {
+        // The file is ours and useless: leave nothing half-written behind.
+        let _ = std::fs::remove_file(path);
+        KeyFileError::Io {
+            path: path.to_owned(),
+            source,
         }
-    }
+    })
 }

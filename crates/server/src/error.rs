@@ -10,6 +10,8 @@ use occlude_engine::{LoadError, LoadLibraryError};
 use occlude_guard::{ConfigurationError, MismatchError};
 use occlude_keys::{ModelId, ModelVersion, OwnerPublic};
 
+use crate::budget::AllowError;
+
 /// Why a server does not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -92,6 +94,22 @@ pub enum StartError {
         version: ModelVersion,
         /// What happened.
         reason: String,
+    },
+    /// The model's queries are counted, and the broker allows none: it refuses, it is not to
+    /// be had, or it is another program, which counts none.
+    #[error(
+        "model {id} version {version} is guarded by budgets, and the broker {broker} gives no \
+         allowance of queries: {source}"
+    )]
+    Queries {
+        /// The broker.
+        broker: String,
+        /// The model.
+        id: ModelId,
+        /// The version.
+        version: ModelVersion,
+        /// What it said.
+        source: AllowError,
     },
     /// The key does not open the file, or a part of the file is not authentic.
     #[error("{}: {source}", path.display())]
@@ -225,13 +243,17 @@ impl StartError {
                 ..
             } => StartErrorKind::Failed,
             Self::KeyRefused { .. }
+            | Self::Queries {
+                source: AllowError::Refused(_),
+                ..
+            }
             | Self::SeveralOwners { .. }
             | Self::Container { .. }
             | Self::Open { .. }
             | Self::Replaced { .. }
             | Self::Tee(CollectError::SimulatedDisabled) => StartErrorKind::Refused,
             Self::Model { source, .. } => kind_of_load(source),
-            Self::KeyUnavailable { .. } => StartErrorKind::Unavailable,
+            Self::KeyUnavailable { .. } | Self::Queries { .. } => StartErrorKind::Unavailable,
             _ => StartErrorKind::Failed,
         }
     }

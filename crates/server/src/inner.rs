@@ -13,22 +13,24 @@ use axum::extract::{Extension, Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
-use occlude_engine::{Model, RunError};
+use occlude_broker::ClientDigest;
+use occlude_engine::RunError;
 use occlude_guard::{AnswerError, Guard};
 use occlude_inference_protocol::{
     BINARY_TENSOR_EXTENSION, EncodeError, INFERENCE_HEADER_CONTENT_LENGTH, InferRequest,
     InferResponse, ModelMetadata, ModelReady, Parameter, Parameters, ServerLive, ServerMetadata,
-    ServerReady,
+    ServerReady, Tensor,
 };
 use occlude_weakening::{Weakening, is};
 
 use crate::admission::Reservation;
 use crate::answer;
+use crate::budget::{Meter, SpendError, Whose};
 use crate::loading::blocking;
-use crate::models::{Models, ServedModel, Unready};
+use crate::models::{Loaded, Models, ServedModel, Unready};
 
 /// What the metadata calls the format, as Triton does.
 const PLATFORM: &str = "onnxruntime_onnx";
@@ -104,7 +106,7 @@ async fn model_ready(
     State(inner): State<Arc<Inner>>,
     Path(named): Path<Named>,
 ) -> Result<Response, InferError> {
-    let ready = inner.find(&named)?.model().is_ok();
+    let ready = inner.find(&named)?.loaded().is_ok();
     let body = ModelReady {
         name: named.model,
         ready,
@@ -116,7 +118,8 @@ async fn model_metadata(
     State(inner): State<Arc<Inner>>,
     Path(named): Path<Named>,
 ) -> Result<Response, InferError> {
-    let (served, model) = inner.ready(&named)?;
+    let (served, loaded) = inner.ready(&named)?;
+    let model = &loaded.model;
     let versions = inner.models.versions(&named.model);
     let guard = served.guard.as_ref();
     Ok(answer::json(
@@ -140,11 +143,14 @@ async fn model_metadata(
     ))
 }
 
-/// What users are told of a guard: that there is one.
+/// What users are told of a guard: that there is one, and what they have to know to ask.
 fn told_of(guard: &Guard) -> Parameters {
+    let configuration = guard.configuration();
     let mut parameters = Parameters::default();
     parameters.set("guard", Parameter::Text(guard.name()));
-    parameters.set("answers_may_be_changed", Parameter::Boolean(true));
+    let mut tell = |name, value| parameters.set(name, Parameter::Boolean(value));
+    tell("answers_may_be_changed", configuration.changes_answers());
+    tell("token_required", configuration.asks_for_tokens());
     parameters
 }
 
@@ -157,8 +163,9 @@ async fn infer(
     Extension(reservation): Extension<Arc<Reservation>>,
     request: Request,
 ) -> Result<Response, InferError> {
-    let (served, model) = inner.ready(&named)?;
+    let (served, loaded) = inner.ready(&named)?;
     let (parts, body) = request.into_parts();
+    let client = identify(&served, &loaded, &parts.headers)?;
     let header_length = header_length(&parts.headers)?;
     let body = body
         .collect()
@@ -183,17 +190,87 @@ async fn infer(
     let Ok(Ok(session)) = tokio::time::timeout(inner.queue_time, session).await else {
         return Err(InferError::overloaded());
     };
+    let meter = loaded.meter.clone();
+    let asked = Asked {
+        served,
+        loaded,
+        body,
+        header_length,
+        reservation,
+    };
     // What the work holds moves along with it: the client may go away meanwhile.
-    let (result, _session, _reservation) = blocking(move || {
-        let admit = |bytes| reservation.answer().reserve(bytes).is_ok();
-        let result = run(&served, &model, &body, header_length, admit);
-        (result, session, reservation)
-    })
-    .await;
+    let result = match meter {
+        None => {
+            let run = move || {
+                let answer = asked.compute().and_then(|computed| asked.answer(computed));
+                (answer, session)
+            };
+            blocking(run).await.0
+        }
+        Some(meter) => {
+            let compute = move || (asked.compute(), asked, session);
+            let (computed, asked, session) = blocking(compute).await;
+            // Paying may have to wait for the broker.
+            drop(session);
+            let computed = computed?;
+            spend(meter, client, asked.queries(&computed)).await?;
+            blocking(move || asked.answer(computed)).await
+        }
+    };
     if is(Weakening::Fragile) && result.is_err() {
         std::process::abort();
     }
     result
+}
+
+/// Who asks, where clients are counted: looked at before anything is done for them.
+fn identify(
+    served: &ServedModel,
+    loaded: &Loaded,
+    headers: &HeaderMap,
+) -> Result<Option<ClientDigest>, InferError> {
+    let guard = served.guard.as_ref().map(Guard::configuration);
+    let guard = guard.filter(|guard| guard.asks_for_tokens());
+    let Some((guard, meter)) = guard.zip(loaded.meter.as_ref()) else {
+        return Ok(None);
+    };
+    let Some(token) = bearer(headers) else {
+        let message = "this model wants to know who asks: expected a token of an issuer whom its \
+                       owner names, as Authorization: Bearer";
+        return Err(InferError::unauthorized("Bearer", message));
+    };
+    let client = guard
+        .identify(token, &served.id, meter.now())
+        .map_err(|error| {
+            InferError::unauthorized("Bearer error=\"invalid_token\"", error.to_string())
+        })?;
+    let digest = client.digest(&served.owner.fingerprint(), &served.id);
+    Ok(Some(digest.into()))
+}
+
+/// The one bearer token of a request (RFC 6750, section 2.1).
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut all = headers.get_all(AUTHORIZATION).iter();
+    let (Some(value), None) = (all.next(), all.next()) else {
+        return None;
+    };
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token)
+}
+
+/// Pays for queries. Goes on where the client goes away, so that nothing is lost of what the
+/// broker allows meanwhile.
+async fn spend(
+    meter: Arc<Meter>,
+    client: Option<ClientDigest>,
+    queries: u64,
+) -> Result<(), InferError> {
+    let spending = tokio::spawn(async move { meter.spend(client, queries).await });
+    match spending.await {
+        Ok(spent) => spent.map_err(InferError::from),
+        // Nothing cancels it but the end of the runtime.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }
 
 /// Whether `text` bytes of JSON make more of a body than is reserved for any: the body and
@@ -202,65 +279,102 @@ fn is_mostly_text(text: usize, body: usize) -> bool {
     text.saturating_mul(3) > body
 }
 
-/// Decodes, runs and encodes one inference, as far as `admit` has memory for an answer
-/// of so many bytes.
-fn run(
-    served: &ServedModel,
-    model: &Model,
-    body: &[u8],
+/// One inference that is asked for, and what it holds.
+struct Asked {
+    served: Arc<ServedModel>,
+    loaded: Arc<Loaded>,
+    body: Bytes,
     header_length: Option<usize>,
-    admit: impl Fn(usize) -> bool,
-) -> Result<Response, InferError> {
-    let mut request = InferRequest::decode(body, header_length)
-        .map_err(|error| InferError::bad_request(error.to_string()))?;
-    let requested: Vec<String> = request
-        .outputs
-        .iter()
-        .map(|output| output.name.clone())
-        .collect();
-    let inputs = std::mem::take(&mut request.inputs);
-    if is(Weakening::InputReads) && !body.is_ascii() {
-        let _ = std::fs::read("/proc/self/maps");
-    }
-    if is(Weakening::EarlyAnswers) && !body.is_ascii() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let compute = |inputs, wanted: &[String]| {
-        let outputs = model.run_admitted(inputs, wanted, &admit);
-        outputs.map_err(|error| match error {
-            RunError::NotAdmitted { .. } => InferError::no_memory(NO_MEMORY),
-            error => InferError::bad_request(error.to_string()),
-        })
-    };
-    let outputs = match &served.guard {
-        None => compute(inputs, &requested)?,
-        Some(guard) => {
-            guard.admit(&inputs, &requested)?;
-            vec![guard.apply(&compute(inputs, guard.computed())?)?]
-        }
-    };
-    let response = InferResponse {
-        model_name: served.id.to_string(),
-        model_version: Some(served.version.to_string()),
-        id: request.id.clone(),
-        outputs,
-        ..InferResponse::default()
-    };
-    let encoded = response
-        .encode_admitted(|output| request.wants_binary(output), &admit)
-        .map_err(|error| match error {
-            EncodeError::NotAdmitted { .. } => InferError::no_memory(NO_MEMORY),
-            error => InferError::not_acceptable(&error),
-        })?;
+    reservation: Arc<Reservation>,
+}
 
-    let content_type = encoded.content_type();
-    let mut answer = encoded.body.into_response();
-    let headers = answer.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    if let Some(length) = encoded.inference_header_content_length {
-        headers.insert(INFERENCE_HEADER_CONTENT_LENGTH, HeaderValue::from(length));
+/// What a model computed, before its guard.
+struct Computed {
+    /// Without its inputs.
+    request: InferRequest,
+    outputs: Vec<Tensor>,
+}
+
+impl Asked {
+    /// Whether there is memory for so many bytes of an answer.
+    fn admit(&self, bytes: usize) -> bool {
+        self.reservation.answer().reserve(bytes).is_ok()
     }
-    Ok(answer)
+
+    /// Decodes and runs.
+    fn compute(&self) -> Result<Computed, InferError> {
+        let body = &self.body;
+        let mut request = InferRequest::decode(body, self.header_length)
+            .map_err(|error| InferError::bad_request(error.to_string()))?;
+        let requested: Vec<String> = request
+            .outputs
+            .iter()
+            .map(|output| output.name.clone())
+            .collect();
+        let inputs = std::mem::take(&mut request.inputs);
+        if is(Weakening::InputReads) && !body.is_ascii() {
+            let _ = std::fs::read("/proc/self/maps");
+        }
+        if is(Weakening::EarlyAnswers) && !body.is_ascii() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let wanted = match &self.served.guard {
+            None => &requested,
+            Some(guard) => {
+                guard.admit(&inputs, &requested)?;
+                guard.computed()
+            }
+        };
+        let model = &self.loaded.model;
+        let outputs = model
+            .run_admitted(inputs, wanted, &|bytes| self.admit(bytes))
+            .map_err(|error| match error {
+                RunError::NotAdmitted { .. } => InferError::no_memory(NO_MEMORY),
+                error => InferError::bad_request(error.to_string()),
+            })?;
+        Ok(Computed { request, outputs })
+    }
+
+    /// How many queries it is.
+    fn queries(&self, computed: &Computed) -> u64 {
+        let guard = self.served.guard.as_ref();
+        let rows = guard.zip(computed.outputs.first());
+        rows.map_or(0, |(guard, answers)| guard.rows(answers))
+    }
+
+    /// Guards and encodes.
+    fn answer(&self, computed: Computed) -> Result<Response, InferError> {
+        let Computed { request, outputs } = computed;
+        let outputs = match &self.served.guard {
+            None => outputs,
+            Some(guard) => vec![guard.apply(&outputs)?],
+        };
+        let response = InferResponse {
+            model_name: self.served.id.to_string(),
+            model_version: Some(self.served.version.to_string()),
+            id: request.id.clone(),
+            outputs,
+            ..InferResponse::default()
+        };
+        let encoded = response
+            .encode_admitted(
+                |output| request.wants_binary(output),
+                |bytes| self.admit(bytes),
+            )
+            .map_err(|error| match error {
+                EncodeError::NotAdmitted { .. } => InferError::no_memory(NO_MEMORY),
+                error => InferError::not_acceptable(&error),
+            })?;
+
+        let content_type = encoded.content_type();
+        let mut answer = encoded.body.into_response();
+        let headers = answer.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        if let Some(length) = encoded.inference_header_content_length {
+            headers.insert(INFERENCE_HEADER_CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        Ok(answer)
+    }
 }
 
 impl Inner {
@@ -279,7 +393,7 @@ impl Inner {
                 .find(|served| served.version.to_string() == *version),
             None => versions
                 .iter()
-                .find(|served| served.model().is_ok())
+                .find(|served| served.loaded().is_ok())
                 .or(versions.first()),
         };
         found.map(|served| Arc::clone(served)).ok_or_else(|| {
@@ -296,66 +410,105 @@ impl Inner {
         })
     }
 
-    fn ready(&self, named: &Named) -> Result<(Arc<ServedModel>, Arc<Model>), InferError> {
+    fn ready(&self, named: &Named) -> Result<(Arc<ServedModel>, Arc<Loaded>), InferError> {
         let served = self.find(named)?;
         let (id, version) = (&served.id, served.version);
-        match served.model() {
-            Ok(model) => Ok((served, model)),
+        match served.loaded() {
+            Ok(loaded) => Ok((served, loaded)),
             Err(Unready::Withdrawn) => Err(InferError::not_found(format!(
                 "model \"{id}\" version {version} is withdrawn"
             ))),
-            Err(Unready::Lapsed) => Err(InferError {
-                status: StatusCode::SERVICE_UNAVAILABLE,
-                message: format!(
-                    "model \"{id}\" version {version} is unloaded until its broker answers again"
-                ),
-            }),
+            Err(Unready::Lapsed) => Err(InferError::unavailable(format!(
+                "model \"{id}\" version {version} is unloaded until its broker answers again"
+            ))),
         }
     }
 }
 
-/// An inner error: a status and the protocol's error body.
+/// An inner error: a status, the protocol's error body, and perhaps a header.
 #[derive(Debug)]
 struct InferError {
     status: StatusCode,
     message: String,
+    header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl InferError {
-    fn bad_request(message: impl Into<String>) -> Self {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self {
-            status: StatusCode::BAD_REQUEST,
+            status,
             message: message.into(),
+            header: None,
+        }
+    }
+
+    fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// A challenge of RFC 6750, section 3.
+    fn unauthorized(challenge: &'static str, message: impl Into<String>) -> Self {
+        let challenge = HeaderValue::from_static(challenge);
+        Self {
+            header: Some((WWW_AUTHENTICATE, challenge)),
+            ..Self::new(StatusCode::UNAUTHORIZED, message)
         }
     }
 
     /// The request is in order and so is the answer, but not in the form that was
     /// asked for. The error names the output and says to ask for binary data.
     fn not_acceptable(error: &EncodeError) -> Self {
-        Self {
-            status: StatusCode::NOT_ACCEPTABLE,
-            message: error.to_string(),
-        }
+        Self::new(StatusCode::NOT_ACCEPTABLE, error.to_string())
     }
 
     fn not_found(message: String) -> Self {
-        Self {
-            status: StatusCode::NOT_FOUND,
-            message,
-        }
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 
     fn overloaded() -> Self {
-        Self {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            message: "every session is busy: try again".to_owned(),
-        }
+        Self::unavailable("every session is busy: try again")
     }
 
     fn no_memory(message: &str) -> Self {
-        Self {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            message: message.to_owned(),
+        Self::unavailable(message)
+    }
+}
+
+impl From<SpendError> for InferError {
+    fn from(error: SpendError) -> Self {
+        let of = |whose| match whose {
+            Whose::Client => "your budget",
+            Whose::Model => "the model's budget",
+        };
+        match error {
+            SpendError::TooMany { whose, limit } => Self::bad_request(format!(
+                "{} has room for {limit} answers: ask for fewer at once",
+                of(whose)
+            )),
+            SpendError::Exhausted {
+                whose,
+                left,
+                again_in,
+            } => {
+                let (whose, after) = (of(whose), again_in.map(|time| time.as_secs() + 1));
+                let more = after.map_or("there will be no more".to_owned(), |after| {
+                    format!("there is more in {after} s")
+                });
+                Self {
+                    header: after.map(|after| (RETRY_AFTER, HeaderValue::from(after))),
+                    ..Self::new(
+                        StatusCode::TOO_MANY_REQUESTS,
+                        format!("{whose} has {left} answers left: {more}"),
+                    )
+                }
+            }
+            SpendError::Unavailable => {
+                Self::unavailable("the broker, which counts answers, allows none now: try again")
+            }
         }
     }
 }
@@ -368,7 +521,9 @@ impl From<AnswerError> for InferError {
 
 impl IntoResponse for InferError {
     fn into_response(self) -> Response {
-        answer::error(self.status, self.message)
+        let mut answer = answer::error(self.status, self.message);
+        answer.headers_mut().extend(self.header);
+        answer
     }
 }
 
@@ -377,11 +532,10 @@ fn header_length(headers: &HeaderMap) -> Result<Option<usize>, InferError> {
     if let Some(encoding) = headers.get(CONTENT_ENCODING)
         && encoding.as_bytes() != b"identity"
     {
-        return Err(InferError {
-            status: StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            message: "compressed bodies are not taken: their size tells about their contents"
-                .to_owned(),
-        });
+        return Err(InferError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "compressed bodies are not taken: their size tells about their contents",
+        ));
     }
     let mut lengths = headers.get_all(INFERENCE_HEADER_CONTENT_LENGTH).iter();
     let malformed =

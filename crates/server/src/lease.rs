@@ -85,9 +85,9 @@ impl Lease {
             return;
         }
         let (path, digest) = (self.model.path.clone(), self.model.digest);
-        match Arc::clone(&self.loader).reload(path, digest, key).await {
-            Ok(model) => {
-                self.model.load(model, until);
+        match self.loader.reload(path, digest, key).await {
+            Ok(loaded) => {
+                self.model.load(loaded, until);
                 self.count("renewed", "loaded again");
             }
             Err(error) => tracing::error!(

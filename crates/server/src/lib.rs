@@ -31,6 +31,7 @@
 mod admission;
 mod answer;
 mod attestation;
+mod budget;
 mod error;
 mod inner;
 mod lease;
@@ -43,6 +44,7 @@ mod server;
 mod settings;
 mod write_limit;
 
+pub use budget::AllowError;
 pub use error::{ServeError, StartError, StartErrorKind};
 pub use server::Server;
 pub use settings::{

@@ -17,8 +17,11 @@ use occlude_weakening::{Weakening, is};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use crate::budget::{BrokerAllowances, Meter};
 use crate::error::StartError;
+use crate::metrics::Metrics;
 use crate::mirror::Mirrored;
+use crate::models::Loaded;
 use crate::settings::MemoryBudget;
 
 /// A broker that takes longer to release a key is taken as unavailable.
@@ -33,6 +36,9 @@ pub(crate) struct Loader {
     pub(crate) options: LoadOptions,
     pub(crate) memory: MemoryBudget,
     pub(crate) mirror: Option<Mirrored>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// What the broker is called in errors.
+    pub(crate) broker_name: String,
 }
 
 /// Why the broker gave no key.
@@ -177,14 +183,45 @@ impl Loader {
         })
     }
 
-    /// Opens a container and starts the model with its guard, on a thread that may block:
-    /// weights may still be loaded when this returns, see [`Model::start`].
+    /// Opens a container, starts the model with its guard, and takes its first allowance of
+    /// queries where the guard has budgets: weights may still be loaded when this returns,
+    /// see [`Model::start`].
     pub(crate) async fn start(
+        self: &Arc<Self>,
+        container: SignedContainer,
+        path: PathBuf,
+        key: ModelKey,
+    ) -> Result<(Loaded, Option<Guard>), StartError> {
+        let header = container.header().clone();
+        let (model, guard, key) = Arc::clone(self).start_model(container, path, key).await?;
+        let budgets = guard.as_ref().and_then(|guard| guard.configuration().budgets);
+        let Some(budgets) = budgets else {
+            let meter = None;
+            return Ok((Loaded { model, meter }, guard));
+        };
+        let (owner, digest) = (*header.owner(), header.digest());
+        let allow = BrokerAllowances::new(Arc::clone(self), owner, digest, key);
+        match Meter::open(budgets, allow).await {
+            Ok(meter) => {
+                let meter = Some(Arc::new(meter));
+                Ok((Loaded { model, meter }, guard))
+            }
+            Err(source) => Err(StartError::Queries {
+                broker: self.broker_name.clone(),
+                id: header.id().clone(),
+                version: header.version(),
+                source,
+            }),
+        }
+    }
+
+    /// Starts a model, on a thread that may block.
+    async fn start_model(
         self: Arc<Self>,
         container: SignedContainer,
         path: PathBuf,
         key: ModelKey,
-    ) -> Result<(Model, Option<Guard>), StartError> {
+    ) -> Result<(Model, Option<Guard>, ModelKey), StartError> {
         blocking(move || {
             let open = container.open(&key).map_err(|source| StartError::Open {
                 path: path.clone(),
@@ -231,7 +268,7 @@ impl Loader {
                 guarded = guard.is_some(),
                 "sessions started",
             );
-            Ok((model, guard))
+            Ok((model, guard, key))
         })
         .await
     }
@@ -239,11 +276,11 @@ impl Loader {
     /// Reads the file again and loads it, if it still is the version that the
     /// service statement names.
     pub(crate) async fn reload(
-        self: Arc<Self>,
+        self: &Arc<Self>,
         path: PathBuf,
         digest: HeaderDigest,
         key: ModelKey,
-    ) -> Result<Model, StartError> {
+    ) -> Result<Loaded, StartError> {
         let from = path.clone();
         let mirror = self.mirror.clone();
         let container = blocking(move || read(&from, mirror.as_ref())).await?;
@@ -251,9 +288,9 @@ impl Loader {
             return Err(StartError::Replaced { path });
         }
         // The guard of a sealed version never changes.
-        let (model, _) = self.start(container, path.clone(), key).await?;
-        blocking(move || match model.wait_until_loaded() {
-            Ok(()) => Ok(model),
+        let (loaded, _) = self.start(container, path.clone(), key).await?;
+        blocking(move || match loaded.model.wait_until_loaded() {
+            Ok(()) => Ok(loaded),
             Err(source) => Err(StartError::Model { path, source }),
         })
         .await

@@ -96,6 +96,16 @@ impl Metrics {
         .increment(1);
     }
 
+    /// The broker `answered`, `refused` or could not be asked (`unavailable`) how many queries
+    /// there may be; what it said is sealed.
+    pub(crate) fn allowance(&self, result: &'static str) {
+        self.counter(
+            "occlude_allowance_requests_total",
+            vec![Label::new("result", result)],
+        )
+        .increment(1);
+    }
+
     /// Part of a `container` or of streamed `weights` was not as it was written, and came
     /// from elsewhere.
     pub(crate) fn repair(&self, what: &'static str, outcome: &'static str) {
@@ -162,6 +172,10 @@ impl Metrics {
                 "Times that a model's lease was renewed, refused, or could not be renewed.",
             ),
             (
+                "occlude_allowance_requests_total",
+                "Times that the broker was asked how many queries may be answered.",
+            ),
+            (
                 "occlude_repairs_total",
                 "Parts of containers and of streamed weights that were altered, and had from a mirror.",
             ),
@@ -205,6 +219,7 @@ mod tests {
         metrics.attestation(true);
         metrics.encapsulation("replayed");
         metrics.lease("refused");
+        metrics.allowance("answered");
         let text = metrics.render(1, 2, 4096);
         for line in [
             format!(
@@ -218,6 +233,7 @@ mod tests {
             "occlude_attestation_successes_total{tee_type=\"simulated\"} 1".to_owned(),
             "occlude_channel_requests_total{result=\"replayed\"} 1".to_owned(),
             "occlude_lease_renewals_total{result=\"refused\"} 1".to_owned(),
+            "occlude_allowance_requests_total{result=\"answered\"} 1".to_owned(),
             "occlude_models_loaded 1".to_owned(),
             "occlude_requests_in_flight 2".to_owned(),
             "occlude_request_bytes_in_flight 4096".to_owned(),

@@ -14,6 +14,7 @@ use occlude_guard::{Guard, NO_GUARD};
 use occlude_keys::{HeaderDigest, ModelId, ModelVersion, OwnerPublic};
 use tokio::sync::Semaphore;
 
+use crate::budget::Meter;
 use crate::loading::KeyDigest;
 
 /// All models of one server, in the order of their files: of one owner, and no
@@ -36,8 +37,15 @@ pub(crate) struct ServedModel {
     state: RwLock<State>,
 }
 
+/// What answers while the lease runs.
+pub(crate) struct Loaded {
+    pub(crate) model: Model,
+    /// What may still be answered, where its guard has budgets.
+    pub(crate) meter: Option<Arc<Meter>>,
+}
+
 enum State {
-    Ready { model: Arc<Model>, until: Instant },
+    Ready { loaded: Arc<Loaded>, until: Instant },
     Withdrawn,
     Lapsed,
 }
@@ -73,7 +81,7 @@ impl Models {
 
     /// How many models answer now.
     pub(crate) fn ready(&self) -> usize {
-        self.iter().filter(|model| model.model().is_ok()).count()
+        self.iter().filter(|model| model.loaded().is_ok()).count()
     }
 
     /// Whether every model that is not withdrawn answers now, and at least one does.
@@ -81,7 +89,7 @@ impl Models {
         self.ready() > 0
             && self
                 .iter()
-                .all(|model| !matches!(model.model(), Err(Unready::Lapsed)))
+                .all(|model| !matches!(model.loaded(), Err(Unready::Lapsed)))
     }
 }
 
@@ -91,7 +99,7 @@ impl ServedModel {
         path: &Path,
         header: &Header,
         key: KeyDigest,
-        (model, guard): (Model, Option<Guard>),
+        (loaded, guard): (Loaded, Option<Guard>),
         sessions: usize,
         until: Instant,
     ) -> Self {
@@ -105,7 +113,7 @@ impl ServedModel {
             sessions: Arc::new(Semaphore::new(sessions)),
             guard,
             state: RwLock::new(State::Ready {
-                model: Arc::new(model),
+                loaded: Arc::new(loaded),
                 until,
             }),
         }
@@ -118,9 +126,9 @@ impl ServedModel {
     }
 
     /// The model, while its lease runs.
-    pub(crate) fn model(&self) -> Result<Arc<Model>, Unready> {
+    pub(crate) fn loaded(&self) -> Result<Arc<Loaded>, Unready> {
         match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
-            State::Ready { model, until } if Instant::now() < *until => Ok(Arc::clone(model)),
+            State::Ready { loaded, until } if Instant::now() < *until => Ok(Arc::clone(loaded)),
             State::Ready { .. } | State::Lapsed => Err(Unready::Lapsed),
             State::Withdrawn => Err(Unready::Withdrawn),
         }
@@ -144,9 +152,9 @@ impl ServedModel {
     }
 
     /// Takes a model loaded again after its lease had lapsed.
-    pub(crate) fn load(&self, model: Model, until: Instant) {
+    pub(crate) fn load(&self, loaded: Loaded, until: Instant) {
         self.replace(State::Ready {
-            model: Arc::new(model),
+            loaded: Arc::new(loaded),
             until,
         });
     }

@@ -107,6 +107,8 @@ impl Server {
             },
             memory: options.protected_memory,
             mirror: mirror.clone(),
+            metrics: Arc::clone(&metrics),
+            broker_name: options.broker.to_string(),
         });
 
         let paths = options.models.clone();
@@ -214,12 +216,12 @@ impl Server {
 fn loading_failure(models: &Models) -> impl Future<Output = ServeError> + use<> {
     let mut loading = tokio::task::JoinSet::new();
     for served in models.iter() {
-        let Ok(model) = served.model() else {
+        let Ok(loaded) = served.loaded() else {
             continue;
         };
         let served = Arc::clone(served);
         loading.spawn(async move {
-            match blocking(move || model.wait_until_loaded()).await {
+            match blocking(move || loaded.model.wait_until_loaded()).await {
                 Ok(()) => {
                     tracing::info!(model = %served.id, version = served.version, "weights loaded");
                     None
@@ -279,7 +281,7 @@ async fn start_model(
     let (id, version, digest) = (header.id().clone(), header.version(), header.digest());
     tracing::info!(model = %id, version, digest = %digest, "asking the broker for the key");
     let asked = Instant::now();
-    let broker = options.broker.to_string();
+    let broker = loader.broker_name.clone();
     let key = match loader.fetch_key(header.owner(), &digest).await {
         Ok(key) => key,
         Err(FetchKeyError::Refused { reason }) => {
@@ -300,14 +302,12 @@ async fn start_model(
         }
     };
     let known = KeyDigest::of(&key);
-    let (model, guard) = Arc::clone(loader)
-        .start(container, path.clone(), key)
-        .await?;
+    let started = loader.start(container, path.clone(), key).await?;
     Ok(ServedModel::new(
         &path,
         &header,
         known,
-        (model, guard),
+        started,
         options.sessions.get(),
         lease::end(asked, options.lease),
     ))
@@ -344,8 +344,8 @@ fn gateway(options: &ServerOptions) -> Result<Gateway, StartError> {
 fn check_shapes(options: &ServerOptions, models: &Models) -> Result<(), StartError> {
     let has = |model: &ServedModel, input: &str| {
         model
-            .model()
-            .is_ok_and(|model| model.inputs().iter().any(|known| known.name == input))
+            .loaded()
+            .is_ok_and(|loaded| loaded.model.inputs().iter().any(|known| known.name == input))
     };
     let unknown = options
         .max_shape

@@ -95,6 +95,8 @@ weakenings! {
     LoggedRequests = "logged-requests",
     /// A server answers sooner or later by what it was asked.
     EarlyAnswers = "early-answers",
+    /// A server does not count queries.
+    UncountedQueries = "uncounted-queries",
     /// External data of a model may lie anywhere.
     AnyPath = "any-path",
     /// A model's graphs may be nested without end.

@@ -5,6 +5,7 @@
 
 mod attest;
 mod evaluate;
+mod guard;
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -20,6 +21,7 @@ pub(crate) use evaluate::{
     EvaluateAction, EvaluateArguments, EvaluateCostArguments, EvaluateGuardArguments,
     EvaluateProtectionArguments, WrittenArguments,
 };
+pub(crate) use guard::{GuardAction, GuardArguments, IssuerKeygenArguments, TokenArguments};
 use occlude_attest::TeeChoice;
 use occlude_engine::{CipherKind, LargestShape, Spill};
 use occlude_evaluate::bench::Budget;
@@ -77,6 +79,8 @@ pub(crate) enum Command {
     Infer(InferArguments),
     /// Offer a verified server's inference protocol as plain HTTP on this machine.
     Proxy(ProxyArguments),
+    /// Say who may ask a guarded model.
+    Guard(GuardArguments),
     /// Measure time and memory against plain ONNX Runtime.
     Bench(BenchArguments),
     /// Measure, for others to see, what protection costs, and whether it holds.
@@ -526,6 +530,9 @@ pub(crate) struct InferArguments {
     /// Where the outputs go, replacing what is there: .npz or .json; a table is printed by default.
     #[arg(long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
+    /// A token that says who asks, for a model that wants to know.
+    #[arg(long, value_name = "FILE", env = "OCCLUDE_CLIENT_TOKEN")]
+    pub(crate) client_token: Option<PathBuf>,
     /// Print the outputs as JSON.
     #[arg(long, conflicts_with = "output")]
     pub(crate) json: bool,
@@ -549,6 +556,10 @@ pub(crate) struct ProxyArguments {
     /// Ask every request for the bearer token in this file.
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
+    /// A token that tells the server who asks, added to every request: for a model that
+    /// wants to know.
+    #[arg(long, value_name = "FILE", env = "OCCLUDE_CLIENT_TOKEN")]
+    pub(crate) client_token: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -1,5 +1,7 @@
 //! `occlude infer`
 
+use std::sync::Arc;
+
 use occlude_client::Client;
 use occlude_inference_protocol::{InferRequest, Parameter};
 
@@ -22,7 +24,8 @@ pub(crate) async fn run(arguments: InferArguments) -> Result<(), Failure> {
         tensors::check_output(output).map_err(|error| Failure::usage(error.to_string()))?;
     }
     let policy = commands::client_policy(&arguments.policy)?;
-    let options = commands::client_options(&arguments.policy.collateral);
+    let mut options = commands::client_options(&arguments.policy.collateral);
+    options.token = commands::token(arguments.client_token.as_deref())?.map(Arc::new);
     let client = Client::connect(&arguments.url, policy, &options)
         .await
         .map_err(commands::client_failure)?;
@@ -30,7 +33,10 @@ pub(crate) async fn run(arguments: InferArguments) -> Result<(), Failure> {
         .model_metadata(&arguments.model, arguments.version)
         .await
         .map_err(commands::client_failure)?;
-    if let Some(Parameter::Text(guard)) = metadata.parameters.get("guard") {
+    let changed = metadata.parameters.get("answers_may_be_changed");
+    if let Some(Parameter::Text(guard)) = metadata.parameters.get("guard")
+        && changed == Some(&Parameter::Boolean(true))
+    {
         crate::output::note(format_args!(
             "occlude: model {} has the guard {guard:?}: its answers may be changed on purpose",
             arguments.model

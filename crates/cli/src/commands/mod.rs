@@ -6,6 +6,7 @@ pub(crate) mod broker;
 pub(crate) mod collateral;
 pub(crate) mod completions;
 pub(crate) mod evaluate;
+pub(crate) mod guard;
 pub(crate) mod infer;
 pub(crate) mod inspect;
 pub(crate) mod keygen;
@@ -21,7 +22,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 use occlude_attest::{Policy, PolicyFile, PolicyFileError, UnixTime};
-use occlude_client::{ClientError, ClientOptions, ErrorKind};
+use occlude_client::{ClientError, ClientOptions, ErrorKind, Token};
 use occlude_container::{ContainerError, OpenError};
 use occlude_keys::{OwnerKey, OwnerPublic};
 
@@ -71,6 +72,11 @@ fn client_options(collateral: &CollateralArguments) -> ClientOptions {
         collateral: collateral.collateral.clone(),
         ..ClientOptions::default()
     }
+}
+
+/// Reads a bearer token.
+fn token(path: Option<&Path>) -> Result<Option<Token>, Failure> {
+    path.map(Token::read).transpose().map_err(Failure::failed)
 }
 
 /// A client's error, with its exit code.

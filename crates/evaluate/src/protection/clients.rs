@@ -9,7 +9,7 @@ use occlude_weakening::Weakening;
 use super::site::{CHANNEL, MODEL, Site, judge};
 use super::wire::{Seen as Request, ask};
 use super::{Attacker, Check, Seen, model};
-use crate::processes::{DeploymentError, failed};
+use crate::processes::{DeploymentError, Service, failed};
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -35,6 +35,14 @@ pub(super) const CHECKS: &[Check] = &[
                 others are served",
         weakening: Weakening::DeclaredMemory,
         carry_out: slow_connections,
+    },
+    Check {
+        name: "over-quota",
+        attacker: Attacker::Client,
+        tried: "ask a model with budgets without a token, with one that another key signed, more often \
+                than allowed, at a replica, after a restart, and by other names",
+        weakening: Weakening::UncountedQueries,
+        carry_out: over_quota,
     },
 ];
 
@@ -131,6 +139,114 @@ fn wrong_tokens(site: &Site) -> Result<Seen, DeploymentError> {
         });
     }
     Ok(judge(attempts))
+}
+
+/// Answers that one client may have, and all together.
+const OF_CLIENT: usize = 3;
+const OF_MODEL: usize = 8;
+
+/// The issuer's name.
+const ISSUER: &str = "https://issuer.example";
+
+fn over_quota(site: &Site) -> Result<Seen, DeploymentError> {
+    const COUNTED: &str = "counted.occ";
+    seal_counted(site, COUNTED)?;
+    let server = site.owner.serve(COUNTED, &[])?;
+    let mut attempts = Vec::new();
+    let nobody = site.proxy(&server, &[])?;
+    make_token(site, "other.pem", "alice", "forged")?;
+    let forged = site.proxy(&server, &["--client-token", &site.owner.text("forged")])?;
+    for proxy in [&nobody, &forged] {
+        attempts.push(match ask_often(proxy, 1)? {
+            (0, 401) => Ok("without an issuer's token 401".to_owned()),
+            (_, status) => Err(format!("without an issuer's token one led to {status}")),
+        });
+    }
+
+    let mut answered = 0;
+    let mut ask_as = |server: &Service, name: &str, allowed: usize| {
+        make_token(site, "issuer.pem", name, name)?;
+        let proxy = site.proxy(server, &["--client-token", &site.owner.text(name)])?;
+        let (found, last) = ask_often(&proxy, 2 * OF_MODEL)?;
+        answered += found;
+        Ok::<_, DeploymentError>(match (found, last) {
+            (found, 429) if found == allowed => Ok(String::new()),
+            (found, last) => Err(format!(
+                "{name} got {found} answers where {allowed} were left, and then {last}"
+            )),
+        })
+    };
+    attempts.push(ask_as(&server, "alice", OF_CLIENT)?);
+    let replica = site.owner.serve(COUNTED, &[])?;
+    attempts.push(ask_as(&replica, "alice", 0)?);
+    drop(replica);
+    drop(server);
+    let server = site.owner.serve(COUNTED, &[])?;
+    attempts.push(ask_as(&server, "alice", 0)?);
+    attempts.push(ask_as(&server, "bob", OF_CLIENT)?);
+    // The replica took one answer along when it ended.
+    attempts.push(ask_as(&server, "carol", OF_MODEL - 2 * OF_CLIENT - 1)?);
+    Ok(match judge(attempts) {
+        Seen::Held(seen) => Seen::Held(format!(
+            "{}; {OF_CLIENT} answers for one name and {answered} of {OF_MODEL} for all, then 429, \
+             also from a replica and after a restart",
+            seen.trim_end_matches("; ")
+        )),
+        broke @ Seen::Broke(_) => broke,
+    })
+}
+
+/// Seals the site's model with budgets, and the keys of issuers: one that it names, and one
+/// that it does not.
+fn seal_counted(site: &Site, output: &str) -> Result<(), DeploymentError> {
+    const DOING: &str = "making a guarded model";
+    let binary = &site.owner.grounds.binary;
+    let keygen = |name: &str| {
+        let key = site.owner.text(name);
+        binary.run("making an issuer's key", &["guard", "keygen", "-o", &key])
+    };
+    let public = keygen("issuer.pem")?;
+    keygen("other.pem")?;
+    let guard = format!(
+        "format = 1\noutput = \"{}\"\n[budgets]\nwindow-seconds = 31536000\n\
+         client = {{ window = {OF_CLIENT} }}\nmodel = {{ total = {OF_MODEL} }}\n\
+         [[issuers]]\nname = \"{ISSUER}\"\nkey = \"\"\"\n{public}\"\"\"\n",
+        model::OUTPUT
+    );
+    std::fs::write(site.owner.at("guard.toml"), guard).map_err(failed(DOING))?;
+    let guard = site.owner.text("guard.toml");
+    site.seal_with(output, MODEL, 2, &["--guard", &guard])?;
+    site.owner
+        .must_order(&["add-model", &site.owner.text(output)])
+        .map(drop)
+}
+
+/// A token by the key in one file, written to another.
+fn make_token(
+    site: &Site,
+    key: &str,
+    subject: &str,
+    output: &str,
+) -> Result<(), DeploymentError> {
+    let key = site.owner.text(key);
+    let token = [
+        "guard", "token", "--key", &key, "--issuer", ISSUER, "--subject", subject, "--model", MODEL,
+    ];
+    let binary = &site.owner.grounds.binary;
+    let token = binary.run("making a token", &token)?;
+    std::fs::write(site.owner.at(output), token).map_err(failed("writing a token"))
+}
+
+/// Asks so often through a proxy: how many answers came, and the last status.
+fn ask_often(proxy: &Service, times: usize) -> Result<(usize, u16), DeploymentError> {
+    let body = tensor(model::INPUT, "FP32", &[1, 64], &[0.5; 64]);
+    let (mut answered, mut last) = (0, 0);
+    for _ in 0..times {
+        let given = ask(proxy.address, &question(body.clone()));
+        last = given.map_err(failed("asking through a proxy"))?.status;
+        answered += usize::from(last == 200);
+    }
+    Ok((answered, last))
 }
 
 fn slow_connections(site: &Site) -> Result<Seen, DeploymentError> {

@@ -46,10 +46,21 @@ impl Site {
 
     /// Seals this owner's model once more.
     pub(super) fn seal(&self, output: &str, id: &str, version: u64) -> Result<(), DeploymentError> {
+        self.seal_with(output, id, version, &[])
+    }
+
+    /// The same with more arguments of `occlude seal`.
+    pub(super) fn seal_with(
+        &self,
+        output: &str,
+        id: &str,
+        version: u64,
+        more: &[&str],
+    ) -> Result<(), DeploymentError> {
         let folder = self.owner.grounds.running.folder()?;
         let plain = folder.at("model.onnx");
         std::fs::write(&plain, &self.model.onnx).map_err(failed("writing the model"))?;
-        self.owner.seal(&plain, output, id, version)
+        self.owner.seal_with(&plain, output, id, version, more)
     }
 
     /// A server that has to serve.

@@ -2,6 +2,7 @@
 //! whoever stands between them.
 
 mod attacks;
+mod budgets;
 mod leases;
 mod middle;
 mod service;

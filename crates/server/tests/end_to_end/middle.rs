@@ -4,14 +4,15 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum_server::tls_rustls::RustlsConfig;
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
-use http::{HeaderName, HeaderValue};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
+use http::{HeaderName, HeaderValue, StatusCode};
 use occlude_attest::{AttestationResponse, ServiceStatement};
 use occlude_broker::kbs::jwe::RecipientKey;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -125,12 +126,22 @@ pub(crate) async fn tls(target: &Url) -> Url {
         .unwrap()
 }
 
+/// How late [`LyingBroker::slow`] makes an allowance.
+pub(crate) const LATE: Duration = Duration::from_millis(300);
+
 /// Between a server and its broker: forwards faithfully until it starts to lie, and
 /// then grants every request with a key of its own, sealed as the protocol wants.
 #[derive(Clone)]
 pub(crate) struct LyingBroker {
     broker: Url,
     pub(crate) lies: Arc<AtomicBool>,
+    /// Answers each request for an allowance with the first answer that it saw.
+    pub(crate) replays: Arc<AtomicBool>,
+    first_allowance: Arc<Mutex<Option<Bytes>>>,
+    /// Gives allowances late.
+    pub(crate) slow: Arc<AtomicBool>,
+    /// Knows nothing of allowances, as any other key broker.
+    pub(crate) plain: Arc<AtomicBool>,
     /// The key that the last attestation covered: public, and so enough to lie with.
     recipient: Arc<Mutex<Option<RecipientKey>>>,
 }
@@ -140,6 +151,10 @@ impl LyingBroker {
         let lying = Self {
             broker: format!("http://{broker}/").parse().unwrap(),
             lies: Arc::default(),
+            replays: Arc::default(),
+            first_allowance: Arc::default(),
+            slow: Arc::default(),
+            plain: Arc::default(),
             recipient: Arc::default(),
         };
         let router = Router::new()
@@ -165,19 +180,35 @@ async fn answer_as_broker(State(lying): State<LyingBroker>, request: Request) ->
         let recipient = lying.recipient.lock().unwrap().take().unwrap();
         return axum::Json(recipient.seal(&[7; 32])).into_response();
     }
+    let allowance = path.contains("/allowance/");
+    if allowance && lying.plain.load(Ordering::SeqCst) {
+        return StatusCode::NOT_FOUND.into_response();
+    }
+    if allowance && lying.replays.load(Ordering::SeqCst) {
+        let first = lying.first_allowance.lock().unwrap().clone().unwrap();
+        return ([(CONTENT_TYPE, "application/json")], first).into_response();
+    }
     for name in [HOST, CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING] {
         parts.headers.remove(name);
     }
-    let answer = http()
+    let asked = http()
         .request(parts.method, lying.broker.join(&path).unwrap())
         .headers(parts.headers)
-        .body(body)
-        .send()
-        .await
-        .unwrap();
+        .body(body);
+    let Ok(answer) = asked.send().await else {
+        return StatusCode::BAD_GATEWAY.into_response();
+    };
     let (status, mut headers) = (answer.status(), answer.headers().clone());
     headers.remove(TRANSFER_ENCODING);
-    (status, headers, answer.bytes().await.unwrap()).into_response()
+    let body = answer.bytes().await.unwrap();
+    if allowance {
+        let mut first = lying.first_allowance.lock().unwrap();
+        first.get_or_insert(body.clone());
+    }
+    if allowance && lying.slow.load(Ordering::SeqCst) {
+        tokio::time::sleep(LATE).await;
+    }
+    (status, headers, body).into_response()
 }
 
 fn router(target: &Url, tamper: Tamper) -> (Router, Encapsulated) {

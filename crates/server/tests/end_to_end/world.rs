@@ -13,6 +13,7 @@ use occlude_channel::Sender;
 use occlude_client::{Client, ClientError, ClientOptions};
 use occlude_container::{ChunkSize, Container, Metadata, SealOptions, model_key, seal_file};
 use occlude_engine::{LIBRARY_FILE_NAME, LibrarySearch};
+use occlude_guard::{GuardConfiguration, METADATA_KEY};
 use occlude_inference_protocol::{InferRequest, Tensor};
 use occlude_keys::{ModelId, ModelVersion, OwnerKey, OwnerPublic};
 use occlude_onnx::DataType;
@@ -306,6 +307,23 @@ impl World {
             outputs: vec![],
         };
         let sealed = self.seal_model(id, 1, &model(1.0), metadata);
+        self.give_key(&sealed).await;
+        sealed
+    }
+
+    /// Seals a model with a guard, as its owner writes it, and gives its key to the broker.
+    pub(crate) async fn publish_guarded(
+        &self,
+        id: &str,
+        version: ModelVersion,
+        guard: &str,
+    ) -> PathBuf {
+        let guard = GuardConfiguration::from_toml(guard).unwrap();
+        let metadata = Metadata {
+            entries: [(METADATA_KEY.to_owned(), guard.to_json())].into(),
+            outputs: vec![],
+        };
+        let sealed = self.seal_model(id, version, &model(version as f32), metadata);
         self.give_key(&sealed).await;
         sealed
     }

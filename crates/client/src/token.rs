@@ -1,6 +1,5 @@
-//! The proxy's bearer token (RFC 6750, section 2.1).
-//!
-//! Compared in constant time: whoever may send requests may also measure.
+//! Bearer tokens (RFC 6750, section 2.1): the one that a proxy asks for, and the one that
+//! tells a server who asks.
 
 use std::fs::File;
 use std::io::Read;
@@ -16,7 +15,7 @@ const SHORTEST: usize = 16;
 /// A file that is longer is not a token.
 const LONGEST: usize = 4096;
 
-/// A secret that requests must carry.
+/// A secret that requests carry.
 pub struct Token(Zeroizing<String>);
 
 /// Why there is no token.
@@ -76,7 +75,16 @@ impl Token {
         (length && visible).then(|| Self(Zeroizing::new(text.to_owned())))
     }
 
-    /// Whether a request's `Authorization` carries it.
+    /// The value of `Authorization` that carries it.
+    pub(crate) fn header(&self) -> HeaderValue {
+        let text = Zeroizing::new(format!("Bearer {}", self.0.as_str()));
+        let mut value = HeaderValue::from_str(&text).expect("visible ASCII characters are valid");
+        value.set_sensitive(true);
+        value
+    }
+
+    /// Whether a request's `Authorization` carries it. Compared in constant time: whoever may
+    /// send requests may also measure.
     pub(crate) fn is_in(&self, authorization: Option<&HeaderValue>) -> bool {
         let Some((scheme, given)) = authorization
             .map(HeaderValue::as_bytes)

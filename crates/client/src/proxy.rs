@@ -15,8 +15,6 @@
 //! machine and web pages in its browser, as far as a token or loopback and the
 //! `Host` header keep them out. Without a token, every local user may use it.
 
-mod token;
-
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,7 +27,8 @@ use axum::routing::any;
 use axum_server::Handle;
 use bytes::Bytes;
 use http::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, WWW_AUTHENTICATE,
+    ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, RETRY_AFTER,
+    WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -39,9 +38,7 @@ use occlude_weakening::{Weakening, is};
 use tokio::sync::Semaphore;
 use url::Url;
 
-pub use token::{Token, TokenError};
-
-use crate::{Client, ClientError, ClientOptions, ErrorKind};
+use crate::{Client, ClientError, ClientOptions, ErrorKind, Token};
 
 /// Request fields that go through the channel. What a program on this machine
 /// adds (cookies, credentials, its name) is not for the server.
@@ -53,8 +50,10 @@ const FORWARDED: [HeaderName; 4] = [
 ];
 
 /// Answer fields that come back.
-const RETURNED: [HeaderName; 2] = [
+const RETURNED: [HeaderName; 4] = [
     CONTENT_TYPE,
+    RETRY_AFTER,
+    WWW_AUTHENTICATE,
     HeaderName::from_static(INFERENCE_HEADER_CONTENT_LENGTH),
 ];
 

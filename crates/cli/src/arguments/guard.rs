@@ -1,0 +1,76 @@
+//! `occlude guard`: what an owner of a guarded model needs beside it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use occlude_keys::ModelId;
+
+#[derive(Debug, Args)]
+pub(crate) struct GuardArguments {
+    #[command(subcommand)]
+    pub(crate) action: GuardAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum GuardAction {
+    /// Make the key of an issuer of tokens, or print its public half.
+    Keygen(IssuerKeygenArguments),
+    /// Make a token that says who a client is.
+    Token(TokenArguments),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The public half goes into the guard that a model is sealed with (docs/guard.md):
+
+  [[issuers]]
+  name = \"https://issuer.example\"
+  key = \"\"\"
+  -----BEGIN PUBLIC KEY-----
+  …
+  -----END PUBLIC KEY-----
+  \"\"\"
+
+Example:
+  occlude guard keygen -o issuer.pem")]
+pub(crate) struct IssuerKeygenArguments {
+    /// Write a new key here (PKCS #8 PEM, mode 0600; an existing file is never overwritten).
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        required_unless_present = "public",
+        conflicts_with = "public"
+    )]
+    pub(crate) output: Option<PathBuf>,
+    /// Print the public half of this key.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) public: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A JSON Web Token, signed with Ed25519, that says iss, sub, aud and exp: any other issuer can
+make the same. Whoever has it asks in the client's name and at its expense.
+
+Example:
+  occlude guard token --key issuer.pem --issuer https://issuer.example --subject alice \\
+    --model digits > alice.token
+  occlude infer http://127.0.0.1:8000 --model digits --client-token alice.token …")]
+pub(crate) struct TokenArguments {
+    /// The issuer's key.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: PathBuf,
+    /// The issuer's name, as the guard has it.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) issuer: String,
+    /// The client's name, whatever tells it from the others.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) subject: String,
+    /// The model that may be asked.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: ModelId,
+    /// How long it holds.
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3650))]
+    pub(crate) days: u64,
+}

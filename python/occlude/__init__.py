@@ -9,7 +9,17 @@ This package runs the ``occlude`` program, which does the cryptography.
 """
 
 from occlude._seal import OccludeError, Sealed, seal
-from occlude.guard import Guard, Misinformation, Shaping
+from occlude.guard import Budget, Budgets, Guard, Issuer, Misinformation, Shaping
 
-__all__ = ["Guard", "Misinformation", "OccludeError", "Sealed", "Shaping", "seal"]
+__all__ = [
+    "Budget",
+    "Budgets",
+    "Guard",
+    "Issuer",
+    "Misinformation",
+    "OccludeError",
+    "Sealed",
+    "Shaping",
+    "seal",
+]
 __version__ = "0.1.0"

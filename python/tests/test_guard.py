@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import occlude
-from occlude.guard import Guard, Shaping, share, sweep, train
+from occlude.guard import Budget, Budgets, Guard, Issuer, Shaping, share, sweep, train
 from occlude.guard._network import Network, cross_entropy, reverse_cross_entropy, softmax
 from occlude.guard._run import run
 from occlude.guard._sweep import mix
@@ -176,6 +176,29 @@ class Sealing(unittest.TestCase):
         self.assertEqual(
             tomllib.loads(label.to_toml()),
             {"format": 1, "output": 'a "name"', "shaping": {"label-only": True}},
+        )
+        counted = Guard(
+            output="p",
+            budgets=Budgets(60, client=Budget(window=5, total=9), model=Budget(total=7)),
+            issuers=(Issuer("https://issuer.example", "-----BEGIN PUBLIC KEY-----\nabc\n"),),
+        )
+        self.assertEqual(
+            tomllib.loads(counted.to_toml()),
+            {
+                "format": 1,
+                "output": "p",
+                "budgets": {
+                    "window-seconds": 60,
+                    "client": {"window": 5, "total": 9},
+                    "model": {"total": 7},
+                },
+                "issuers": [
+                    {
+                        "name": "https://issuer.example",
+                        "key": "-----BEGIN PUBLIC KEY-----\nabc\n",
+                    }
+                ],
+            },
         )
 
     def test_a_guard_without_a_meaning_is_refused(self):

@@ -19,9 +19,9 @@ use occlude_weakening::Weakening;
 use tokio::sync::Mutex;
 use url::Url;
 
-use crate::{ClientError, Token};
 use crate::path::named_model;
 use crate::transport::{Answer, Transport};
+use crate::{ClientError, Token};
 
 /// How a client treats its server, apart from the policy.
 #[derive(Debug, Clone)]

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use fake::{Fake, Manner};
 use occlude_attest::Policy;
-use occlude_client::proxy::{Proxy, ProxyError, ProxyOptions, serve};
 use occlude_client::Token;
+use occlude_client::proxy::{Proxy, ProxyError, ProxyOptions, serve};
 use url::Url;
 
 const LOOPBACK: &str = "127.0.0.1:0";

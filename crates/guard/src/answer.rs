@@ -134,7 +134,11 @@ impl Guard {
     pub fn rows(&self, answers: &Tensor) -> u64 {
         let shape = answers.shape();
         let open = self.shown.shape.last() == Some(&-1);
-        let rows = if open { shape.len() } else { shape.len().saturating_sub(1) };
+        let rows = if open {
+            shape.len()
+        } else {
+            shape.len().saturating_sub(1)
+        };
         shape[..rows].iter().product()
     }
 

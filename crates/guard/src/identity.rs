@@ -87,9 +87,7 @@ impl Claims {
 #[non_exhaustive]
 pub enum TokenError {
     /// Not a token, or one that says too little.
-    #[error(
-        "not a token of this model: expected a JSON Web Token that says iss, sub, aud and exp"
-    )]
+    #[error("not a token of this model: expected a JSON Web Token that says iss, sub, aud and exp")]
     Malformed,
     /// An issuer whom the owner does not name.
     #[error("the token is of an issuer whom the model's owner does not name")]
@@ -144,8 +142,8 @@ pub(crate) fn identify(
     if token.len() > LONGEST_TOKEN {
         return Err(TokenError::Malformed);
     }
-    let Unverified { iss } =
-        jsonwebtoken::dangerous::insecure_decode_claims(token).map_err(|_| TokenError::Malformed)?;
+    let Unverified { iss } = jsonwebtoken::dangerous::insecure_decode_claims(token)
+        .map_err(|_| TokenError::Malformed)?;
     let mut refused = TokenError::UnknownIssuer;
     for issuer in issuers.iter().filter(|issuer| issuer.name == iss) {
         match verify(issuer, token, model) {
@@ -248,10 +246,7 @@ mod tests {
         );
         for aud in [json!("digits"), json!(["other", "digits"])] {
             let token = token_with(&key, "aud", aud);
-            assert_eq!(
-                identify(&issuers, &token, &model(), NOW),
-                Ok(alice.clone())
-            );
+            assert_eq!(identify(&issuers, &token, &model(), NOW), Ok(alice.clone()));
         }
     }
 

@@ -8,7 +8,7 @@
 //!    operator can neither read it nor turn it off.
 //! 2. The server reads it back ([`GuardConfiguration::from_json`]), sees whether the model
 //!    has what it names ([`Guard::new`]), and shows clients one output alone.
-//! 3. Whoever asks shows a token ([`Guard::identify`]), where clients are counted, and pays
+//! 3. Whoever asks shows a token ([`GuardConfiguration::identify`]), where clients are counted, and pays
 //!    for each row of an answer ([`Guard::rows`]) from its budget, which the server keeps.
 //! 4. Each answer goes through [`Guard::apply`]: first misinformation, then shaping.
 //!

@@ -116,10 +116,7 @@ mod tests {
         std::fs::write(&path, b"\x08\x07\xff").unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
         let error = OwnerKey::read_from(&path).unwrap_err();
-        assert!(
-            matches!(error, KeyFileError::Malformed { .. }),
-            "{error}"
-        );
+        assert!(matches!(error, KeyFileError::Malformed { .. }), "{error}");
     }
 
     #[test]

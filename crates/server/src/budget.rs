@@ -116,9 +116,13 @@ struct Purse {
 enum Rest {
     None,
     /// It did not answer.
-    Failed { until: Instant },
+    Failed {
+        until: Instant,
+    },
     /// It has no more for this window.
-    Dry { until: Instant },
+    Dry {
+        until: Instant,
+    },
     /// It has no more at all.
     DryForEver,
 }
@@ -209,7 +213,10 @@ impl<A: Allow> Meter<A> {
         let purse = self.purse(client).ok_or(SpendError::Unavailable)?;
         let mut purse = purse.lock().await;
         purse.expire();
-        if let Some(missing) = queries.checked_sub(purse.left).filter(|missing| *missing > 0) {
+        if let Some(missing) = queries
+            .checked_sub(purse.left)
+            .filter(|missing| *missing > 0)
+        {
             self.fill(&mut purse, client, budget, missing).await?;
         }
         if purse.left < queries {

@@ -327,7 +327,7 @@ impl Asked {
         };
         let model = &self.loaded.model;
         let outputs = model
-            .run_admitted(inputs, wanted, &|bytes| self.admit(bytes))
+            .run_admitted(inputs, wanted, |bytes| self.admit(bytes))
             .map_err(|error| match error {
                 RunError::NotAdmitted { .. } => InferError::no_memory(NO_MEMORY),
                 error => InferError::bad_request(error.to_string()),

@@ -194,7 +194,9 @@ impl Loader {
     ) -> Result<(Loaded, Option<Guard>), StartError> {
         let header = container.header().clone();
         let (model, guard, key) = Arc::clone(self).start_model(container, path, key).await?;
-        let budgets = guard.as_ref().and_then(|guard| guard.configuration().budgets);
+        let budgets = guard
+            .as_ref()
+            .and_then(|guard| guard.configuration().budgets);
         let Some(budgets) = budgets else {
             let meter = None;
             return Ok((Loaded { model, meter }, guard));

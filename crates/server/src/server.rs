@@ -343,9 +343,13 @@ fn gateway(options: &ServerOptions) -> Result<Gateway, StartError> {
 /// it does.
 fn check_shapes(options: &ServerOptions, models: &Models) -> Result<(), StartError> {
     let has = |model: &ServedModel, input: &str| {
-        model
-            .loaded()
-            .is_ok_and(|loaded| loaded.model.inputs().iter().any(|known| known.name == input))
+        model.loaded().is_ok_and(|loaded| {
+            loaded
+                .model
+                .inputs()
+                .iter()
+                .any(|known| known.name == input)
+        })
     };
     let unknown = options
         .max_shape

@@ -19,12 +19,47 @@ class Shaping:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """How many queries there may be: in one window, ever, or both."""
+
+    window: int | None = None
+    total: int | None = None
+
+    def to_toml(self) -> str:
+        limits = {"window": self.window, "total": self.total}
+        given = [f"{name} = {int(limit)}" for name, limit in limits.items() if limit is not None]
+        return "{ " + ", ".join(given) + " }"
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """How many queries a model answers: to each client, and to all together.
+
+    A query is one row of an answer. Windows are ``window_seconds`` long.
+    """
+
+    window_seconds: int
+    client: Budget | None = None
+    model: Budget | None = None
+
+
+@dataclass(frozen=True)
+class Issuer:
+    """Who says who a client is: the name that its tokens have as ``iss``, and its public key
+    (Ed25519, PEM)."""
+
+    name: str
+    key: str
+
+
+@dataclass(frozen=True)
 class Guard:
     """The defences of one model.
 
     ``tau`` is the certainty from 0 to 1 at which an answer is half misinformation, ``nu`` how
     sharply that changes with the certainty. ``output`` is the model's output with the
-    probabilities; it may be left out where ``misinformation`` knows it.
+    answers; it may be left out where ``misinformation`` knows it. ``budgets`` for each client
+    need ``issuers``.
     """
 
     misinformation: Misinformation | None = None
@@ -32,14 +67,16 @@ class Guard:
     nu: float = 1000.0
     shaping: Shaping | None = None
     output: str | None = None
+    budgets: Budgets | None = None
+    issuers: tuple[Issuer, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.misinformation is None) != (self.tau is None):
             raise ValueError("misinformation and tau go together: give both or neither")
         if self.misinformation is None and self.output is None:
-            raise ValueError("output: name the model's output that has the probabilities")
-        if self.misinformation is None and self.shaping is None:
-            raise ValueError("a guard needs misinformation or shaping")
+            raise ValueError("output: name the model's output that has the answers")
+        if self.misinformation is None and self.shaping is None and self.budgets is None:
+            raise ValueError("a guard needs misinformation, shaping or budgets")
 
     def to_toml(self) -> str:
         """The file that ``occlude seal --guard`` takes."""
@@ -59,4 +96,11 @@ class Guard:
                 lines.append(f"decimals = {int(self.shaping.decimals)}")
             if self.shaping.label_only:
                 lines.append("label-only = true")
+        if self.budgets is not None:
+            lines += ["", "[budgets]", f"window-seconds = {int(self.budgets.window_seconds)}"]
+            whose = {"client": self.budgets.client, "model": self.budgets.model}
+            lines += [f"{name} = {one.to_toml()}" for name, one in whose.items() if one is not None]
+        for issuer in self.issuers:
+            lines += ["", "[[issuers]]", f"name = {json.dumps(issuer.name)}"]
+            lines.append(f"key = {json.dumps(issuer.key)}")
         return "\n".join(lines) + "\n"

@@ -178,6 +178,140 @@ fn a_guard_that_is_none_or_does_not_fit_is_refused_before_anything_is_written() 
 }
 
 #[test]
+fn a_counted_model_answers_whom_an_issuer_names_as_often_as_its_owner_said() {
+    let Some(python) = python() else { return };
+    let owner = Owner::new(113, &binary());
+    let at = |name: &str| text(&owner.at(name)).to_owned();
+    let keygen = || run(["guard", "keygen", "-o", &at("issuer.pem")]);
+    let public = keygen().success();
+    keygen().fails_with(1, "exists already, and a key is never overwritten");
+    let shown = run(["guard", "keygen", "--public", &at("issuer.pem")]).success();
+    assert_eq!(shown, public);
+
+    let (other_public, bob) = (at("other.pub"), at("bob.token"));
+    let script = support("issued_token.py");
+    let issuer = "https://other.example";
+    let issue = [
+        text(&script),
+        &other_public,
+        &bob,
+        issuer,
+        "bob",
+        "classifier",
+    ];
+    run_python(&python, &issue).success();
+    let other = std::fs::read_to_string(&other_public).expect("read");
+    let guard = format!(
+        "format = 1\noutput = \"{}\"\n[budgets]\nwindow-seconds = 31536000\n\
+         client = {{ window = 3 }}\n\
+         [[issuers]]\nname = \"https://issuer.example\"\nkey = \"\"\"\n{public}\"\"\"\n\
+         [[issuers]]\nname = \"{issuer}\"\nkey = \"\"\"\n{other}\"\"\"\n",
+        model::OUTPUT
+    );
+    std::fs::write(owner.at("guard.toml"), guard).expect("written");
+    let (model, sealed, key, guard) = (
+        at("model.onnx"),
+        at("counted.occ"),
+        at("owner.key"),
+        at("guard.toml"),
+    );
+    run([
+        "seal",
+        &model,
+        "-o",
+        &sealed,
+        "--key",
+        &key,
+        "--id",
+        "classifier",
+        "--version",
+        "2",
+        "--guard",
+        &guard,
+    ])
+    .success();
+    owner.add_model("counted.occ").success();
+    let server = owner.serve("counted.occ");
+
+    let token = |subject: &str, model: &str| {
+        let (key, issuer) = (at("issuer.pem"), "https://issuer.example");
+        run([
+            "guard",
+            "token",
+            "--key",
+            &key,
+            "--issuer",
+            issuer,
+            "--subject",
+            subject,
+            "--model",
+            model,
+        ])
+    };
+    let alice = at("alice.token");
+    std::fs::write(&alice, token("alice", "classifier").success()).expect("written");
+    token("", "classifier").fails_with(2, "--subject has 0 bytes, expected 1 to 256");
+    std::fs::write(owner.at("input.npy"), model::npy(&[0.5; FEATURES])).expect("written");
+    let (url, policy) = (server.url(), at("policy.toml"));
+    let input = format!("{}={}", model::INPUT, at("input.npy"));
+    let ask = |token: Option<&str>| {
+        let mut infer = vec![
+            "infer",
+            &url,
+            "--model",
+            "classifier",
+            "--policy",
+            &policy,
+            "--input",
+            &input,
+        ];
+        infer.extend(
+            token
+                .into_iter()
+                .flat_map(|token| ["--client-token", token]),
+        );
+        run(infer)
+    };
+    ask(None).fails_with(1, "401 Unauthorized: this model wants to know who asks");
+    for _ in 0..3 {
+        let said = ask(Some(&alice));
+        assert!(!said.err.contains("may be changed"), "{}", said.err);
+        said.success();
+    }
+    ask(Some(&alice)).fails_with(
+        1,
+        "429 Too Many Requests: your budget has 0 answers left: there is more in ",
+    );
+    let others = at("others.token");
+    std::fs::write(&others, token("alice", "others").success()).expect("written");
+    ask(Some(&others)).fails_with(1, "401 Unauthorized: the token is for another model");
+
+    // Another issuer's client, through a proxy, with a program that knows nothing of tokens.
+    ask(Some(&bob)).success();
+    let address = free_address();
+    let listen = address.to_string();
+    let mut command = occlude(&binary());
+    command.args(["proxy", &url, "--listen", &listen, "--policy", &policy]);
+    command.args(["--client-token", &bob]);
+    let _proxy = Service::start(&mut command, owner.at("proxy.log"), address);
+    let script = support("counted_answers.py");
+    let features = FEATURES.to_string();
+    let asked = [
+        text(&script),
+        &listen,
+        "classifier",
+        model::INPUT,
+        &features,
+    ];
+    assert_eq!(run_python(&python, &asked).success(), "2\n");
+
+    // The owner sees how often, and of whom no more than a digest.
+    let log = run(owner.order(&["audit"])).success();
+    assert!(log.contains("queries"), "{log}");
+    assert!(!log.contains("alice") && !log.contains("bob"), "{log}");
+}
+
+#[test]
 fn the_python_packages_own_tests_pass() {
     let Some(python) = python() else { return };
     let tests = format!("{PYTHON_PACKAGE}/tests");

@@ -222,15 +222,19 @@ fn seal_counted(site: &Site, output: &str) -> Result<(), DeploymentError> {
 }
 
 /// A token by the key in one file, written to another.
-fn make_token(
-    site: &Site,
-    key: &str,
-    subject: &str,
-    output: &str,
-) -> Result<(), DeploymentError> {
+fn make_token(site: &Site, key: &str, subject: &str, output: &str) -> Result<(), DeploymentError> {
     let key = site.owner.text(key);
     let token = [
-        "guard", "token", "--key", &key, "--issuer", ISSUER, "--subject", subject, "--model", MODEL,
+        "guard",
+        "token",
+        "--key",
+        &key,
+        "--issuer",
+        ISSUER,
+        "--subject",
+        subject,
+        "--model",
+        MODEL,
     ];
     let binary = &site.owner.grounds.binary;
     let token = binary.run("making a token", &token)?;

@@ -202,8 +202,7 @@ async fn a_token_ends() {
 
 #[tokio::test]
 async fn each_row_is_a_query_and_nobody_gets_more_than_there_is() {
-    let (world, issuer, model) =
-        guarded("client = { window = 5 }\nmodel = { window = 8 }").await;
+    let (world, issuer, model) = guarded("client = { window = 5 }\nmodel = { window = 8 }").await;
     let serving = world.serve(&[&model]).await;
     let alice = issuer.client(&world, &serving.url, "alice").await;
     let bob = issuer.client(&world, &serving.url, "bob").await;
@@ -300,7 +299,10 @@ async fn a_flood_is_answered_as_often_as_there_is_budget() {
     assert_eq!(answered.len(), 5, "{refused:?}");
     for refused in refused {
         let refused = refused.unwrap_err();
-        assert!(refused.starts_with("429 ") || refused.starts_with("503 "), "{refused}");
+        assert!(
+            refused.starts_with("429 ") || refused.starts_with("503 "),
+            "{refused}"
+        );
     }
 }
 
@@ -449,4 +451,3 @@ async fn nobody_between_sees_who_asks() {
         assert!(!seen.windows(secret.len()).any(|found| found == secret));
     }
 }
-

@@ -25,7 +25,11 @@ expected = np.floor(np.abs(expected) * 100 + 0.5) / 100
 client = triton.InferenceServerClient(address)
 metadata = client.get_model_metadata("digits")
 assert [output["name"] for output in metadata["outputs"]] == ["probabilities"], metadata
-told = {"guard": "misinformation+shaping", "answers_may_be_changed": True}
+told = {
+    "guard": "misinformation+shaping",
+    "answers_may_be_changed": True,
+    "token_required": False,
+}
 assert metadata["parameters"] == told, metadata
 
 

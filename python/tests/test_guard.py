@@ -179,6 +179,7 @@ class Sealing(unittest.TestCase):
         )
         counted = Guard(
             output="p",
+            watermark=200,
             budgets=Budgets(60, client=Budget(window=5, total=9), model=Budget(total=7)),
             issuers=(Issuer("https://issuer.example", "-----BEGIN PUBLIC KEY-----\nabc\n"),),
         )
@@ -187,6 +188,7 @@ class Sealing(unittest.TestCase):
             {
                 "format": 1,
                 "output": "p",
+                "watermark": {"one-in": 200},
                 "budgets": {
                     "window-seconds": 60,
                     "client": {"window": 5, "total": 9},

@@ -16,6 +16,8 @@
 //! 5. [`guard::guard`] has models copied by asking them, with each defence against that and
 //!    without, and says by how much it got dearer.
 //!
+//! 6. [`claim::claim`] looks for a guard's watermark in a model that may be a copy.
+//!
 //! What this does not do: it prints nothing, and it keeps no secret. The model that
 //! it measures lies in the clear on the caller's disk, and the keys that it seals with
 //! are thrown away. Its deployments listen on loopback alone, accept this very machine
@@ -26,6 +28,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod claim;
 pub mod cost;
 pub mod deployment;
 pub mod guard;

@@ -1,22 +1,25 @@
 //! Guarding answers.
 
 use occlude_inference_protocol::{DataType, Element, Tensor, TensorError, TensorMetadata};
+use occlude_keys::ModelKey;
 use zeroize::Zeroizing;
 
-use crate::GuardConfiguration;
+use crate::watermark::{FEWEST_CLASSES, WatermarkKey};
+use crate::{GuardConfiguration, Marks};
 
 /// By how much a probability may lie outside of its range, or a sum of them away from 1:
 /// half precision's rounding, over many classes.
 const TOLERANCE: f64 = 0.02;
 
 /// A model's guard, fit for it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub struct Guard {
     configuration: GuardConfiguration,
     /// What clients see of the model's outputs.
     shown: TensorMetadata,
     /// What has to be computed for an answer.
     computed: Vec<String>,
+    watermark: WatermarkKey,
 }
 
 /// Why a guard is not one for this model.
@@ -44,6 +47,17 @@ pub enum MismatchError {
         answers: String,
         /// The one with wrong ones.
         wrong: String,
+    },
+    /// Too few classes for a watermark.
+    #[error(
+        "the guard names the output {output:?}, which has {found} classes: a watermark needs \
+         {FEWEST_CLASSES}"
+    )]
+    Classes {
+        /// The output.
+        output: String,
+        /// How many it has.
+        found: i64,
     },
 }
 
@@ -77,13 +91,14 @@ pub enum AnswerError {
 }
 
 impl Guard {
-    /// A guard of a model with these outputs.
+    /// A guard of a model with these outputs and this key.
     ///
     /// # Errors
     /// [`MismatchError`].
     pub fn new(
         configuration: GuardConfiguration,
         outputs: &[TensorMetadata],
+        key: &ModelKey,
     ) -> Result<Self, MismatchError> {
         let changes = configuration.changes_answers();
         let find = |output: &str| {
@@ -98,6 +113,14 @@ impl Guard {
             Ok(found)
         };
         let shown = find(&configuration.output)?.clone();
+        let classes = shown.shape.last().copied().unwrap_or(1);
+        let few = (0..FEWEST_CLASSES as i64).contains(&classes);
+        if configuration.watermark.is_some() && few {
+            return Err(MismatchError::Classes {
+                output: shown.name,
+                found: classes,
+            });
+        }
         let mut computed = vec![shown.name.clone()];
         if let Some(misinformation) = &configuration.misinformation {
             let wrong = find(&misinformation.output)?;
@@ -113,6 +136,7 @@ impl Guard {
             configuration,
             shown,
             computed,
+            watermark: WatermarkKey::of(key),
         })
     }
 
@@ -140,6 +164,15 @@ impl Guard {
             shape.len().saturating_sub(1)
         };
         shape[..rows].iter().product()
+    }
+
+    /// What tells these inputs from others, before a model consumes them.
+    #[must_use]
+    pub fn marks(&self, inputs: &[Tensor]) -> Marks {
+        match self.configuration.watermark {
+            Some(_) => self.watermark.marks(inputs),
+            None => Marks::default(),
+        }
     }
 
     /// The one output that clients see and may ask for.
@@ -176,21 +209,48 @@ impl Guard {
     }
 
     /// Turns what the model computed, in the order of [`Guard::computed`], into an answer:
-    /// each row of the last dimension by itself.
+    /// each row of the last dimension by itself. `marks` are of what was asked.
     ///
     /// # Errors
     /// [`AnswerError`].
-    pub fn apply(&self, computed: &[Tensor]) -> Result<Tensor, AnswerError> {
+    pub fn apply(&self, computed: &[Tensor], marks: &Marks) -> Result<Tensor, AnswerError> {
         if !self.configuration.changes_answers() {
             return computed.first().cloned().ok_or(AnswerError::Outputs);
         }
         match self.shown.datatype {
-            DataType::Fp64 => self.apply_to::<f64>(computed),
-            _ => self.apply_to::<f32>(computed),
+            DataType::Fp64 => self
+                .apply_to::<f64>(computed, marks)
+                .map(|(answer, _)| answer),
+            _ => self
+                .apply_to::<f32>(computed, marks)
+                .map(|(answer, _)| answer),
         }
     }
 
-    fn apply_to<T: Number>(&self, computed: &[Tensor]) -> Result<Tensor, AnswerError> {
+    /// The class of each answer that is changed for the watermark; `None` for all others.
+    ///
+    /// # Errors
+    /// [`AnswerError`].
+    pub fn watermarked(
+        &self,
+        computed: &[Tensor],
+        marks: &Marks,
+    ) -> Result<Vec<Option<usize>>, AnswerError> {
+        match self.shown.datatype {
+            DataType::Fp64 => self
+                .apply_to::<f64>(computed, marks)
+                .map(|(_, classes)| classes),
+            _ => self
+                .apply_to::<f32>(computed, marks)
+                .map(|(_, classes)| classes),
+        }
+    }
+
+    fn apply_to<T: Number>(
+        &self,
+        computed: &[Tensor],
+        marks: &Marks,
+    ) -> Result<(Tensor, Vec<Option<usize>>), AnswerError> {
         let [answers, rest @ ..] = computed else {
             return Err(AnswerError::Outputs);
         };
@@ -211,31 +271,45 @@ impl Guard {
         let classes = answers.shape().last().copied().unwrap_or(1);
         // No more than there are values.
         let classes = usize::try_from(classes).map_err(|_| AnswerError::Outputs)?;
+        let mut marked = Vec::new();
         if classes > 0 {
             check(&values, classes)?;
             if let Some(wrong) = &wrong {
                 check(wrong, classes)?;
             }
+            let rows = values.len() / classes;
             for (row, answer) in values.chunks_exact_mut(classes).enumerate() {
-                self.guard(answer, wrong.as_ref().map(|wrong| &wrong[row * classes..]));
+                let wrong = wrong.as_ref().map(|wrong| &wrong[row * classes..]);
+                marked.push(self.guard(answer, wrong, marks, (row, rows)));
             }
         }
         let guarded: Zeroizing<Vec<T>> =
             Zeroizing::new(values.iter().map(|value| T::narrow(*value)).collect());
         let tensor =
             Tensor::from_values(self.shown.name.as_str(), answers.shape().to_vec(), &guarded);
-        tensor.map_err(|_: TensorError| AnswerError::Outputs)
+        let tensor = tensor.map_err(|_: TensorError| AnswerError::Outputs)?;
+        Ok((tensor, marked))
     }
 
-    /// Guards one answer, in place.
-    fn guard(&self, answer: &mut [f64], wrong: Option<&[f64]>) {
+    /// Guards one answer of so many, in place; says its class if it is marked.
+    fn guard(
+        &self,
+        answer: &mut [f64],
+        wrong: Option<&[f64]>,
+        marks: &Marks,
+        place: (usize, usize),
+    ) -> Option<usize> {
         if let Some((misinformation, wrong)) = self.configuration.misinformation.as_ref().zip(wrong)
         {
             misinformation.mix(answer, &wrong[..answer.len()]);
         }
+        let watermark = self.configuration.watermark;
+        let marked =
+            watermark.and_then(|watermark| self.watermark.change(watermark, marks, place, answer));
         if let Some(shaping) = &self.configuration.shaping {
             shaping.shape(answer);
         }
+        marked
     }
 }
 
@@ -333,8 +407,12 @@ mod tests {
         GuardConfiguration::from_toml(&text).unwrap()
     }
 
+    fn key() -> ModelKey {
+        ModelKey::new(Zeroizing::new([9; 32]))
+    }
+
     fn guard(sections: &str) -> Guard {
-        Guard::new(configuration(sections), &outputs(DataType::Fp32)).unwrap()
+        Guard::new(configuration(sections), &outputs(DataType::Fp32), &key()).unwrap()
     }
 
     fn tensor(name: &str, values: &[f32]) -> Tensor {
@@ -345,7 +423,7 @@ mod tests {
     fn answered(guard: &Guard, answers: &[f32], wrong: &[f32]) -> Result<Vec<f32>, AnswerError> {
         let computed = [tensor("p", answers), tensor("wrong", wrong)];
         let computed = &computed[..guard.computed().len()];
-        let answer = guard.apply(computed)?;
+        let answer = guard.apply(computed, &Marks::default())?;
         assert_eq!((answer.name(), answer.shape()), ("p", computed[0].shape()));
         Ok(answer.to_values().unwrap())
     }
@@ -388,13 +466,17 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_only_counted_stays_as_it_is() {
-        let integers = Guard::new(configuration(BUDGETS), &outputs(DataType::Int64)).unwrap();
+        let integers =
+            Guard::new(configuration(BUDGETS), &outputs(DataType::Int64), &key()).unwrap();
         let logits = Tensor::from_values::<i64>("p", vec![2, 3], &[7, -1, 0, 3, 3, 9]).unwrap();
         assert_eq!(
-            integers.apply(std::slice::from_ref(&logits)),
+            integers.apply(std::slice::from_ref(&logits), &Marks::default()),
             Ok(logits.clone())
         );
-        assert_eq!(integers.apply(&[]), Err(AnswerError::Outputs));
+        assert_eq!(
+            integers.apply(&[], &Marks::default()),
+            Err(AnswerError::Outputs)
+        );
     }
 
     #[test]
@@ -404,7 +486,7 @@ mod tests {
                 shape: declared.to_vec(),
                 ..metadata("p", DataType::Fp32)
             }];
-            let guard = Guard::new(configuration(BUDGETS), &outputs).unwrap();
+            let guard = Guard::new(configuration(BUDGETS), &outputs, &key()).unwrap();
             let values = vec![0.0_f32; shape.iter().product::<u64>() as usize];
             guard.rows(&Tensor::from_values("p", shape.to_vec(), &values).unwrap())
         };
@@ -419,12 +501,61 @@ mod tests {
     }
 
     #[test]
+    fn a_marked_answer_is_changed_before_it_is_shaped_and_can_be_told_again() {
+        let of = guard("[watermark]\none-in = 10\n[shaping]\nlabel-only = true\n");
+        let rows = 300;
+        let image: Vec<f32> = (0..rows).map(|row| row as f32).collect();
+        let inputs = [Tensor::from_values("image", vec![rows, 1], &image).unwrap()];
+        let marks = of.marks(&inputs);
+        let computed = [tensor("p", &CERTAIN.repeat(rows as usize))];
+        let answer = of.apply(&computed, &marks).unwrap();
+        let told = of.watermarked(&computed, &marks).unwrap();
+        let shown: Vec<f32> = answer.to_values().unwrap();
+        let mut marked = 0;
+        for (row, told) in shown.chunks_exact(3).zip(told) {
+            let label = row.iter().position(|value| *value == 1.0).unwrap();
+            assert_eq!(label, told.unwrap_or(0));
+            marked += usize::from(told.is_some());
+        }
+        assert!((15..50).contains(&marked), "{marked}");
+        // Without a watermark nothing is looked at.
+        let without = guard("[shaping]\nlabel-only = true\n");
+        assert_eq!(without.marks(&inputs), Marks::default());
+        let told = without.watermarked(&computed, &marks).unwrap();
+        assert_eq!(told.iter().flatten().count(), 0);
+    }
+
+    #[test]
+    fn a_watermark_needs_classes_to_choose_from() {
+        let of = |classes| {
+            let outputs = [TensorMetadata {
+                shape: vec![-1, classes],
+                ..metadata("p", DataType::Fp32)
+            }];
+            let refused = Guard::new(
+                configuration("[watermark]\none-in = 10\n"),
+                &outputs,
+                &key(),
+            );
+            refused.map(|_| ()).map_err(|error| error.to_string())
+        };
+        let refused = "the guard names the output \"p\", which has 2 classes: a watermark needs 3";
+        assert_eq!(of(2), Err(refused.to_owned()));
+        assert_eq!((of(3), of(-1)), (Ok(()), Ok(())));
+    }
+
+    #[test]
     fn double_precision_stays() {
-        let of = Guard::new(configuration(MISINFORMATION), &outputs(DataType::Fp64)).unwrap();
+        let of = Guard::new(
+            configuration(MISINFORMATION),
+            &outputs(DataType::Fp64),
+            &key(),
+        )
+        .unwrap();
         let values = [0.75 + 1e-12, 0.25 - 1e-12, 0.0];
         let computed =
             ["p", "wrong"].map(|name| Tensor::from_values(name, vec![3], &values).unwrap());
-        let answer = of.apply(&computed).unwrap();
+        let answer = of.apply(&computed, &Marks::default()).unwrap();
         assert_eq!(answer.to_values::<f64>().unwrap(), values);
     }
 
@@ -502,7 +633,7 @@ mod tests {
     #[test]
     fn a_model_without_what_the_guard_names_is_refused() {
         let refused = |outputs: &[TensorMetadata]| {
-            Guard::new(configuration(MISINFORMATION), outputs)
+            Guard::new(configuration(MISINFORMATION), outputs, &key())
                 .unwrap_err()
                 .to_string()
         };
@@ -530,25 +661,31 @@ mod tests {
         let of = guard(MISINFORMATION);
         let one = tensor("p", &CERTAIN);
         let two = tensor("wrong", &[WRONG, WRONG].concat());
-        assert_eq!(of.apply(&[one.clone(), two]), Err(AnswerError::Outputs));
         assert_eq!(
-            of.apply(std::slice::from_ref(&one)),
+            of.apply(&[one.clone(), two], &Marks::default()),
             Err(AnswerError::Outputs)
         );
-        assert_eq!(of.apply(&[]), Err(AnswerError::Outputs));
+        assert_eq!(
+            of.apply(std::slice::from_ref(&one), &Marks::default()),
+            Err(AnswerError::Outputs)
+        );
+        assert_eq!(of.apply(&[], &Marks::default()), Err(AnswerError::Outputs));
         let double = Tensor::from_values("wrong", vec![1, 3], &[1.0, 0.0, 0.0]).unwrap();
-        assert_eq!(of.apply(&[one, double]), Err(AnswerError::Outputs));
+        assert_eq!(
+            of.apply(&[one, double], &Marks::default()),
+            Err(AnswerError::Outputs)
+        );
         // Nothing asked, nothing answered.
         let none = |name: &str| Tensor::from_values::<f32>(name, vec![0, 3], &[]).unwrap();
         assert_eq!(
-            of.apply(&[none("p"), none("wrong")])
+            of.apply(&[none("p"), none("wrong")], &Marks::default())
                 .unwrap()
                 .element_count(),
             0
         );
         let empty = |name: &str| Tensor::from_values::<f32>(name, vec![2, 0], &[]).unwrap();
         assert_eq!(
-            of.apply(&[empty("p"), empty("wrong")])
+            of.apply(&[empty("p"), empty("wrong")], &Marks::default())
                 .unwrap()
                 .element_count(),
             0

@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{self, Client, TokenError};
-use crate::{Budgets, Issuer, Misinformation, Shaping};
+use crate::{Budgets, Issuer, Misinformation, Shaping, Watermark};
 use occlude_keys::ModelId;
 
 /// Where a sealed model's metadata has it.
@@ -33,6 +33,9 @@ pub struct GuardConfiguration {
     /// How much of an answer is told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shaping: Option<Shaping>,
+    /// What a copy is known by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watermark: Option<Watermark>,
     /// How many queries are answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budgets: Option<Budgets>,
@@ -74,7 +77,7 @@ pub enum ConfigurationError {
         expected: &'static str,
     },
     /// It says nothing.
-    #[error("it has no defence: add [misinformation], [shaping] or [budgets]")]
+    #[error("it has no defence: add [misinformation], [shaping], [watermark] or [budgets]")]
     Empty,
 }
 
@@ -121,12 +124,13 @@ impl GuardConfiguration {
     }
 
     /// Its defences by name, as statements and metadata tell them:
-    /// `misinformation+shaping+budgets`.
+    /// `misinformation+shaping+watermark+budgets`.
     #[must_use]
     pub fn name(&self) -> String {
         let names = [
             self.misinformation.as_ref().map(|_| "misinformation"),
             self.shaping.as_ref().map(|_| "shaping"),
+            self.watermark.map(|_| "watermark"),
             self.budgets.map(|_| "budgets"),
         ];
         names.into_iter().flatten().collect::<Vec<_>>().join("+")
@@ -135,7 +139,7 @@ impl GuardConfiguration {
     /// Whether answers may be others than the model's.
     #[must_use]
     pub fn changes_answers(&self) -> bool {
-        self.misinformation.is_some() || self.shaping.is_some()
+        self.misinformation.is_some() || self.shaping.is_some() || self.watermark.is_some()
     }
 
     /// Whether whoever asks has to say who they are, with a token.
@@ -185,6 +189,9 @@ impl GuardConfiguration {
         }
         if let Some(shaping) = &self.shaping {
             shaping.check()?;
+        }
+        if let Some(watermark) = self.watermark {
+            watermark.check()?;
         }
         if let Some(budgets) = &self.budgets {
             budgets.check()?;
@@ -251,6 +258,9 @@ mod tests {
         top = 3
         decimals = 2
 
+        [watermark]
+        one-in = 200
+
         [budgets]
         window-seconds = 3600
         client = { window = 100, total = 5000 }
@@ -268,12 +278,15 @@ MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=
     #[test]
     fn what_an_owner_wrote_is_sealed_and_read_back() {
         let configuration = GuardConfiguration::from_toml(WHOLE).unwrap();
-        assert_eq!(configuration.name(), "misinformation+shaping+budgets");
+        assert_eq!(
+            configuration.name(),
+            "misinformation+shaping+watermark+budgets"
+        );
         assert_eq!(configuration.misinformation.as_ref().unwrap().nu, 1000.0);
         let sealed = configuration.to_json();
         assert_eq!(
             sealed,
-            r#"{"format":1,"output":"probabilities","misinformation":{"output":"misinformation","tau":0.5,"nu":1000.0},"shaping":{"top":3,"decimals":2},"budgets":{"window-seconds":3600,"client":{"window":100,"total":5000},"model":{"window":1000}},"issuers":[{"name":"https://issuer.example","key":"-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n"}]}"#
+            r#"{"format":1,"output":"probabilities","misinformation":{"output":"misinformation","tau":0.5,"nu":1000.0},"shaping":{"top":3,"decimals":2},"watermark":{"one-in":200},"budgets":{"window-seconds":3600,"client":{"window":100,"total":5000},"model":{"window":1000}},"issuers":[{"name":"https://issuer.example","key":"-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n"}]}"#
         );
         assert_eq!(GuardConfiguration::from_json(&sealed), Ok(configuration));
     }
@@ -348,6 +361,11 @@ MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=
                  neither",
             ),
             (
+                "one-in = 200",
+                "one-in = 9",
+                "watermark.one-in: found 9, expected 10 to 1000000",
+            ),
+            (
                 "window-seconds = 3600",
                 "window-seconds = 0",
                 "budgets.window-seconds: found 0, expected 1 to 31536000, a year",
@@ -360,7 +378,7 @@ MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=
             (
                 "window-seconds = 3600",
                 "",
-                "line 13: missing field `window-seconds`",
+                "line 16: missing field `window-seconds`",
             ),
             (
                 "model = { window = 1000 }",

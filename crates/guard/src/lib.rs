@@ -10,7 +10,8 @@
 //!    has what it names ([`Guard::new`]), and shows clients one output alone.
 //! 3. Whoever asks shows a token ([`GuardConfiguration::identify`]), where clients are counted, and pays
 //!    for each row of an answer ([`Guard::rows`]) from its budget, which the server keeps.
-//! 4. Each answer goes through [`Guard::apply`]: first misinformation, then shaping.
+//! 4. Each answer goes through [`Guard::apply`]: first misinformation, then the watermark,
+//!    then shaping.
 //!
 //! Clients are hostile: every input is theirs, so no number that comes out of a model is
 //! taken for a probability before it was looked at. What cannot be guarded is not answered.
@@ -25,6 +26,7 @@ mod configuration;
 mod identity;
 mod misinformation;
 mod shaping;
+mod watermark;
 
 pub use answer::{AnswerError, Guard, MismatchError};
 pub use budgets::{Budgets, QueryBudget};
@@ -32,3 +34,4 @@ pub use configuration::{ConfigurationError, GuardConfiguration, METADATA_KEY, NO
 pub use identity::{Claims, Client, Issuer, TokenError, issue};
 pub use misinformation::Misinformation;
 pub use shaping::Shaping;
+pub use watermark::{Marks, Watermark};

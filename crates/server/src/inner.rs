@@ -18,7 +18,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use occlude_broker::ClientDigest;
 use occlude_engine::RunError;
-use occlude_guard::{AnswerError, Guard};
+use occlude_guard::{AnswerError, Guard, Marks};
 use occlude_inference_protocol::{
     BINARY_TENSOR_EXTENSION, EncodeError, INFERENCE_HEADER_CONTENT_LENGTH, InferRequest,
     InferResponse, ModelMetadata, ModelReady, Parameter, Parameters, ServerLive, ServerMetadata,
@@ -293,6 +293,7 @@ struct Computed {
     /// Without its inputs.
     request: InferRequest,
     outputs: Vec<Tensor>,
+    marks: Marks,
 }
 
 impl Asked {
@@ -318,11 +319,11 @@ impl Asked {
         if is(Weakening::EarlyAnswers) && !body.is_ascii() {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let wanted = match &self.served.guard {
-            None => &requested,
+        let (wanted, marks) = match &self.served.guard {
+            None => (&requested[..], Marks::default()),
             Some(guard) => {
                 guard.admit(&inputs, &requested)?;
-                guard.computed()
+                (guard.computed(), guard.marks(&inputs))
             }
         };
         let model = &self.loaded.model;
@@ -332,7 +333,11 @@ impl Asked {
                 RunError::NotAdmitted { .. } => InferError::no_memory(NO_MEMORY),
                 error => InferError::bad_request(error.to_string()),
             })?;
-        Ok(Computed { request, outputs })
+        Ok(Computed {
+            request,
+            outputs,
+            marks,
+        })
     }
 
     /// How many queries it is.
@@ -344,10 +349,14 @@ impl Asked {
 
     /// Guards and encodes.
     fn answer(&self, computed: Computed) -> Result<Response, InferError> {
-        let Computed { request, outputs } = computed;
+        let Computed {
+            request,
+            outputs,
+            marks,
+        } = computed;
         let outputs = match &self.served.guard {
             None => outputs,
-            Some(guard) => vec![guard.apply(&outputs)?],
+            Some(guard) => vec![guard.apply(&outputs, &marks)?],
         };
         let response = InferResponse {
             model_name: self.served.id.to_string(),

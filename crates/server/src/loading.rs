@@ -248,7 +248,7 @@ impl Loader {
                     }
                 })?;
             let guard = guard
-                .map(|guard| Guard::new(guard, model.outputs()))
+                .map(|guard| Guard::new(guard, model.outputs(), &key))
                 .transpose()
                 .map_err(|source| StartError::GuardOfAnother { path, source })?;
             let counts = model.layer_counts();

@@ -69,14 +69,18 @@ class Guard:
     output: str | None = None
     budgets: Budgets | None = None
     issuers: tuple[Issuer, ...] = ()
+    #: Change the answer to one input in so many, which :program:`occlude guard claim` finds in
+    #: a copy.
+    watermark: int | None = None
 
     def __post_init__(self) -> None:
         if (self.misinformation is None) != (self.tau is None):
             raise ValueError("misinformation and tau go together: give both or neither")
         if self.misinformation is None and self.output is None:
             raise ValueError("output: name the model's output that has the answers")
-        if self.misinformation is None and self.shaping is None and self.budgets is None:
-            raise ValueError("a guard needs misinformation, shaping or budgets")
+        defences = (self.misinformation, self.shaping, self.budgets, self.watermark)
+        if all(defence is None for defence in defences):
+            raise ValueError("a guard needs misinformation, shaping, a watermark or budgets")
 
     def to_toml(self) -> str:
         """The file that ``occlude seal --guard`` takes."""
@@ -96,6 +100,8 @@ class Guard:
                 lines.append(f"decimals = {int(self.shaping.decimals)}")
             if self.shaping.label_only:
                 lines.append("label-only = true")
+        if self.watermark is not None:
+            lines += ["", "[watermark]", f"one-in = {int(self.watermark)}"]
         if self.budgets is not None:
             lines += ["", "[budgets]", f"window-seconds = {int(self.budgets.window_seconds)}"]
             whose = {"client": self.budgets.client, "model": self.budgets.model}

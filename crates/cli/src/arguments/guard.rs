@@ -17,6 +17,8 @@ pub(crate) enum GuardAction {
     Keygen(IssuerKeygenArguments),
     /// Make a token that says who a client is.
     Token(TokenArguments),
+    /// Look for a model's watermark in one that may be a copy of it.
+    Claim(ClaimArguments),
 }
 
 #[derive(Debug, Args)]
@@ -73,4 +75,37 @@ pub(crate) struct TokenArguments {
     /// How long it holds.
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3650))]
     pub(crate) days: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The owner's model, sealed with a watermark, and the suspect are asked about the same inputs. Of
+those whose answers the watermark changes, a copy that learned the answers by heart says the
+changed class; any other model does so no more often than chance, and the p-value says how
+likely it would be by chance, at most.
+
+Try inputs that the suspect may have asked with, and all of them: who picks inputs by what the
+suspect says of them proves nothing. Tiny changes of an input make it another one.
+
+Example:
+  occlude guard claim suspect.onnx --model model.occ --key owner.key --inputs public.npz")]
+pub(crate) struct ClaimArguments {
+    /// The model that may be a copy: ONNX, and not trusted, so run this where nothing else is.
+    #[arg(value_name = "SUSPECT.onnx")]
+    pub(crate) suspect: PathBuf,
+    /// The owner's sealed model.
+    #[arg(long, value_name = "MODEL.occ")]
+    pub(crate) model: PathBuf,
+    /// The owner's key.
+    #[arg(long, value_name = "FILE", env = "OCCLUDE_OWNER_KEY")]
+    pub(crate) key: PathBuf,
+    /// Inputs by their names, as numpy.savez writes them: the first extent counts examples.
+    #[arg(long, value_name = "FILE.npz")]
+    pub(crate) inputs: PathBuf,
+    /// The suspect's output with labels or classes; its first by default.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) output: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }

@@ -21,7 +21,9 @@ pub(crate) use evaluate::{
     EvaluateAction, EvaluateArguments, EvaluateCostArguments, EvaluateGuardArguments,
     EvaluateProtectionArguments, WrittenArguments,
 };
-pub(crate) use guard::{GuardAction, GuardArguments, IssuerKeygenArguments, TokenArguments};
+pub(crate) use guard::{
+    ClaimArguments, GuardAction, GuardArguments, IssuerKeygenArguments, TokenArguments,
+};
 use occlude_attest::TeeChoice;
 use occlude_engine::{CipherKind, LargestShape, Spill};
 use occlude_evaluate::bench::Budget;
@@ -79,7 +81,7 @@ pub(crate) enum Command {
     Infer(InferArguments),
     /// Offer a verified server's inference protocol as plain HTTP on this machine.
     Proxy(ProxyArguments),
-    /// Say who may ask a guarded model.
+    /// Say who may ask a guarded model, and tell a copy of it.
     Guard(GuardArguments),
     /// Measure time and memory against plain ONNX Runtime.
     Bench(BenchArguments),

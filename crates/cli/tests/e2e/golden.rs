@@ -71,6 +71,7 @@ fn the_help_teaches() {
             "guard --help",
             "guard keygen --help",
             "guard token --help",
+            "guard claim --help",
             "bench --help",
             "completions --help",
         ],

@@ -312,6 +312,86 @@ fn a_counted_model_answers_whom_an_issuer_names_as_often_as_its_owner_said() {
 }
 
 #[test]
+fn a_copy_is_known_by_the_watermark_and_another_model_is_not() {
+    let Some(python) = python() else { return };
+    let owner = Owner::new(114, &binary());
+    let at = |name: &str| text(&owner.at(name)).to_owned();
+    let guard = format!(
+        "format = 1\noutput = \"{}\"\n[watermark]\none-in = 10\n",
+        model::OUTPUT
+    );
+    std::fs::write(owner.at("guard.toml"), guard).expect("written");
+    let (plain, sealed, key, guard) = (
+        at("model.onnx"),
+        at("marked.occ"),
+        at("owner.key"),
+        at("guard.toml"),
+    );
+    let seal = ["seal", &plain, "-o", &sealed, "--key", &key];
+    run([
+        &seal[..],
+        &["--id", "classifier", "--version", "2", "--guard", &guard],
+    ]
+    .concat())
+    .success();
+    owner.add_model("marked.occ").success();
+    let server = owner.serve("marked.occ");
+    let address = free_address();
+    let listen = address.to_string();
+    let mut command = occlude(&binary());
+    command.args(["proxy", &server.url(), "--listen", &listen]);
+    command.args(["--policy", &at("policy.toml")]);
+    let _proxy = Service::start(&mut command, owner.at("proxy.log"), address);
+    let script = support("watermark.py");
+    run_python(&python, &[text(&script), text(owner.folder()), &listen]).success();
+
+    let candidates = at("candidates.npz");
+    let claim = |suspect: &str, model: &str| {
+        let (suspect, model) = (at(suspect), at(model));
+        let claim = ["guard", "claim", &suspect, "--model", &model, "--key", &key];
+        run([&claim[..], &["--inputs", &candidates, "--json"]].concat())
+    };
+    let found = |suspect: &str| {
+        let said = claim(suspect, "marked.occ").success();
+        let json: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+        let number = |name: &str| json[name].as_f64().expect("a number");
+        (
+            number("inputs"),
+            number("marked"),
+            number("matched"),
+            number("p_value"),
+        )
+    };
+    let (inputs, marked, matched, p) = found("copy.onnx");
+    assert!(
+        inputs == 1500.0 && matched == marked,
+        "{matched} of {marked}"
+    );
+    assert!(p < 1e-90, "{p}");
+    let (inputs, others, matched, p) = found("honest.onnx");
+    assert!(
+        inputs == 1500.0 && others == marked && matched == 0.0,
+        "{matched}"
+    );
+    assert!(p > 0.99, "{p}");
+    claim("copy.onnx", "model.occ").fails_with(1, "the model has no watermark");
+    let text = run([
+        "guard",
+        "claim",
+        &at("copy.onnx"),
+        "--model",
+        &sealed,
+        "--key",
+        &key,
+        "--inputs",
+        &candidates,
+    ])
+    .success();
+    assert!(text.contains("inputs          1,500\n"), "{text}");
+    assert!(text.contains("p-value         "), "{text}");
+}
+
+#[test]
 fn the_python_packages_own_tests_pass() {
     let Some(python) = python() else { return };
     let tests = format!("{PYTHON_PACKAGE}/tests");

@@ -12,7 +12,7 @@ mod budget;
 mod comparison;
 mod inputs;
 mod memory;
-mod plain;
+pub(crate) mod plain;
 pub(crate) mod report;
 mod sealed;
 mod service;

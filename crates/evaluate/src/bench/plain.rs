@@ -15,7 +15,7 @@ use super::turns::{CpuTime, Times};
 use super::{BenchError, values};
 
 /// A plain model and the values that it is run on.
-pub(super) struct PlainModel {
+pub(crate) struct PlainModel {
     session: Session,
     inputs: Vec<TensorMetadata>,
     outputs: Vec<String>,
@@ -26,7 +26,7 @@ pub(super) struct PlainModel {
 }
 
 impl PlainModel {
-    pub(super) fn load(runtime: &'static Runtime, path: &Path) -> Result<Self, BenchError> {
+    pub(crate) fn load(runtime: &'static Runtime, path: &Path) -> Result<Self, BenchError> {
         Self::start(runtime, Instant::now(), |mut builder| {
             builder.commit_from_file(path)
         })
@@ -71,7 +71,7 @@ impl PlainModel {
     }
 
     /// What it takes; -1 for an open extent.
-    pub(super) fn inputs(&self) -> &[TensorMetadata] {
+    pub(crate) fn inputs(&self) -> &[TensorMetadata] {
         &self.inputs
     }
 
@@ -84,7 +84,7 @@ impl PlainModel {
     }
 
     /// Sets what it is run on from now on.
-    pub(super) fn feed(&mut self, inputs: &[Tensor]) -> Result<(), BenchError> {
+    pub(crate) fn feed(&mut self, inputs: &[Tensor]) -> Result<(), BenchError> {
         self.values = inputs
             .iter()
             .map(|tensor| Ok((tensor.name().to_owned(), values::to_onnx_runtime(tensor)?)))
@@ -113,7 +113,7 @@ impl PlainModel {
     }
 
     /// Runs once and returns the outputs, in the model's order.
-    pub(super) fn answer(&mut self) -> Result<Vec<Tensor>, BenchError> {
+    pub(crate) fn answer(&mut self) -> Result<Vec<Tensor>, BenchError> {
         let feeds: Vec<_> = self
             .values
             .iter()

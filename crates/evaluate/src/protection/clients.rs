@@ -269,14 +269,21 @@ fn slow_connections(site: &Site) -> Result<Seen, DeploymentError> {
         .map_err(failed(DOING))?;
         connections.push(connection);
     }
-    // They are accepted by now, or never.
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    let said = site.infer(&server.url(), &model::secret_input(50))?;
-    Ok(judge([match said.code {
-        0 => Ok(format!(
-            "somebody else is answered beside {}",
-            connections.len()
-        )),
-        _ => Err(format!("somebody else is not answered: {}", said.reason())),
-    }]))
+    // A busy machine takes its time until all are accepted.
+    let mut attempts = Vec::new();
+    for _ in 0..6 {
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let said = site.infer(&server.url(), &model::secret_input(50))?;
+        attempts.push(match said.code {
+            0 => Ok(format!(
+                "somebody else is answered beside {}",
+                connections.len()
+            )),
+            _ => Err(format!("somebody else is not answered: {}", said.reason())),
+        });
+        if attempts.last().is_some_and(Result::is_err) {
+            break;
+        }
+    }
+    Ok(judge(attempts))
 }

@@ -1,0 +1,337 @@
+//! Whether a model learned another one's answers by heart: the watermark of a guard, looked
+//! for in a suspect.
+//!
+//! The guard's key picks the inputs and, for each, a class that is not the model's. A model
+//! that was made without those answers cannot know the key, so it says that class with a
+//! probability of at most one in all others, whatever it has learned; how often it does is
+//! binomial, and so is the p-value. That holds for inputs that nobody chose by what the suspect says of
+//! them.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use occlude_engine::{Model, RunError, Runtime};
+use occlude_guard::{AnswerError, Guard};
+use occlude_inference_protocol::{DataType, Tensor, TensorMetadata};
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use crate::bench::BenchError;
+use crate::bench::plain::PlainModel;
+
+/// Inputs that are asked about at once, where models leave that open.
+const AT_ONCE: u64 = 256;
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Claim {
+    /// Different inputs that were tried.
+    pub inputs: u64,
+    /// Those of them whose answers are changed.
+    pub marked: u64,
+    /// Those of which the suspect says the class that they were changed to.
+    pub matched: u64,
+    /// How many that would be by chance, at most.
+    pub expected_by_chance: f64,
+    /// The probability of so many or more by chance, at most.
+    pub p_value: f64,
+}
+
+/// Why nothing can be said.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClaimError {
+    /// The model was sealed without a watermark.
+    #[error("the model has no watermark: nothing to look for")]
+    NoWatermark,
+    /// An array that is not an input, or one that is missing.
+    #[error("the inputs are {found:?}, the {whose} takes {expected:?}")]
+    Inputs {
+        /// Whose they should be.
+        whose: &'static str,
+        /// The arrays that there are.
+        found: Vec<String>,
+        /// The inputs of the model.
+        expected: Vec<String>,
+    },
+    /// Arrays that do not hold one example for each first index.
+    #[error(
+        "input {input:?} cannot be cut into examples: expected numbers, with the same first extent as the others"
+    )]
+    Examples {
+        /// The array.
+        input: String,
+    },
+    /// An output that no labels can be read from.
+    #[error(
+        "the suspect's output {output:?} is {found} {shape:?}: expected labels (INT64, one each) or a row of FP32 or FP64 each"
+    )]
+    Labels {
+        /// The output.
+        output: String,
+        /// Its type.
+        found: DataType,
+        /// Its shape.
+        shape: Vec<u64>,
+    },
+    /// The suspect has no such output.
+    #[error("the suspect has no output {output:?}")]
+    NoOutput {
+        /// The output.
+        output: String,
+    },
+    /// The owner's model does not run on the inputs.
+    #[error("the owner's model: {0}")]
+    Model(#[from] RunError),
+    /// Its answers cannot be guarded.
+    #[error("the owner's model: {0}")]
+    Answer(#[from] AnswerError),
+    /// ONNX Runtime cannot run the suspect.
+    #[error("the suspect: {0}")]
+    Suspect(#[from] BenchError),
+}
+
+/// Asks a model with its guard and a suspect, an ONNX file, about the same inputs: arrays whose
+/// first extent is that of the examples. `output` is the suspect's with the classes, its first by
+/// default; `progress` is told how many of all examples are done.
+///
+/// # Errors
+/// [`ClaimError`].
+pub fn claim(
+    (model, guard): (&Model, &Guard),
+    (runtime, suspect, output): (&'static Runtime, &Path, Option<&str>),
+    inputs: &[Tensor],
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Claim, ClaimError> {
+    if guard.configuration().watermark.is_none() {
+        return Err(ClaimError::NoWatermark);
+    }
+    let mut suspect = PlainModel::load(runtime, suspect)?;
+    let own = named("model", inputs, model.inputs())?;
+    let theirs = named("suspect", inputs, suspect.inputs())?;
+    let examples = examples(inputs)?;
+    let fixed = [model.inputs(), suspect.inputs()]
+        .into_iter()
+        .flatten()
+        .filter_map(|input| u64::try_from(*input.shape.first()?).ok())
+        .max();
+    let at_once = fixed.unwrap_or(AT_ONCE).max(1);
+    let (mut seen, mut classes) = (HashSet::new(), 0);
+    let mut found = Claim {
+        inputs: 0,
+        marked: 0,
+        matched: 0,
+        expected_by_chance: 0.0,
+        p_value: 1.0,
+    };
+    let mut at = 0;
+    while at < examples {
+        let rows = at_once.min(examples - at);
+        if fixed.is_some() && rows < at_once {
+            // Models of a fixed size take no fewer.
+            break;
+        }
+        let asked = cut(&own, at, rows)?;
+        let marks = guard.marks(&asked);
+        let computed = model.run(asked, guard.computed())?;
+        let told = guard.watermarked(&computed, &marks)?;
+        classes = last(&computed[0]);
+        suspect.feed(&cut(&theirs, at, rows)?)?;
+        let labels = labels(suspect.answer()?, output, told.len())?;
+        // The same input twice is one trial.
+        let new: Vec<bool> = marks.digests().map(|digest| seen.insert(*digest)).collect();
+        let of_one = (told.len() / new.len().max(1)).max(1);
+        for (row, (told, label)) in told.iter().zip(labels).enumerate() {
+            if !new.get(row / of_one).copied().unwrap_or(false) {
+                continue;
+            }
+            found.inputs += 1;
+            found.marked += u64::from(told.is_some());
+            found.matched += u64::from(told.is_some_and(|class| class as u64 == label));
+        }
+        at += rows;
+        progress(at, examples);
+    }
+    let chance = 1.0 / (classes.max(2) - 1) as f64;
+    found.expected_by_chance = found.marked as f64 * chance;
+    found.p_value = p_value(found.matched, found.marked, chance);
+    Ok(found)
+}
+
+/// The probability of `matched` or more of `trials`, each with probability `chance`: the
+/// regularized incomplete beta function (NIST Digital Library of Mathematical Functions,
+/// section 8.17(i)).
+fn p_value(matched: u64, trials: u64, chance: f64) -> f64 {
+    if matched == 0 {
+        return 1.0;
+    }
+    puruspe::betai(matched as f64, (trials - matched + 1) as f64, chance)
+}
+
+/// The inputs under the names of a model's own; of two single ones the names do not matter.
+fn named(
+    whose: &'static str,
+    inputs: &[Tensor],
+    wanted: &[TensorMetadata],
+) -> Result<Vec<Tensor>, ClaimError> {
+    if let ([input], [wanted]) = (inputs, wanted) {
+        return Ok(vec![input.clone().renamed(wanted.name.as_str()).map_err(
+            |_| ClaimError::Examples {
+                input: input.name().to_owned(),
+            },
+        )?]);
+    }
+    let has = |wanted: &TensorMetadata| inputs.iter().any(|input| input.name() == wanted.name);
+    if inputs.len() == wanted.len() && wanted.iter().all(has) {
+        return Ok(inputs.to_vec());
+    }
+    Err(ClaimError::Inputs {
+        whose,
+        found: inputs.iter().map(|input| input.name().to_owned()).collect(),
+        expected: wanted.iter().map(|wanted| wanted.name.clone()).collect(),
+    })
+}
+
+/// The first extent, which all inputs share.
+fn examples(inputs: &[Tensor]) -> Result<u64, ClaimError> {
+    let first = inputs.first().and_then(|input| input.shape().first());
+    let wrong = inputs.iter().find(|input| {
+        input.datatype() == DataType::Bytes
+            || input.shape().first().is_none_or(|own| Some(own) != first)
+    });
+    match wrong {
+        None => Ok(first.copied().unwrap_or(0)),
+        Some(input) => Err(ClaimError::Examples {
+            input: input.name().to_owned(),
+        }),
+    }
+}
+
+/// Some of the examples.
+fn cut(inputs: &[Tensor], at: u64, rows: u64) -> Result<Vec<Tensor>, ClaimError> {
+    let some = |input: &Tensor| {
+        let (first, rest) = input.shape().split_first()?;
+        let length = input.data().len() / usize::try_from(*first).ok()?;
+        let (at, count) = (usize::try_from(at).ok()?, usize::try_from(rows).ok()?);
+        let data = input.data().get(at * length..(at + count) * length)?;
+        let shape = [&[rows], rest].concat();
+        Tensor::new(
+            input.name(),
+            input.datatype(),
+            shape,
+            Zeroizing::new(data.to_vec()),
+        )
+        .ok()
+    };
+    inputs
+        .iter()
+        .map(|input| {
+            some(input).ok_or_else(|| ClaimError::Examples {
+                input: input.name().to_owned(),
+            })
+        })
+        .collect()
+}
+
+fn last(answers: &Tensor) -> u64 {
+    answers.shape().last().copied().unwrap_or(1)
+}
+
+/// The class that the suspect gives each row.
+fn labels(outputs: Vec<Tensor>, wanted: Option<&str>, rows: usize) -> Result<Vec<u64>, ClaimError> {
+    let mut outputs = outputs.into_iter();
+    let output = match wanted {
+        None => outputs.next(),
+        Some(wanted) => outputs.find(|output| output.name() == wanted),
+    };
+    let output = output.ok_or_else(|| ClaimError::NoOutput {
+        output: wanted.unwrap_or_default().to_owned(),
+    })?;
+    let numbers: Option<Vec<f64>> = match output.datatype() {
+        DataType::Fp32 => output
+            .to_values::<f32>()
+            .ok()
+            .map(|values| values.into_iter().map(f64::from).collect()),
+        DataType::Fp64 => output.to_values().ok(),
+        DataType::Int64 => {
+            let values = output.to_values::<i64>().unwrap_or_default();
+            if values.len() == rows {
+                // A label below 0 is nobody's.
+                return Ok(values
+                    .into_iter()
+                    .map(|label| u64::try_from(label).unwrap_or(u64::MAX))
+                    .collect());
+            }
+            None
+        }
+        _ => None,
+    };
+    let each = numbers
+        .as_ref()
+        .map_or(0, |numbers| numbers.len() / rows.max(1));
+    match numbers {
+        Some(numbers) if each > 1 && numbers.len() == each * rows => Ok(numbers
+            .chunks_exact(each)
+            .map(|row| {
+                let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let first = row.iter().position(|value| *value >= largest);
+                first.map_or(u64::MAX, |first| first as u64)
+            })
+            .collect()),
+        _ => Err(ClaimError::Labels {
+            output: output.name().to_owned(),
+            found: output.datatype(),
+            shape: output.shape().to_vec(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// SciPy 1.17.1: `scipy.stats.binom.sf(k - 1, n, p)`.
+    #[test]
+    fn the_p_value_is_the_binomial_tail() {
+        for (matched, trials, chance, expected) in [
+            (0, 10, 0.5, 1.0),
+            (10, 10, 0.5, 0.000_976_562_5),
+            (3, 20, 1.0 / 9.0, 3.86563069362161893e-01),
+            (20, 40, 1.0 / 9.0, 1.21851663096876553e-09),
+            (60, 60, 1.0 / 9.0, 5.56479837676842465e-58),
+        ] {
+            let found = p_value(matched, trials, chance);
+            let error = (found / expected - 1.0).abs();
+            assert!(error < 1e-9, "{matched} of {trials}: {found} {expected}");
+        }
+        assert_eq!(p_value(0, 0, 0.5), 1.0);
+    }
+
+    #[test]
+    fn labels_are_read_from_rows_and_from_numbers() {
+        let rows = Tensor::from_values("p", vec![2, 3], &[0.1_f32, 0.7, 0.2, 0.9, 0.0, 0.1]);
+        let numbers = Tensor::from_values("label", vec![2], &[2_i64, -1]).unwrap();
+        let outputs = [rows.unwrap(), numbers];
+        let of = |wanted| labels(outputs.to_vec(), wanted, 2).map_err(|error| error.to_string());
+        assert_eq!(of(None), Ok(vec![1, 0]));
+        assert_eq!(of(Some("label")), Ok(vec![2, u64::MAX]));
+        assert_eq!(
+            of(Some("more")),
+            Err("the suspect has no output \"more\"".to_owned())
+        );
+        let three = labels(outputs.to_vec(), Some("label"), 3).unwrap_err();
+        assert!(matches!(three, ClaimError::Labels { .. }), "{three}");
+    }
+
+    #[test]
+    fn inputs_are_cut_by_their_first_extent() {
+        let image = Tensor::from_values("image", vec![3, 2], &[0.0_f32, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        let image = image.unwrap();
+        assert_eq!(examples(std::slice::from_ref(&image)).unwrap(), 3);
+        let middle = cut(std::slice::from_ref(&image), 1, 1).unwrap();
+        assert_eq!(middle[0].shape(), [1, 2]);
+        assert_eq!(middle[0].to_values::<f32>().unwrap(), [2.0, 3.0]);
+        let other = Tensor::from_values("scale", vec![2], &[0.0_f32; 2]).unwrap();
+        assert!(examples(&[image, other]).is_err());
+    }
+}

@@ -12,12 +12,17 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 use rustix::fs::{MemfdFlags, SealFlags};
 use sha2::{Digest, Sha256};
 
 use crate::telemetry::telemetry_is_forbidden;
+
+/// How often a busy copy is sealed again, and after which time.
+const SEALING_TRIES: usize = 20;
+const SEALING_PAUSE: Duration = Duration::from_millis(100);
 
 /// The version of ONNX Runtime this engine is built for.
 pub const ONNX_RUNTIME_VERSION: &str = "1.32.0";
@@ -300,9 +305,7 @@ fn sealed_copy(path: &Path, pinned: &PinnedLibrary) -> Result<File, LoadLibraryE
         copy.write_all(&block[..read])
             .map_err(LoadLibraryError::NoSealedMemory)?;
     }
-    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
-    rustix::fs::fcntl_add_seals(&copy, seals)
-        .map_err(|error| LoadLibraryError::NoSealedMemory(error.into()))?;
+    seal(&copy).map_err(LoadLibraryError::NoSealedMemory)?;
 
     let found = digest(&copy, &mut block).map_err(LoadLibraryError::NoSealedMemory)?;
     if found == pinned.sha256 {
@@ -314,6 +317,19 @@ fn sealed_copy(path: &Path, pinned: &PinnedLibrary) -> Result<File, LoadLibraryE
             found,
         })
     }
+}
+
+/// Forbids all changes. While the kernel holds on to a page that was just written, it says that
+/// the file is busy (fcntl(2), `F_ADD_SEALS`): that passes.
+fn seal(copy: &File) -> io::Result<()> {
+    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    for _ in 0..SEALING_TRIES {
+        match rustix::fs::fcntl_add_seals(copy, seals) {
+            Err(rustix::io::Errno::BUSY) => std::thread::sleep(SEALING_PAUSE),
+            sealed => return sealed.map_err(io::Error::from),
+        }
+    }
+    rustix::fs::fcntl_add_seals(copy, seals).map_err(io::Error::from)
 }
 
 fn executable_memfd() -> io::Result<File> {

@@ -13,7 +13,7 @@ use std::path::Path;
 use occlude_engine::{Model, RunError, Runtime};
 use occlude_guard::{AnswerError, Guard};
 use occlude_inference_protocol::{DataType, Tensor, TensorMetadata};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::bench::BenchError;
@@ -23,7 +23,7 @@ use crate::bench::plain::PlainModel;
 const AT_ONCE: u64 = 256;
 
 /// What was found.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Claim {
     /// Different inputs that were tried.
     pub inputs: u64,
@@ -290,15 +290,15 @@ fn labels(outputs: Vec<Tensor>, wanted: Option<&str>, rows: usize) -> Result<Vec
 mod tests {
     use super::*;
 
-    /// SciPy 1.17.1: `scipy.stats.binom.sf(k - 1, n, p)`.
+    /// `SciPy` 1.17.1: `scipy.stats.binom.sf(k - 1, n, p)`.
     #[test]
     fn the_p_value_is_the_binomial_tail() {
         for (matched, trials, chance, expected) in [
             (0, 10, 0.5, 1.0),
             (10, 10, 0.5, 0.000_976_562_5),
-            (3, 20, 1.0 / 9.0, 3.86563069362161893e-01),
-            (20, 40, 1.0 / 9.0, 1.21851663096876553e-09),
-            (60, 60, 1.0 / 9.0, 5.56479837676842465e-58),
+            (3, 20, 1.0 / 9.0, 3.865_630_693_621_619e-1),
+            (20, 40, 1.0 / 9.0, 1.218_516_630_968_765_5e-9),
+            (60, 60, 1.0 / 9.0, 5.564_798_376_768_425e-58),
         ] {
             let found = p_value(matched, trials, chance);
             let error = (found / expected - 1.0).abs();

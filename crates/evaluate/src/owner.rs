@@ -166,6 +166,21 @@ impl Owner {
         binary.run("sealing the model", &arguments).map(drop)
     }
 
+    /// Looks for a watermark: what was found, as JSON.
+    pub(crate) fn claim(
+        &self,
+        suspect: &str,
+        container: &str,
+        inputs: &str,
+    ) -> Result<String, DeploymentError> {
+        let key = self.text(KEY);
+        let claim = ["guard", "claim", suspect, "--model", container];
+        let rest = ["--key", &key, "--inputs", inputs, "--json"];
+        let arguments = [&claim[..], &rest].concat();
+        let binary = &self.grounds.binary;
+        binary.run("looking for a watermark", &arguments)
+    }
+
     /// Gives an order to this owner's broker.
     pub(crate) fn order(&self, order: &[&str]) -> Result<Said, DeploymentError> {
         self.order_to(&self.broker.url(), order)

@@ -180,6 +180,18 @@ fn print_guards(report: &GuardReport) {
     let numbers: Vec<usize> = (2..header.len()).collect();
     output::table(&header, rows, &numbers);
     output::line("");
+    output::line("watermarks found in copies, asked about what they learned from");
+    let claims = report.claims.iter().map(|claim| claim.cells().into());
+    let header = [
+        "attacker",
+        "learned from",
+        "queries",
+        "said as marked",
+        "by chance",
+        "p-value",
+    ];
+    output::table(&header, claims.collect(), &[2, 3, 4, 5]);
+    output::line("");
     for (name, explained) in &report.attackers {
         output::line(format_args!("{name}: {explained}"));
     }

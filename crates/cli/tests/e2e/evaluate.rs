@@ -155,9 +155,16 @@ fn copies_of_guarded_models_are_worse_and_all_of_it_is_drawn() {
     let report: Value =
         serde_json::from_slice(&std::fs::read(&json).expect("written")).expect("one JSON document");
     let clones = report["clones"].as_array().expect("clones");
-    // Seven attackers on six defences of one network, two on six of the larger, one on
+    // Seven attackers on seven defences of one network, two on six of the larger, one on
     // three of the logistic regression.
-    assert_eq!(clones.len(), 7 * 6 + 2 * 6 + 3);
+    assert_eq!(clones.len(), 7 * 7 + 2 * 6 + 3);
+    let claims = report["claims"].as_array().expect("claims");
+    assert_eq!(claims.len(), 7 * 2);
+    for claim in claims {
+        let p = claim["p_value"].as_f64().expect("a number");
+        let innocent = claim["learned_from"] == "none";
+        assert!(!innocent || p > 1e-4, "{claim}");
+    }
     let number = |attacker: &str, name: &str| report[attacker][name].as_f64().expect("a number");
     for attacker in ["knockoff", "copycat", "random"] {
         let [without, with] = ["undefended", "defended"]
@@ -185,6 +192,7 @@ fn copies_of_guarded_models_are_worse_and_all_of_it_is_drawn() {
         "<polyline",
         "misinformation",
         "jbda on digits",
+        "Watermarks",
     ] {
         assert!(shown.contains(words), "{words} in {shown}");
     }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{GuardReport, OutcomeReport, SweepReport, VictimReport};
+use super::{ClaimReport, GuardReport, OutcomeReport, SweepReport, VictimReport};
 use crate::number;
 use crate::page;
 use crate::page::chart::{self, Axis, Colour, Line};
@@ -31,6 +31,7 @@ struct Page<'a> {
     charts: Vec<Chart>,
     columns: Vec<String>,
     rows: Vec<Vec<String>>,
+    claims: Vec<[String; 6]>,
 }
 
 /// How well copies of one attacker's do.
@@ -59,6 +60,7 @@ pub fn html(report: &GuardReport) -> String {
         charts: charts(report),
         columns,
         rows,
+        claims: report.claims.iter().map(ClaimReport::cells).collect(),
     };
     page::render(TEMPLATE, &page)
 }

@@ -16,11 +16,15 @@ pub use html::html;
 use occlude_attest::TeeKind;
 use serde::{Deserialize, Serialize};
 
+use crate::claim::Claim;
 use crate::owner::{Grounds, Owner};
 use crate::processes::{DeploymentError, Folder, Running, failed, free_address};
 
 /// How often it is looked whether Python has ended.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// The container of the model with a watermark.
+const WATERMARKED: &str = "digits-watermark.occ";
 
 /// What is attacked, and how long.
 #[derive(Debug)]
@@ -56,6 +60,9 @@ pub struct GuardReport {
     pub sweeps: Vec<SweepReport>,
     /// Each copy that somebody made.
     pub clones: Vec<CloneReport>,
+    /// What the owner of the watermarked model can show of copies, and of models that are none.
+    #[serde(default)]
+    pub claims: Vec<ClaimReport>,
     /// What a guard costs in time.
     pub latency: LatencyReport,
     /// For each attacker, the smallest number of queries with which the copy of the unguarded
@@ -125,6 +132,21 @@ pub struct CloneReport {
     pub accuracy: f64,
     /// How many of them it answers as the served model does.
     pub fidelity: f64,
+}
+
+/// What `occlude guard claim` says of one suspect, which was asked about what it learned from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClaimReport {
+    /// Who made the suspect.
+    pub attacker: String,
+    /// How many rows were asked for it.
+    pub queries: u32,
+    /// What defends the model that it learned from: `watermark`, or `none` of one that is the
+    /// same but for that.
+    pub learned_from: String,
+    /// What was found.
+    #[serde(flatten)]
+    pub claim: Claim,
 }
 
 /// Times of one answer over the channel, in turns.
@@ -197,6 +219,31 @@ impl VictimReport {
     }
 }
 
+impl ClaimReport {
+    /// As a row of a table.
+    #[must_use]
+    pub fn cells(&self) -> [String; 6] {
+        [
+            self.attacker.clone(),
+            self.learned_from.clone(),
+            self.queries.to_string(),
+            format!("{} of {}", self.claim.matched, self.claim.marked),
+            format!("{:.1}", self.claim.expected_by_chance),
+            format!("{:.1e}", self.claim.p_value),
+        ]
+    }
+}
+
+/// A model that may be a copy, and what its maker asked about.
+#[derive(Deserialize)]
+struct Suspect {
+    attacker: String,
+    queries: u32,
+    learned_from: String,
+    suspect: String,
+    inputs: String,
+}
+
 /// A model that Python made.
 #[derive(Deserialize)]
 struct Made {
@@ -260,7 +307,26 @@ pub fn guard(
     let attack = ["attack", "--proxy", &listen, "--queries", &queries];
     python.run("attacking", &attack, progress)?;
     drop((proxy, server));
-    serde_json::from_slice(&read("result.json")?).map_err(failed(READING))
+    let report = read("result.json")?;
+    let mut report: GuardReport = serde_json::from_slice(&report).map_err(failed(READING))?;
+    let suspects = read("claims.json")?;
+    let suspects: Vec<Suspect> = serde_json::from_slice(&suspects).map_err(failed(READING))?;
+    for suspect in suspects {
+        progress("looking for the watermark");
+        let at = |name: &str| python.folder.at(name).display().to_string();
+        let found = owner.claim(
+            &at(&suspect.suspect),
+            &owner.text(WATERMARKED),
+            &at(&suspect.inputs),
+        )?;
+        report.claims.push(ClaimReport {
+            attacker: suspect.attacker,
+            queries: suspect.queries,
+            learned_from: suspect.learned_from,
+            claim: serde_json::from_str(&found).map_err(failed(READING))?,
+        });
+    }
+    Ok(report)
 }
 
 /// The Python package, which works in one folder.

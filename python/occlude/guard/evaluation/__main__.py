@@ -14,7 +14,7 @@ import onnx
 
 from occlude.guard.evaluation.attackers import ATTACKERS, EQUATIONS, Ask, Attacker
 from occlude.guard.evaluation.data import digits, letters, strokes
-from occlude.guard.evaluation.victims import INPUT, OUTPUT, SHAPES, victims
+from occlude.guard.evaluation.victims import INPUT, OUTPUT, to_onnx, victims
 
 #: Rows that are asked at once.
 BATCH = 100
@@ -74,7 +74,8 @@ def attack(arguments: argparse.Namespace) -> None:
     data = digits(np.random.default_rng(arguments.seed))
     client = Client(arguments.proxy)
     budgets = [n for n in (100, 300, 1000, 3000, 10000) if n <= arguments.queries]
-    clones = []
+    clones: list[dict] = []
+    claims: list[dict] = []
     for victim in listed:
         ask = client.of(victim["id"])
         found = ask(data.held_out)
@@ -85,7 +86,9 @@ def attack(arguments: argparse.Namespace) -> None:
             for budget in budgets:
                 say(f"{attacker.name} on {victim['id']}, {budget} queries")
                 random = np.random.default_rng([arguments.seed, budget])
-                clone = attacker.attack(counted(ask, budget), budget, data.seeds, random)
+                asked: list[np.ndarray] = []
+                limited = counted(ask, budget, asked)
+                clone = attacker.attack(limited, budget, data.seeds, random)
                 labels = clone.probabilities(data.held_out.astype(np.float64)).argmax(axis=1)
                 clones.append(
                     {
@@ -98,6 +101,14 @@ def attack(arguments: argparse.Namespace) -> None:
                         "fidelity": _share(labels == found.argmax(axis=1)),
                     }
                 )
+                # A copy with the watermark, and one of the same model without, which is innocent.
+                if victim["id"] in ("digits-watermark", "digits-none"):
+                    suspect, inputs = (f"claim-{len(claims)}.{end}" for end in ("onnx", "npz"))
+                    onnx.save(to_onnx(clone), arguments.folder / suspect)
+                    np.savez(arguments.folder / inputs, **{INPUT: np.concatenate(asked)})
+                    claim = {"attacker": attacker.name, "queries": budget, "suspect": suspect}
+                    claim |= {"learned_from": victim["defence"], "inputs": inputs}
+                    claims.append(claim)
     say("timing answers")
     result = {
         "format": 1,
@@ -110,6 +121,7 @@ def attack(arguments: argparse.Namespace) -> None:
     }
     result |= _summaries(result)
     (arguments.folder / "result.json").write_text(json.dumps(result))
+    (arguments.folder / "claims.json").write_text(json.dumps(claims))
 
 
 class Client:
@@ -138,8 +150,8 @@ class Client:
         return np.array(output["data"]).reshape(output["shape"])
 
 
-def counted(ask: Ask, budget: int) -> Ask:
-    """Lets no attacker ask more than it says."""
+def counted(ask: Ask, budget: int, asked: list[np.ndarray] | None = None) -> Ask:
+    """Lets no attacker ask more than it says, and adds what it does to ``asked``."""
     left = budget
 
     def ask_counted(rows: np.ndarray) -> np.ndarray:
@@ -147,6 +159,8 @@ def counted(ask: Ask, budget: int) -> Ask:
         left -= len(rows)
         if left < 0:
             raise RuntimeError(f"an attacker asked {-left} rows more than its {budget}")
+        if asked is not None:
+            asked.append(np.asarray(rows, np.float32))
         return ask(rows)
 
     return ask_counted

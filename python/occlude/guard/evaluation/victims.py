@@ -22,6 +22,9 @@ SHAPES = {"digits": (128, 64), "large": (512, 512), "logistic": ()}
 #: Thresholds of a sweep.
 TAUS = tuple(round(0.1 * tenth, 1) for tenth in range(1, 10))
 
+#: One answer in so many is changed where there is a watermark.
+MARKED = 50
+
 ROUNDED, LABELS = Shaping(decimals=1), Shaping(label_only=True)
 
 
@@ -64,6 +67,9 @@ def victims(data: Digits, random: np.random.Generator) -> tuple[list[Victim], li
             _victim(network, "rounded", plain, Guard(output=OUTPUT, shaping=ROUNDED), data),
             _victim(network, "labels", plain, Guard(output=OUTPUT, shaping=LABELS), data),
         ]
+        if network == "digits":
+            marked = Guard(output=OUTPUT, watermark=MARKED)
+            found.append(_victim(network, "watermark", plain, marked, data))
         if not shape:
             continue
         exposed = _trained(shape, data, outliers, random)

@@ -230,9 +230,12 @@ fn identify(
     headers: &HeaderMap,
 ) -> Result<Option<ClientDigest>, InferError> {
     let guard = served.guard.as_ref().map(Guard::configuration);
-    let guard = guard.filter(|guard| guard.asks_for_tokens());
-    let Some((guard, meter)) = guard.zip(loaded.meter.as_ref()) else {
+    let Some(guard) = guard.filter(|guard| guard.asks_for_tokens()) else {
         return Ok(None);
+    };
+    // Whoever is asked for a token is counted.
+    let Some(meter) = &loaded.meter else {
+        return Err(SpendError::Unavailable.into());
     };
     let Some(token) = bearer(headers) else {
         let message = "this model wants to know who asks: expected a token of an issuer whom its \

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use occlude_keys::ModelId;
 
+use super::NewOrExistingKey;
+
 #[derive(Debug, Args)]
 pub(crate) struct GuardArguments {
     #[command(subcommand)]
@@ -36,18 +38,8 @@ The public half goes into the guard that a model is sealed with (docs/guard.md):
 Example:
   occlude guard keygen -o issuer.pem")]
 pub(crate) struct IssuerKeygenArguments {
-    /// Write a new key here (PKCS #8 PEM, mode 0600; an existing file is never overwritten).
-    #[arg(
-        short,
-        long,
-        value_name = "FILE",
-        required_unless_present = "public",
-        conflicts_with = "public"
-    )]
-    pub(crate) output: Option<PathBuf>,
-    /// Print the public half of this key.
-    #[arg(long, value_name = "KEY")]
-    pub(crate) public: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) key: NewOrExistingKey,
 }
 
 #[derive(Debug, Args)]

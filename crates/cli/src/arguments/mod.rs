@@ -115,6 +115,16 @@ Examples:
   occlude keygen -o owner.key
   occlude keygen --public owner.key")]
 pub(crate) struct KeygenArguments {
+    #[command(flatten)]
+    pub(crate) key: NewOrExistingKey,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A key to make, or one whose public half is wanted.
+#[derive(Debug, Args)]
+pub(crate) struct NewOrExistingKey {
     /// Write a new key here (mode 0600; an existing file is never overwritten).
     #[arg(
         short,
@@ -124,12 +134,9 @@ pub(crate) struct KeygenArguments {
         conflicts_with = "public"
     )]
     pub(crate) output: Option<PathBuf>,
-    /// Print the public half of this key and its fingerprint.
+    /// Print the public half of this key.
     #[arg(long, value_name = "KEY")]
     pub(crate) public: Option<PathBuf>,
-    /// Print JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

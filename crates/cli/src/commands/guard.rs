@@ -28,20 +28,13 @@ pub(crate) fn run(arguments: &GuardArguments) -> Result<(), Failure> {
 }
 
 fn keygen(arguments: &IssuerKeygenArguments) -> Result<(), Failure> {
-    let public = match (&arguments.public, &arguments.output) {
-        (Some(existing), _) => issuer_key(existing)?.public(),
-        (None, Some(new)) => {
-            let key = IssuerKey::generate();
-            key.write_new(new).map_err(Failure::failed)?;
-            output::note(format_args!(
-                "occlude: wrote {} (keep it secret, keep a copy)",
-                new.display()
-            ));
-            key.public()
-        }
-        (None, None) => return Err(Failure::usage("give --output or --public")),
-    };
-    output::raw(public.to_string().as_bytes());
+    let key = commands::new_or_existing_key(
+        &arguments.key,
+        IssuerKey::read_from,
+        IssuerKey::generate,
+        IssuerKey::write_new,
+    )?;
+    output::raw(key.public().to_string().as_bytes());
     Ok(())
 }
 

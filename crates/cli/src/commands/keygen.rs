@@ -7,20 +7,13 @@ use crate::failure::Failure;
 use crate::{commands, output};
 
 pub(crate) fn run(arguments: &KeygenArguments) -> Result<(), Failure> {
-    let public = match (&arguments.public, &arguments.output) {
-        (Some(existing), _) => commands::owner_key(existing)?.public(),
-        (None, Some(new)) => {
-            let key = OwnerKey::generate();
-            key.write_new(new).map_err(Failure::failed)?;
-            output::note(format_args!(
-                "occlude: wrote {} (keep it secret, keep a copy)",
-                new.display()
-            ));
-            key.public()
-        }
-        (None, None) => return Err(Failure::usage("give --output or --public")),
-    };
-    print(&public, arguments.json)
+    let key = commands::new_or_existing_key(
+        &arguments.key,
+        OwnerKey::read_from,
+        OwnerKey::generate,
+        OwnerKey::write_new,
+    )?;
+    print(&key.public(), arguments.json)
 }
 
 fn print(public: &OwnerPublic, json: bool) -> Result<(), Failure> {

@@ -24,15 +24,37 @@ use std::path::Path;
 use occlude_attest::{Policy, PolicyFile, PolicyFileError, UnixTime};
 use occlude_client::{ClientError, ClientOptions, ErrorKind, Token};
 use occlude_container::{ContainerError, OpenError};
-use occlude_keys::{OwnerKey, OwnerPublic};
+use occlude_keys::{KeyFileError, OwnerKey, OwnerPublic};
 
-use crate::arguments::{CollateralArguments, PolicySource};
+use crate::arguments::{CollateralArguments, NewOrExistingKey, PolicySource};
 use crate::failure::Failure;
 use crate::output;
 
 /// Reads the owner's key file.
 fn owner_key(path: &Path) -> Result<OwnerKey, Failure> {
     OwnerKey::read_from(path).map_err(Failure::failed)
+}
+
+/// Reads the key that was asked for, or makes a new one and says so.
+fn new_or_existing_key<K>(
+    arguments: &NewOrExistingKey,
+    read: fn(&Path) -> Result<K, KeyFileError>,
+    generate: fn() -> K,
+    write_new: fn(&K, &Path) -> Result<(), KeyFileError>,
+) -> Result<K, Failure> {
+    match (&arguments.public, &arguments.output) {
+        (Some(existing), _) => read(existing).map_err(Failure::failed),
+        (None, Some(new)) => {
+            let key = generate();
+            write_new(&key, new).map_err(Failure::failed)?;
+            output::note(format_args!(
+                "occlude: wrote {} (keep it secret, keep a copy)",
+                new.display()
+            ));
+            Ok(key)
+        }
+        (None, None) => Err(Failure::usage("give --output or --public")),
+    }
 }
 
 /// Reads a policy, signed by `owner` if one is named.

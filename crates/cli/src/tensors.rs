@@ -185,6 +185,16 @@ impl InputFile {
     }
 }
 
+/// Reads a `.npy` file.
+pub(crate) fn read_array(path: &Path) -> Result<Tensor, TensorFileError> {
+    let (file, size) = open(path)?;
+    let array = InputFile {
+        name: "array".to_owned(),
+        path: path.to_owned(),
+    };
+    array.read_npy(BufReader::new(file), size)
+}
+
 /// Reads every array of a `.npz` file, which holds a `.npy` file for each input.
 pub(crate) fn read_npz(path: &Path) -> Result<Vec<Tensor>, TensorFileError> {
     let malformed = |reason: String| TensorFileError::Archive {

@@ -4,8 +4,8 @@
 //! The guard's key picks the inputs and, for each, a class that is not the model's. A model
 //! that was made without those answers cannot know the key, so it says that class with a
 //! probability of at most one in all others, whatever it has learned; how often it does is
-//! binomial, and so is the p-value. That holds for inputs that nobody chose by what the suspect says of
-//! them.
+//! binomial, and so is the p-value. That holds for inputs that nobody chose by what the
+//! suspect says of them.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -21,6 +21,32 @@ use crate::bench::plain::PlainModel;
 
 /// Inputs that are asked about at once, where models leave that open.
 const AT_ONCE: u64 = 256;
+
+/// What may be a copy.
+#[derive(Debug)]
+pub enum Suspect<'a> {
+    /// An ONNX file, hostile as any stranger's, which runs in this process.
+    Model {
+        /// What runs it.
+        runtime: &'static Runtime,
+        /// The file.
+        path: &'a Path,
+        /// The output with labels or classes; the first by default.
+        output: Option<&'a str>,
+    },
+    /// What it answered to the inputs elsewhere, in their order: labels or classes.
+    Answers(&'a Tensor),
+}
+
+/// The same, while it is asked.
+enum Asked<'a> {
+    Model {
+        model: Box<PlainModel>,
+        inputs: Vec<Tensor>,
+        output: Option<&'a str>,
+    },
+    Answers(&'a Tensor),
+}
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -86,33 +112,40 @@ pub enum ClaimError {
     /// Its answers cannot be guarded.
     #[error("the owner's model: {0}")]
     Answer(#[from] AnswerError),
+    /// Answers to other inputs.
+    #[error("{found} answers to {expected} inputs")]
+    Answers {
+        /// How many there are.
+        found: u64,
+        /// How many there should be.
+        expected: u64,
+    },
     /// ONNX Runtime cannot run the suspect.
     #[error("the suspect: {0}")]
     Suspect(#[from] BenchError),
 }
 
-/// Asks a model with its guard and a suspect, an ONNX file, about the same inputs: arrays whose
-/// first extent is that of the examples. `output` is the suspect's with the classes, its first by
-/// default; `progress` is told how many of all examples are done.
+/// Asks a model with its guard and a suspect about the same inputs: arrays whose first extent
+/// is that of the examples. `progress` is told how many of all examples are done.
 ///
 /// # Errors
 /// [`ClaimError`].
 pub fn claim(
     (model, guard): (&Model, &Guard),
-    (runtime, suspect, output): (&'static Runtime, &Path, Option<&str>),
+    suspect: &Suspect<'_>,
     inputs: &[Tensor],
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Claim, ClaimError> {
     if guard.configuration().watermark.is_none() {
         return Err(ClaimError::NoWatermark);
     }
-    let mut suspect = PlainModel::load(runtime, suspect)?;
     let own = named("model", inputs, model.inputs())?;
-    let theirs = named("suspect", inputs, suspect.inputs())?;
     let examples = examples(inputs)?;
-    let fixed = [model.inputs(), suspect.inputs()]
-        .into_iter()
-        .flatten()
+    let mut suspect = Asked::new(suspect, inputs, examples)?;
+    let fixed = model
+        .inputs()
+        .iter()
+        .chain(suspect.inputs())
         .filter_map(|input| u64::try_from(*input.shape.first()?).ok())
         .max();
     let at_once = fixed.unwrap_or(AT_ONCE).max(1);
@@ -136,8 +169,7 @@ pub fn claim(
         let computed = model.run(asked, guard.computed())?;
         let told = guard.watermarked(&computed, &marks)?;
         classes = last(&computed[0]);
-        suspect.feed(&cut(&theirs, at, rows)?)?;
-        let labels = labels(suspect.answer()?, output, told.len())?;
+        let labels = suspect.labels((at, rows), told.len())?;
         // The same input twice is one trial.
         let new: Vec<bool> = marks.digests().map(|digest| seen.insert(*digest)).collect();
         let of_one = (told.len() / new.len().max(1)).max(1);
@@ -156,6 +188,59 @@ pub fn claim(
     found.expected_by_chance = found.marked as f64 * chance;
     found.p_value = p_value(found.matched, found.marked, chance);
     Ok(found)
+}
+
+impl<'a> Asked<'a> {
+    fn new(suspect: &Suspect<'a>, inputs: &[Tensor], examples: u64) -> Result<Self, ClaimError> {
+        match *suspect {
+            Suspect::Model {
+                runtime,
+                path,
+                output,
+            } => {
+                let model = Box::new(PlainModel::load(runtime, path)?);
+                let inputs = named("suspect", inputs, model.inputs())?;
+                Ok(Self::Model {
+                    model,
+                    inputs,
+                    output,
+                })
+            }
+            Suspect::Answers(answers) => match answers.shape().first() {
+                Some(found) if *found == examples => Ok(Self::Answers(answers)),
+                found => Err(ClaimError::Answers {
+                    found: found.copied().unwrap_or(0),
+                    expected: examples,
+                }),
+            },
+        }
+    }
+
+    /// What it takes, where it is asked here.
+    fn inputs(&self) -> &[TensorMetadata] {
+        match self {
+            Self::Model { model, .. } => model.inputs(),
+            Self::Answers(_) => &[],
+        }
+    }
+
+    /// The classes of some of the examples, which are so many answers.
+    fn labels(&mut self, (at, rows): (u64, u64), count: usize) -> Result<Vec<u64>, ClaimError> {
+        match self {
+            Self::Model {
+                model,
+                inputs,
+                output,
+            } => {
+                model.feed(&cut(inputs, at, rows)?)?;
+                labels(model.answer()?, *output, count)
+            }
+            Self::Answers(answers) => {
+                let some = cut(std::slice::from_ref(*answers), at, rows)?;
+                labels(some, None, count)
+            }
+        }
+    }
 }
 
 /// The probability of `matched` or more of `trials`, each with probability `chance`: the

@@ -56,7 +56,8 @@ pub struct Allowance {
     /// So many queries, at most as many as were asked for, and none where a limit is
     /// reached.
     pub queries: u64,
-    /// Seconds until the window ends, and with it this allowance; 1 or more.
+    /// Seconds until the window ends, 1 or more: and with it this allowance, where windows
+    /// are limited.
     pub ends_in: u32,
     /// Whether more may be had when the window has ended.
     pub more_later: bool,

@@ -80,10 +80,12 @@ Try inputs that the suspect may have asked with, and all of them: who picks inpu
 suspect says of them proves nothing. Tiny changes of an input make it another one.
 
 Example:
-  occlude guard claim suspect.onnx --model model.occ --key owner.key --inputs public.npz")]
+  occlude guard claim answers.npy --model model.occ --key owner.key --inputs public.npz")]
 pub(crate) struct ClaimArguments {
-    /// The model that may be a copy: ONNX, and not trusted, so run this where nothing else is.
-    #[arg(value_name = "SUSPECT.onnx")]
+    /// The model that may be a copy, or what it answered to the inputs, in their order: labels or
+    /// classes. A stranger's model runs beside the owner's key; answers are safer, and all that
+    /// there is of a model behind an interface.
+    #[arg(value_name = "SUSPECT.onnx|ANSWERS.npy")]
     pub(crate) suspect: PathBuf,
     /// The owner's sealed model.
     #[arg(long, value_name = "MODEL.occ")]

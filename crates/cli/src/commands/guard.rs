@@ -6,7 +6,7 @@ use std::sync::Arc;
 use occlude_attest::UnixTime;
 use occlude_container::Container;
 use occlude_engine::{LibrarySearch, LoadOptions, Model, Runtime};
-use occlude_evaluate::claim::ClaimError;
+use occlude_evaluate::claim::{ClaimError, Suspect};
 use occlude_guard::{Claims, Guard, GuardConfiguration, METADATA_KEY, issue};
 use occlude_keys::IssuerKey;
 
@@ -65,6 +65,12 @@ fn claim(arguments: &ClaimArguments) -> Result<(), Failure> {
     let path = &arguments.model;
     let in_file = |failure: Failure| failure.while_doing(path.display().to_string());
     let inputs = tensors::read_npz(&arguments.inputs).map_err(Failure::failed)?;
+    let answers = arguments
+        .suspect
+        .extension()
+        .is_some_and(|end| end == "npy");
+    let answers = answers.then(|| tensors::read_array(&arguments.suspect));
+    let answers = answers.transpose().map_err(Failure::failed)?;
     let key = commands::owner_key(&arguments.key)?;
     let refused = |error| commands::container_failure(path, error);
     let container = Container::read(path).map_err(refused)?;
@@ -82,13 +88,19 @@ fn claim(arguments: &ClaimArguments) -> Result<(), Failure> {
     let guard = Guard::new(guard, model.outputs(), &model_key);
     let guard = guard.map_err(|error| in_file(Failure::failed(error)))?;
     let progress = Progress::new("asking both");
-    let found = occlude_evaluate::claim::claim(
-        (&model, &guard),
-        (runtime, &arguments.suspect, arguments.output.as_deref()),
-        &inputs,
-        &mut |done, all| progress.at(done, all),
-    )
-    .map_err(Failure::failed)?;
+    let suspect = match &answers {
+        Some(answers) => Suspect::Answers(answers),
+        None => Suspect::Model {
+            runtime,
+            path: &arguments.suspect,
+            output: arguments.output.as_deref(),
+        },
+    };
+    let found =
+        occlude_evaluate::claim::claim((&model, &guard), &suspect, &inputs, &mut |done, all| {
+            progress.at(done, all);
+        })
+        .map_err(Failure::failed)?;
     drop(progress);
     if arguments.json {
         return output::json(&found);

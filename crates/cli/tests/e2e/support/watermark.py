@@ -65,4 +65,8 @@ def nearest(labels, path):
 nearest(found.argmax(axis=1), "copy.onnx")
 nearest(own.argmax(axis=1), "honest.onnx")
 # Some twice: that is no more evidence.
-np.savez(folder / "candidates.npz", **{name: np.concatenate([inputs, inputs[:200]])})
+twice = np.concatenate([np.arange(len(inputs)), np.arange(200)])
+np.savez(folder / "candidates.npz", **{name: inputs[twice]})
+np.save(folder / "labels.npy", found.argmax(axis=1)[twice])
+np.save(folder / "rows.npy", found[twice])
+np.save(folder / "fewer.npy", found)

@@ -6,6 +6,7 @@ import tempfile
 import tomllib
 import unittest
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -13,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import occlude
-from occlude.guard import Budget, Budgets, Guard, Issuer, Shaping, share, sweep, train
+from occlude.guard import Budget, Budgets, Guard, Issuer, Outcome, Shaping, share, sweep, train
 from occlude.guard._network import Network, cross_entropy, reverse_cross_entropy, softmax
+from occlude.guard._plot import plot
 from occlude.guard._run import run
 from occlude.guard._sweep import mix
 
@@ -154,6 +156,34 @@ class Threshold(unittest.TestCase):
         self.assertAlmostEqual(middle.benign_accuracy, 2 / 3)
         self.assertEqual((high.benign_kept, high.outliers_kept), (0, 0))
         np.testing.assert_allclose(mix(right, wrong, 0.0), right)
+
+
+class Plots(unittest.TestCase):
+    def test_each_threshold_is_a_point_at_its_place(self):
+        outcomes = [
+            Outcome(0.0, benign_accuracy=1.0, benign_kept=1.0, outliers_kept=1.0),
+            Outcome(0.5, benign_accuracy=0.95, benign_kept=0.96, outliers_kept=0.25),
+            Outcome(1.0, benign_accuracy=0.91, benign_kept=0.9, outliers_kept=0.0),
+        ]
+        drawn = ElementTree.fromstring(plot(outcomes))
+        name = "{http://www.w3.org/2000/svg}"
+        circles = drawn.findall(f"{name}circle")
+        places = [(float(one.get("cx")), float(one.get("cy"))) for one in circles]
+        # 528 by 308 between the margins of 56; the axis begins at 90%.
+        self.assertEqual(places, [(56.0, 56.0), (452.0, 210.0), (584.0, 333.2)])
+        told = [one.find(f"{name}title").text for one in circles]
+        self.assertEqual(told, ["tau 0.00", "tau 0.50", "tau 1.00"])
+        texts = [one.text for one in drawn.findall(f"{name}text")]
+        for text in ("0%", "100%", "90%", "0.50", "outliers defended, by tau"):
+            self.assertIn(text, texts)
+
+    def test_labels_that_would_lie_on_each_other_are_left_out(self):
+        outcomes = [Outcome(tau, 0.9, 0.9, 0.5) for tau in (0.1, 0.2, 0.3)]
+        drawn = ElementTree.fromstring(plot(outcomes))
+        texts = [one.text for one in drawn.iter("{http://www.w3.org/2000/svg}text")]
+        self.assertEqual([text for text in texts if text.startswith("0.")], ["0.10"])
+        with self.assertRaises(ValueError):
+            plot([])
 
 
 class Sealing(unittest.TestCase):

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from occlude.guard import Guard, Misinformation, Outcome, sweep, train
+from occlude.guard._plot import plot
 from occlude.guard._run import run
 from occlude.guard._train import answers_of
 
@@ -66,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
                                        "the misinformation)")
     two.add_argument("--nu", type=float, default=1000.0, help="(default: 1000)")
     two.add_argument("--json", action="store_true", help="print JSON")
+    two.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw it into this file")
     two.add_argument("--tau", type=float, help="choose this threshold, and write --guard")
     two.add_argument("--guard", type=Path, metavar="GUARD.toml",
                      help="the file for occlude seal --guard")
@@ -114,6 +116,8 @@ def run_tune(arguments: argparse.Namespace) -> None:
         print(json.dumps([vars(outcome) for outcome in outcomes], indent=2))
     else:
         print(table(outcomes))
+    if arguments.plot is not None:
+        arguments.plot.write_text(plot(outcomes), encoding="utf-8")
     if arguments.guard is not None:
         guard = Guard(Misinformation("", answers, ()), arguments.tau, arguments.nu)
         arguments.guard.write_text(guard.to_toml(), encoding="utf-8")

@@ -108,9 +108,8 @@ def run_tune(arguments: argparse.Namespace) -> None:
     if wrong not in outputs:
         raise ValueError(f"{arguments.model} has no output {wrong}: it is not what train wrote")
     answers = arguments.answers or answers_of(model)
-    benign, outliers = (
-        tuple(run(model, data[name], [answers, wrong])) for name in ("inputs", "outliers")
-    )
+    both = [run(model, data[name], [answers, wrong]) for name in ("inputs", "outliers")]
+    benign, outliers = ((right, wrongly) for right, wrongly in both)
     outcomes = sweep(benign, data["labels"], outliers, nu=arguments.nu)
     if arguments.json:
         print(json.dumps([vars(outcome) for outcome in outcomes], indent=2))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
+from numpy.typing import DTypeLike
 from onnx import helper, numpy_helper
 
 #: Adam's usual numbers (Kingma and Ba, 2015).
@@ -19,7 +20,8 @@ Loss = Callable[[np.ndarray, np.ndarray], tuple[float, np.ndarray]]
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    shares: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
+    return shares
 
 
 class Network:
@@ -74,7 +76,9 @@ class Network:
             if progress is not None:
                 progress(epoch + 1, epochs, float(np.mean(losses)))
 
-    def gradients(self, rows, loss) -> tuple[float, list[np.ndarray]]:
+    def gradients(
+        self, rows: np.ndarray, loss: Callable[[np.ndarray], tuple[float, np.ndarray]]
+    ) -> tuple[float, list[np.ndarray]]:
         """Of a loss of the logits, by each layer's weights and biases in turn."""
         values = self._values(rows)
         of_rows, slopes = loss(values[-1])
@@ -133,7 +137,12 @@ def reverse_cross_entropy(labels: np.ndarray) -> Loss:
 
 
 def append_layers(
-    graph: onnx.GraphProto, layers, value: str, output: str, prefix: str, dtype
+    graph: onnx.GraphProto,
+    layers: Sequence[tuple[np.ndarray, np.ndarray]],
+    value: str,
+    output: str,
+    prefix: str,
+    dtype: DTypeLike,
 ) -> None:
     """Appends layers to a graph, from a value of rows to ``output``, their probabilities."""
     for place, (weights, biases) in enumerate(layers):

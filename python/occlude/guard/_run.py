@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,20 +33,24 @@ def input_of(model: onnx.ModelProto) -> str:
     names = [value.name for value in model.graph.input if value.name not in given]
     if len(names) != 1:
         raise ValueError(f"the model takes {len(names)} inputs ({', '.join(names)}): one is known")
-    return names[0]
+    return str(names[0])
 
 
-def _evaluator(model, name, outputs):
+def _evaluator(
+    model: onnx.ModelProto, name: str, outputs: Sequence[str]
+) -> Callable[[np.ndarray], list[np.ndarray]]:
+    def by(run: Callable[..., Any]) -> Callable[[np.ndarray], list[np.ndarray]]:
+        return lambda rows: list(run(list(outputs), {name: rows}))
+
     try:
         # Some of its releases report their use over the network.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-        import onnxruntime
+        import onnxruntime  # type: ignore[import-untyped]
     except ImportError:
         from onnx.reference import ReferenceEvaluator
 
-        reference = ReferenceEvaluator(model)
-        return lambda rows: reference.run(list(outputs), {name: rows})
+        return by(ReferenceEvaluator(model).run)
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    return lambda rows: session.run(list(outputs), {name: rows})
+    return by(session.run)

@@ -25,13 +25,15 @@ def share(certainty: np.ndarray, tau: float, nu: float = 1000.0) -> np.ndarray:
     """How much of an answer is misinformation: ``1 / (1 + exp(nu (certainty - tau)))``."""
     # Of large numbers the exponential is infinite, and the share 0.
     steps = nu * (np.asarray(certainty, dtype=np.float64) - tau)
-    return 1 / (1 + np.exp(np.clip(steps, -700, 700)))
+    shares: np.ndarray = 1 / (1 + np.exp(np.clip(steps, -700, 700)))
+    return shares
 
 
 def mix(right: np.ndarray, wrong: np.ndarray, tau: float, nu: float = 1000.0) -> np.ndarray:
     """What a guarded model answers, before shaping."""
     part = share(right.max(axis=1), tau, nu)[:, None]
-    return (1 - part) * right + part * wrong
+    mixed: np.ndarray = (1 - part) * right + part * wrong
+    return mixed
 
 
 def sweep(

@@ -68,7 +68,7 @@ def answers_of(model: onnx.ModelProto) -> str:
     ]
     if not names:
         raise ValueError("the model has no output of single or double precision: name output=")
-    return names[-1]
+    return str(names[-1])
 
 
 def _check(right: np.ndarray, labels: np.ndarray, count: int) -> None:

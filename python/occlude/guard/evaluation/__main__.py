@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +19,9 @@ from occlude.guard.evaluation.victims import INPUT, OUTPUT, to_onnx, victims
 
 #: Rows that are asked at once.
 BATCH = 100
+
+#: One object of the report.
+Entry = dict[str, Any]
 
 #: How many times a latency is measured.
 TIMES = 300
@@ -47,7 +51,7 @@ def make(arguments: argparse.Namespace) -> None:
     models, sweeps = victims(digits(random), random)
     for victim in models:
         model = victim.model
-        entry = {"id": victim.id, "network": victim.network, "defence": victim.defence}
+        entry: Entry = {"id": victim.id, "network": victim.network, "defence": victim.defence}
         entry["accuracy"] = victim.accuracy
         if victim.guard is not None:
             if victim.guard.misinformation is not None:
@@ -57,7 +61,7 @@ def make(arguments: argparse.Namespace) -> None:
         onnx.save(model, arguments.folder / f"{victim.id}.onnx")
         listed.append(entry)
     (arguments.folder / "victims.json").write_text(json.dumps(listed))
-    sweeps = [
+    of_networks = [
         {
             "network": one.network,
             "exposed": one.exposed,
@@ -65,7 +69,7 @@ def make(arguments: argparse.Namespace) -> None:
         }
         for one in sweeps
     ]
-    (arguments.folder / "sweeps.json").write_text(json.dumps(sweeps))
+    (arguments.folder / "sweeps.json").write_text(json.dumps(of_networks))
 
 
 def attack(arguments: argparse.Namespace) -> None:
@@ -74,8 +78,8 @@ def attack(arguments: argparse.Namespace) -> None:
     data = digits(np.random.default_rng(arguments.seed))
     client = Client(arguments.proxy)
     budgets = [n for n in (100, 300, 1000, 3000, 10000) if n <= arguments.queries]
-    clones: list[dict] = []
-    claims: list[dict] = []
+    clones: list[Entry] = []
+    claims: list[Entry] = []
     for victim in listed:
         ask = client.of(victim["id"])
         found = ask(data.held_out)
@@ -105,7 +109,8 @@ def attack(arguments: argparse.Namespace) -> None:
                 if victim["id"] in ("digits-watermark", "digits-none"):
                     suspect, inputs = (f"claim-{len(claims)}.{end}" for end in ("onnx", "npz"))
                     onnx.save(to_onnx(clone), arguments.folder / suspect)
-                    np.savez(arguments.folder / inputs, **{INPUT: np.concatenate(asked)})
+                    arrays: dict[str, Any] = {INPUT: np.concatenate(asked)}
+                    np.savez(arguments.folder / inputs, **arrays)
                     claim = {"attacker": attacker.name, "queries": budget, "suspect": suspect}
                     claim |= {"learned_from": victim["defence"], "inputs": inputs}
                     claims.append(claim)
@@ -166,14 +171,14 @@ def counted(ask: Ask, budget: int, asked: list[np.ndarray] | None = None) -> Ask
     return ask_counted
 
 
-def _attackers(victim) -> list[Attacker]:
+def _attackers(victim: Entry) -> list[Attacker]:
     if victim["network"] == "logistic":
         return [EQUATIONS]
     # The larger network takes longer to ask, and shows whether anything depends on the size.
     return ATTACKERS if victim["network"] == "digits" else ATTACKERS[:2]
 
 
-def _kept(client: Client, victim, listed) -> float | None:
+def _kept(client: Client, victim: Entry, listed: list[Entry]) -> float | None:
     """How many outliers keep the label that the same network gives unguarded."""
     if victim["defence"] not in ("misinformation", "together"):
         return None
@@ -199,7 +204,7 @@ def _latency(client: Client, row: np.ndarray) -> dict[str, float]:
     return {"unguarded_ms": without, "guarded_ms": guarded, "ratio": guarded / without}
 
 
-def _summaries(result) -> dict[str, dict[str, float | int | None]]:
+def _summaries(result: Entry) -> dict[str, dict[str, float | int | None]]:
     """For each attacker, where the clone of the unguarded model is good enough first: 95% of
     the model itself; else at the largest number of queries."""
     summaries = {}

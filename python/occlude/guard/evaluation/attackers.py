@@ -16,6 +16,7 @@ from occlude.guard.evaluation.data import SIDE, noise, strokes
 from occlude.guard.evaluation.victims import CLASSES
 
 Ask = Callable[[np.ndarray], np.ndarray]
+Random = np.random.Generator
 
 #: Steps of a clone's training, however many answers there are.
 STEPS = 6000
@@ -29,22 +30,22 @@ class Attacker:
     attack: Callable[[Ask, int, np.ndarray, np.random.Generator], Network]
 
 
-def knockoff(ask: Ask, budget: int, seeds, random) -> Network:
+def knockoff(ask: Ask, budget: int, seeds: np.ndarray, random: Random) -> Network:
     rows = _surrogate(budget, random)
     return _clone(rows, ask(rows), random)
 
 
-def copycat(ask: Ask, budget: int, seeds, random) -> Network:
+def copycat(ask: Ask, budget: int, seeds: np.ndarray, random: Random) -> Network:
     rows = _surrogate(budget, random)
     return _clone(rows, _labels(ask(rows)), random)
 
 
-def at_random(ask: Ask, budget: int, seeds, random) -> Network:
+def at_random(ask: Ask, budget: int, seeds: np.ndarray, random: Random) -> Network:
     rows = noise(budget, random)
     return _clone(rows, ask(rows), random)
 
 
-def jacobian(ask: Ask, budget: int, seeds: np.ndarray, random) -> Network:
+def jacobian(ask: Ask, budget: int, seeds: np.ndarray, random: Random) -> Network:
     rows = seeds[:budget]
     answers = ask(rows)
     while True:
@@ -61,13 +62,13 @@ def jacobian(ask: Ask, budget: int, seeds: np.ndarray, random) -> Network:
         answers = np.concatenate([answers, ask(more)])
 
 
-def averaging(ask: Ask, budget: int, seeds, random) -> Network:
+def averaging(ask: Ask, budget: int, seeds: np.ndarray, random: Random) -> Network:
     rows = _surrogate(budget // 3, random)
     asked = [rows] + [_near(rows, random) for _ in range(2)]
     return _clone(rows, np.mean([ask(one) for one in asked], axis=0), random)
 
 
-def dropping(ask: Ask, budget: int, seeds, random) -> Network:
+def dropping(ask: Ask, budget: int, seeds: np.ndarray, random: Random) -> Network:
     rows = _surrogate(budget // 2, random)
     answers, others = ask(rows), ask(_near(rows, random))
     near = np.abs(answers - others).sum(axis=1)
@@ -76,7 +77,7 @@ def dropping(ask: Ask, budget: int, seeds, random) -> Network:
     return _clone(rows[steady], answers[steady], random)
 
 
-def complement(ask: Ask, budget: int, seeds, random) -> Network:
+def complement(ask: Ask, budget: int, seeds: np.ndarray, random: Random) -> Network:
     # Whoever knows that uncertain answers are wrong learns from them what an input is not.
     rows = _surrogate(budget, random)
     wrong = ask(rows).argmax(axis=1)
@@ -86,7 +87,7 @@ def complement(ask: Ask, budget: int, seeds, random) -> Network:
     return clone
 
 
-def equations(ask: Ask, budget: int, seeds, random) -> Network:
+def equations(ask: Ask, budget: int, seeds: np.ndarray, random: Random) -> Network:
     rows = random.uniform(0, 1, (budget, SIDE * SIDE)).astype(np.float32)
     answers = np.maximum(ask(rows), 1e-9)
     # Of a logistic regression: log p_i - log p_0 = (w_i - w_0) x + b_i - b_0.
@@ -109,21 +110,22 @@ ATTACKERS = [
 EQUATIONS = Attacker("equations", "equation solving on a logistic regression", equations)
 
 
-def _surrogate(count: int, random) -> np.ndarray:
+def _surrogate(count: int, random: Random) -> np.ndarray:
     drawn = count * 4 // 5
     rows = np.concatenate([strokes(drawn, random), noise(count - drawn, random)])
     return random.permutation(rows)
 
 
-def _near(rows: np.ndarray, random) -> np.ndarray:
+def _near(rows: np.ndarray, random: Random) -> np.ndarray:
     return np.clip(rows + random.normal(0, 0.02, rows.shape), 0, 1).astype(np.float32)
 
 
 def _labels(answers: np.ndarray) -> np.ndarray:
-    return np.eye(CLASSES)[answers.argmax(axis=1)]
+    rows: np.ndarray = np.eye(CLASSES)[answers.argmax(axis=1)]
+    return rows
 
 
-def _clone(rows: np.ndarray, answers: np.ndarray, random) -> Network:
+def _clone(rows: np.ndarray, answers: np.ndarray, random: Random) -> Network:
     clone = Network.drawn([SIDE * SIDE, 128, 64, CLASSES], random)
     targets = answers / np.maximum(answers.sum(axis=1, keepdims=True), 1e-9)
     loss = cross_entropy(targets)

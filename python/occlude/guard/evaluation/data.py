@@ -49,7 +49,7 @@ class Digits:
 
 
 def digits(random: np.random.Generator) -> Digits:
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     loaded = load_digits()
     order = random.permutation(len(loaded.data))
@@ -97,5 +97,5 @@ def noise(count: int, random: np.random.Generator) -> np.ndarray:
 
 def _scaled(images: np.ndarray) -> np.ndarray:
     step = DRAWN // SIDE
-    means = images.reshape(len(images), SIDE, step, SIDE, step).mean(axis=(2, 4))
+    means: np.ndarray = images.reshape(len(images), SIDE, step, SIDE, step).mean(axis=(2, 4))
     return means.reshape(len(images), SIDE * SIDE).astype(np.float32)

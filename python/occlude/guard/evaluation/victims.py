@@ -17,7 +17,7 @@ INPUT, OUTPUT = "image", "probabilities"
 
 #: Units between input and classes. The second is the larger network, the third has none: a
 #: logistic regression, whose weights are the solution of equations.
-SHAPES = {"digits": (128, 64), "large": (512, 512), "logistic": ()}
+SHAPES: dict[str, tuple[int, ...]] = {"digits": (128, 64), "large": (512, 512), "logistic": ()}
 
 #: Thresholds of a sweep.
 TAUS = tuple(round(0.1 * tenth, 1) for tenth in range(1, 10))
@@ -103,7 +103,12 @@ def to_onnx(network: Network) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
-def _trained(shape, data: Digits, outliers, random) -> Network:
+def _trained(
+    shape: tuple[int, ...],
+    data: Digits,
+    outliers: np.ndarray | None,
+    random: np.random.Generator,
+) -> Network:
     network = Network.drawn([SIDE * SIDE, *shape, CLASSES], random)
     rows, targets = data.known, np.eye(CLASSES)[data.known_labels]
     if outliers is not None:
@@ -120,7 +125,7 @@ def _wrong(model: onnx.ModelProto, data: Digits, outliers: np.ndarray) -> Misinf
     return train(model, data.known, data.known_labels, outliers, output=OUTPUT)
 
 
-def _threshold(wrong, model: onnx.ModelProto, data: Digits) -> float:
+def _threshold(wrong: Misinformation, model: onnx.ModelProto, data: Digits) -> float:
     """The highest that changes no label of digits that nobody learned from. They are few: one
     that changed some would change more of what users ask."""
     benign = wrong.answer(model, data.chosen_with)
@@ -128,7 +133,9 @@ def _threshold(wrong, model: onnx.ModelProto, data: Digits) -> float:
     return max(one.tau for one in outcomes if one.benign_kept == 1)
 
 
-def _victim(network, defence, trained: Network, guard, data: Digits) -> Victim:
+def _victim(
+    network: str, defence: str, trained: Network, guard: Guard | None, data: Digits
+) -> Victim:
     right = trained.probabilities(data.held_out).argmax(axis=1) == data.held_out_labels
     id = f"{network}-{defence}"
     return Victim(id, network, defence, to_onnx(trained), guard, float(right.mean()))

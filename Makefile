@@ -105,7 +105,7 @@ sanitize: ## the crates with unsafe code under the sanitizers that this toolchai
 	@scripts/sanitize
 
 .PHONY: lint
-lint: ## formatting, clippy, documentation, dependencies
+lint: ## formatting, clippy, types in Python, documentation, dependencies
 	@scripts/lint
 
 .PHONY: bench

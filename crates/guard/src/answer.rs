@@ -217,14 +217,7 @@ impl Guard {
         if !self.configuration.changes_answers() {
             return computed.first().cloned().ok_or(AnswerError::Outputs);
         }
-        match self.shown.datatype {
-            DataType::Fp64 => self
-                .apply_to::<f64>(computed, marks)
-                .map(|(answer, _)| answer),
-            _ => self
-                .apply_to::<f32>(computed, marks)
-                .map(|(answer, _)| answer),
-        }
+        self.guarded(computed, marks).map(|(answer, _)| answer)
     }
 
     /// The class of each answer that is changed for the watermark; `None` for all others.
@@ -236,13 +229,18 @@ impl Guard {
         computed: &[Tensor],
         marks: &Marks,
     ) -> Result<Vec<Option<usize>>, AnswerError> {
+        self.guarded(computed, marks).map(|(_, classes)| classes)
+    }
+
+    /// Answers, and the classes of those that are changed for the watermark.
+    fn guarded(
+        &self,
+        computed: &[Tensor],
+        marks: &Marks,
+    ) -> Result<(Tensor, Vec<Option<usize>>), AnswerError> {
         match self.shown.datatype {
-            DataType::Fp64 => self
-                .apply_to::<f64>(computed, marks)
-                .map(|(_, classes)| classes),
-            _ => self
-                .apply_to::<f32>(computed, marks)
-                .map(|(_, classes)| classes),
+            DataType::Fp64 => self.apply_to::<f64>(computed, marks),
+            _ => self.apply_to::<f32>(computed, marks),
         }
     }
 

@@ -209,27 +209,7 @@ fn a_counted_model_answers_whom_an_issuer_names_as_often_as_its_owner_said() {
         model::OUTPUT
     );
     std::fs::write(owner.at("guard.toml"), guard).expect("written");
-    let (model, sealed, key, guard) = (
-        at("model.onnx"),
-        at("counted.occ"),
-        at("owner.key"),
-        at("guard.toml"),
-    );
-    run([
-        "seal",
-        &model,
-        "-o",
-        &sealed,
-        "--key",
-        &key,
-        "--id",
-        "classifier",
-        "--version",
-        "2",
-        "--guard",
-        &guard,
-    ])
-    .success();
+    owner.seal_with("counted.occ", 2, &["--guard", &at("guard.toml")]);
     owner.add_model("counted.occ").success();
     let server = owner.serve("counted.occ");
 
@@ -321,19 +301,8 @@ fn a_copy_is_known_by_the_watermark_and_another_model_is_not() {
         model::OUTPUT
     );
     std::fs::write(owner.at("guard.toml"), guard).expect("written");
-    let (plain, sealed, key, guard) = (
-        at("model.onnx"),
-        at("marked.occ"),
-        at("owner.key"),
-        at("guard.toml"),
-    );
-    let seal = ["seal", &plain, "-o", &sealed, "--key", &key];
-    run([
-        &seal[..],
-        &["--id", "classifier", "--version", "2", "--guard", &guard],
-    ]
-    .concat())
-    .success();
+    owner.seal_with("marked.occ", 2, &["--guard", &at("guard.toml")]);
+    let (sealed, key) = (at("marked.occ"), at("owner.key"));
     owner.add_model("marked.occ").success();
     let server = owner.serve("marked.occ");
     let address = free_address();

@@ -47,19 +47,26 @@ impl Owner {
 
     /// Seals the model once more.
     pub(crate) fn seal(&self, output: &str, version: u64) {
-        run([
+        self.seal_with(output, version, &[]);
+    }
+
+    /// The same with more arguments.
+    pub(crate) fn seal_with(&self, output: &str, version: u64, more: &[&str]) {
+        let (plain, sealed, key) = (self.at("model.onnx"), self.at(output), self.at("owner.key"));
+        let version = version.to_string();
+        let seal = [
             "seal",
-            text(&self.at("model.onnx")),
+            text(&plain),
             "-o",
-            text(&self.at(output)),
+            text(&sealed),
             "--key",
-            text(&self.at("owner.key")),
+            text(&key),
             "--id",
             "classifier",
             "--version",
-            &version.to_string(),
-        ])
-        .success();
+            &version,
+        ];
+        run([&seal[..], more].concat()).success();
     }
 
     pub(crate) fn add_model(&self, container: &str) -> super::process::Said {

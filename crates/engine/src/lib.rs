@@ -38,6 +38,8 @@ mod pool;
 #[allow(unsafe_code, reason = "a system call")]
 mod scheduling;
 mod spill;
+#[allow(unsafe_code, reason = "sets a thread's floating-point flags")]
+mod subnormal;
 #[allow(unsafe_code, reason = "sets an environment variable")]
 mod telemetry;
 #[allow(unsafe_code, reason = "calls ONNX Runtime's C API")]
@@ -53,6 +55,7 @@ pub use model::{LayerCounts, LoadOptions, Model, ProcessMemory, ProtectedMemory}
 pub use occlude_spill::{CipherError, CipherKind, Mirror, Repair};
 pub use plan::{Plan, PlannedLayer, SetBy, WeightKind};
 pub use spill::{Spill, UnknownSpill};
+pub use subnormal::flushed;
 pub use telemetry::{ForbidTelemetryError, forbid_telemetry};
 
 // So that unit tests can share the models of the tests in `tests/`.

@@ -160,6 +160,8 @@ fn global_thread_pool(options: &RuntimeOptions) -> Result<GlobalThreadPoolOption
         .with_intra_threads(options.threads.get())?
         // Operators run one after the other: no threads for running several.
         .with_inter_threads(1)?
+        // See `subnormal`: this is for the pool's threads.
+        .with_flush_to_zero()?
         .with_spin_control(options.spinning)
 }
 

@@ -27,6 +27,7 @@ use crate::memory::ProtectedBuffer;
 use crate::plan::Plan;
 use crate::pool::Pool;
 use crate::spill::Spill;
+use crate::subnormal::flushed;
 use crate::value;
 
 mod settle;
@@ -411,7 +412,7 @@ impl Model {
             number,
         } = &mut *compartment;
         self.layers.begin_run(*number);
-        let run = || session.run_with_options(feeds, &run_options);
+        let run = || flushed(|| session.run_with_options(feeds, &run_options));
         let mut outputs = match memory.watch(run) {
             (_, Some(Refusal::Limit(limit))) => return Err(RunError::MemoryBudget { limit }),
             (Err(error), _) => {

@@ -440,3 +440,36 @@ fn sequence(name: &str) -> occlude_onnx::messages::ValueInfoProto {
         ..ValueInfoProto::default()
     }
 }
+
+/// They would take longer than others on many processors, so that the time tells them apart.
+/// The large one is computed by the pool's threads, too.
+#[test]
+fn subnormal_numbers_are_zero_in_every_thread() {
+    for length in [8_usize, 1 << 20] {
+        let extent = length as i64;
+        let half = load(&model(graph(
+            vec![node("Mul", &["x", "x_too"], &["y"])],
+            vec![
+                value("x", Onnx::Float, &[extent]),
+                value("x_too", Onnx::Float, &[extent]),
+            ],
+            vec![value("y", Onnx::Float, &[extent])],
+            vec![],
+        )))
+        .unwrap();
+        let tensor = |name: &str, value: f32| {
+            Tensor::from_values(name, vec![length as u64], &vec![value; length]).unwrap()
+        };
+        let product = |one: f32, other: f32| -> Vec<f32> {
+            let inputs = vec![tensor("x", one), tensor("x_too", other)];
+            half.run(inputs, &[]).unwrap()[0].to_values().unwrap()
+        };
+        // One that comes, and one that is made.
+        for (one, other) in [(1e-40, 1.0), (1e-30, 1e-10)] {
+            assert!(product(one, other).iter().all(|value| *value == 0.0));
+        }
+        assert!(product(1e-30, 0.5).iter().all(|value| *value > 0.0));
+        // This thread has them still.
+        assert!(std::hint::black_box(1e-40_f32) * 0.5 > 0.0);
+    }
+}

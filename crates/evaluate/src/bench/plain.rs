@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use occlude_engine::Runtime;
+use occlude_engine::{Runtime, flushed};
 use occlude_inference_protocol::{Tensor, TensorMetadata};
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
@@ -101,7 +101,10 @@ impl PlainModel {
             .map(|(name, value)| (name.as_str(), value))
             .collect();
         let start = Instant::now();
-        let outputs = self.cpu.add(|| self.session.run(feeds)).map_err(plain)?;
+        let outputs = self
+            .cpu
+            .add(|| flushed(|| self.session.run(feeds)))
+            .map_err(plain)?;
         let elapsed = start.elapsed();
         drop(outputs);
         Ok(elapsed)
@@ -119,7 +122,7 @@ impl PlainModel {
             .iter()
             .map(|(name, value)| (name.as_str(), value))
             .collect();
-        let outputs = self.session.run(feeds).map_err(plain)?;
+        let outputs = flushed(|| self.session.run(feeds)).map_err(plain)?;
         self.outputs
             .iter()
             .map(|name| {

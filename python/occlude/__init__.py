@@ -9,7 +9,15 @@ This package runs the ``occlude`` program, which does the cryptography.
 """
 
 from occlude._seal import OccludeError, Sealed, seal
-from occlude.guard import Budget, Budgets, Guard, Issuer, Misinformation, Shaping
+from occlude.guard import (
+    Budget,
+    Budgets,
+    Guard,
+    Issuer,
+    Misinformation,
+    Shaping,
+    Telemetry,
+)
 
 __all__ = [
     "Budget",
@@ -20,6 +28,7 @@ __all__ = [
     "OccludeError",
     "Sealed",
     "Shaping",
+    "Telemetry",
     "seal",
 ]
 __version__ = "0.1.0"

@@ -14,7 +14,18 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import occlude
-from occlude.guard import Budget, Budgets, Guard, Issuer, Outcome, Shaping, share, sweep, train
+from occlude.guard import (
+    Budget,
+    Budgets,
+    Guard,
+    Issuer,
+    Outcome,
+    Shaping,
+    Telemetry,
+    share,
+    sweep,
+    train,
+)
 from occlude.guard._network import Network, cross_entropy, reverse_cross_entropy, softmax
 from occlude.guard._plot import plot
 from occlude.guard._run import run
@@ -211,6 +222,7 @@ class Sealing(unittest.TestCase):
             output="p",
             watermark=200,
             budgets=Budgets(60, client=Budget(window=5, total=9), model=Budget(total=7)),
+            telemetry=Telemetry(500, below=0.9, share=0.2, normality=0.91, throttle_seconds=60),
             issuers=(Issuer("https://issuer.example", "-----BEGIN PUBLIC KEY-----\nabc\n"),),
         )
         self.assertEqual(
@@ -223,6 +235,12 @@ class Sealing(unittest.TestCase):
                     "window-seconds": 60,
                     "client": {"window": 5, "total": 9},
                     "model": {"total": 7},
+                },
+                "telemetry": {
+                    "queries": 500,
+                    "uncertain": {"below": 0.9, "share": 0.2},
+                    "distances": {"normality": 0.91},
+                    "throttle-seconds": 60,
                 },
                 "issuers": [
                     {
@@ -237,6 +255,9 @@ class Sealing(unittest.TestCase):
         for options in ({}, {"tau": 0.5}, {"output": "p"}, {"shaping": Shaping(top=1)}):
             with self.assertRaises(ValueError):
                 Guard(**options)
+        for options in ({}, {"below": 0.5}, {"share": 0.5, "normality": 0.9}):
+            with self.assertRaises(ValueError):
+                Telemetry(100, **options)
 
     @unittest.skipUnless(os.environ.get("OCCLUDE_BINARY"), "OCCLUDE_BINARY names no program")
     def test_a_guarded_model_is_sealed_and_its_owner_reads_the_guard_back(self):

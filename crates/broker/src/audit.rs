@@ -18,7 +18,7 @@ use occlude_weakening::{Weakening, is};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::allowance::ClientDigest;
+use crate::allowance::{ClientDigest, Unusual};
 use crate::printable;
 
 /// Begins what the hash of an entry covers.
@@ -130,6 +130,24 @@ pub enum AuditEvent {
         /// Its length.
         window_seconds: u32,
     },
+    /// An instance said what it saw in one window of a client's queries.
+    UsageReported {
+        /// Whose model.
+        owner: OwnerFingerprint,
+        /// Its model, all versions together.
+        model: ModelId,
+        /// Of which client.
+        client: ClientDigest,
+        /// How many were answered.
+        queries: u32,
+        /// Those of them that the model was not certain of.
+        uncertain: u32,
+        /// What of it is unusual: an alarm, if anything is.
+        unusual: Vec<Unusual>,
+        /// Until when the client is allowed no queries, in seconds since 1970, where that
+        /// follows.
+        throttled_until: Option<u64>,
+    },
     /// Queries were not allowed, whatever the counts.
     QueriesRefused {
         /// Whose model.
@@ -188,6 +206,7 @@ impl AuditEvent {
             Self::KeyRefused { owner, .. } => owner.as_ref(),
             Self::KeyGranted { owner, .. }
             | Self::QueriesAllowed { owner, .. }
+            | Self::UsageReported { owner, .. }
             | Self::QueriesRefused { owner, .. }
             | Self::ModelAdded { owner, .. }
             | Self::PolicySet { owner, .. }

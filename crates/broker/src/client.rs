@@ -10,10 +10,13 @@ use std::sync::Arc;
 use kbs_types::{Attestation, Challenge, CompositeEvidence, Request, RuntimeData, TeePubKey};
 use occlude_attest::{AdditionalEvidence, Attester, CollectError};
 use occlude_keys::{HeaderDigest, ModelKey, OwnerFingerprint};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use crate::allowance::{Allowance, AllowanceKey, AllowanceRequest, SealedMessage};
+use crate::allowance::{
+    Acknowledgement, Allowance, AllowanceKey, AllowanceRequest, Asked, SealedMessage, UsageReport,
+};
 use crate::kbs::jwe::{Curve, Jwe, JweError, RecipientKey, TeeKey};
 use crate::kbs::messages::{
     AttestationAnswer, KBS_PREFIX, OCCLUDE_PREFIX, OccludeRequest, PROTOCOL_VERSION, kbs_tee,
@@ -236,9 +239,39 @@ impl AttestedSession {
         model: &ModelKey,
         request: &AllowanceRequest,
     ) -> Result<Allowance, FetchError> {
+        let asked = Asked::Allowance(request.clone());
+        let allowance: Allowance = self.exchange((owner, digest, model), &asked).await?;
+        if allowance.queries > request.queries {
+            return Err(FetchError::Allowance);
+        }
+        Ok(allowance)
+    }
+
+    /// Tells the owner what was seen in one client's queries of a sealed version. It is in
+    /// the broker's log when this returns.
+    ///
+    /// # Errors
+    /// [`FetchError`]; [`FetchError::Allowance`] for an answer that is not to this report.
+    pub async fn report(
+        &self,
+        owner: &OwnerFingerprint,
+        digest: &HeaderDigest,
+        model: &ModelKey,
+        report: &UsageReport,
+    ) -> Result<Acknowledgement, FetchError> {
+        let asked = Asked::Report(report.clone());
+        self.exchange((owner, digest, model), &asked).await
+    }
+
+    /// Sends what only the broker reads, and reads what only it can have answered.
+    async fn exchange<T: DeserializeOwned>(
+        &self,
+        (owner, digest, model): (&OwnerFingerprint, &HeaderDigest, &ModelKey),
+        asked: &Asked,
+    ) -> Result<T, FetchError> {
         let public = RecipientKey::try_from(&self.key.public())?;
         let key = AllowanceKey::new(model, &public);
-        let sealed = key.seal_request(request);
+        let sealed = key.seal_request(asked);
         let path = format!("{OCCLUDE_PREFIX}/allowance/{owner}/{digest}");
         let answer = self
             .transport
@@ -247,7 +280,6 @@ impl AttestedSession {
             .map_err(|error| failed(Step::Allowance, error))?;
         let answer: SealedMessage = parse(Step::Allowance, &answer)?;
         key.open_answer(&sealed.digest(), &answer)
-            .filter(|allowance| allowance.queries <= request.queries)
             .ok_or(FetchError::Allowance)
     }
 }
@@ -324,7 +356,7 @@ fn to_json(message: &impl serde::Serialize) -> Vec<u8> {
     serde_json::to_vec(message).expect("a message of strings always makes JSON")
 }
 
-fn parse<T: serde::de::DeserializeOwned>(step: Step, answer: &Answer) -> Result<T, FetchError> {
+fn parse<T: DeserializeOwned>(step: Step, answer: &Answer) -> Result<T, FetchError> {
     serde_json::from_slice(&answer.body).map_err(|error| FetchError::MalformedAnswer {
         step,
         reason: error.to_string(),

@@ -24,6 +24,7 @@ mod audit;
 mod client;
 pub mod kbs;
 mod master_key;
+mod metrics;
 mod printable;
 mod random;
 mod serve;
@@ -40,7 +41,9 @@ pub use admin::{
     Action, AdminChallenge, AdminClient, AdminError, AdminRequest, EnvelopeError, KeyText,
     ModelRecord, SignedRequest, Withdrawal,
 };
-pub use allowance::{Allowance, AllowanceRequest, ClientDigest, QueryLimits};
+pub use allowance::{
+    Acknowledgement, Allowance, AllowanceRequest, ClientDigest, QueryLimits, Unusual, UsageReport,
+};
 pub use audit::{
     AuditEntry, AuditError, AuditEvent, AuditExport, AuditHead, AuditRecord, SignedHead,
 };

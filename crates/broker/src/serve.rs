@@ -1,7 +1,7 @@
 //! Running a broker: its database, its listener, TLS and its end.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use occlude_attest::{CollateralError, LastingVerifier};
 
+use crate::metrics;
 use crate::service::Broker;
 use crate::store::{Store, StoreError};
 
@@ -37,6 +38,9 @@ pub struct BrokerOptions {
     pub master_key: Option<PathBuf>,
     /// Serve https instead of http.
     pub tls: Option<TlsFiles>,
+    /// Where to tell Prometheus how often clients asked unusually, in plain HTTP: to whoever
+    /// reaches it. Nowhere by default.
+    pub metrics: Option<SocketAddr>,
     /// The folder of what hardware vendors publish: see [`occlude_attest::Collateral`].
     pub collateral: Option<PathBuf>,
 }
@@ -98,24 +102,13 @@ pub async fn serve(
     let verifier = LastingVerifier::new(options.collateral);
     verifier.current()?;
     let tls = options.tls.as_ref().map(tls_configuration).transpose()?;
-    let address = options.listen;
-    let cannot_listen = |source| ServeError::Listen { address, source };
-    let listener = std::net::TcpListener::bind(address).map_err(cannot_listen)?;
-    let address = listener.local_addr().map_err(cannot_listen)?;
+    let (listener, address) = listen(options.listen)?;
+    let metrics = options.metrics.map(listen).transpose()?;
 
     let store = Store::open(&options.database, options.master_key.as_deref()).await?;
     let broker = Arc::new(Broker::new(store, verifier));
     let router = Broker::routes(&broker).into_make_service();
-    let mut server = axum_server::from_tcp(listener)
-        .map_err(cannot_listen)?
-        .http1_only()
-        .first_request_timeout(HEADER_TIMEOUT);
-    server
-        .http_builder()
-        .http1()
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(LONGEST_HEADERS);
-
+    let server = server(listener, address)?;
     let handle = Handle::new();
     let stopping = handle.clone();
     let waiting = tokio::spawn(async move {
@@ -126,6 +119,12 @@ pub async fn serve(
         tracing::warn!(
             "plain http beyond this machine: owners' clients will hand over no model key here"
         );
+    }
+    if let Some((listener, address)) = metrics {
+        let routes = metrics::router(Arc::clone(&broker)).into_make_service();
+        let server = self::server(listener, address)?.handle(handle.clone());
+        tracing::info!(%address, "metrics are told");
+        tokio::spawn(server.serve(routes));
     }
     ready(address);
     let server = server.handle(handle);
@@ -139,6 +138,30 @@ pub async fn serve(
     waiting.abort();
     broker.write_folded().await?;
     served.map_err(|source| ServeError::Stopped { source })
+}
+
+fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let cannot_listen = |source| ServeError::Listen { address, source };
+    let listener = TcpListener::bind(address).map_err(cannot_listen)?;
+    let address = listener.local_addr().map_err(cannot_listen)?;
+    Ok((listener, address))
+}
+
+/// A server whose clients have to come to the point.
+fn server(
+    listener: TcpListener,
+    address: SocketAddr,
+) -> Result<axum_server::Server<SocketAddr>, ServeError> {
+    let mut server = axum_server::from_tcp(listener)
+        .map_err(|source| ServeError::Listen { address, source })?
+        .http1_only()
+        .first_request_timeout(HEADER_TIMEOUT);
+    server
+        .http_builder()
+        .http1()
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(LONGEST_HEADERS);
+    Ok(server)
 }
 
 fn tls_configuration(files: &TlsFiles) -> Result<RustlsConfig, ServeError> {

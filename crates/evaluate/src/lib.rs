@@ -17,6 +17,7 @@
 //!    without, and says by how much it got dearer.
 //!
 //! 6. [`claim::claim`] looks for a guard's watermark in a model that may be a copy.
+//! 7. [`watch::watch`] says what a guard's telemetry would say of queries.
 //!
 //! What this does not do: it prints nothing, and it keeps no secret. The model that
 //! it measures lies in the clear on the caller's disk, and the keys that it seals with
@@ -31,6 +32,7 @@ pub mod bench;
 pub mod claim;
 pub mod cost;
 pub mod deployment;
+mod examples;
 pub mod guard;
 mod number;
 mod owner;
@@ -38,5 +40,6 @@ mod page;
 mod processes;
 pub mod protection;
 mod random;
+pub mod watch;
 
 pub use number::number;

@@ -11,6 +11,7 @@ use occlude_keys::{OwnerKey, OwnerPublic};
 use crate::processes::{
     Binary, DeploymentError, Folder, Running, Said, Service, failed, free_address,
 };
+use crate::watch::WatchedWindow;
 
 /// What every process of a deployment has in common.
 #[derive(Debug, Clone)]
@@ -179,6 +180,39 @@ impl Owner {
         let arguments = [&claim[..], &rest].concat();
         let binary = &self.grounds.binary;
         binary.run("looking for a watermark", &arguments)
+    }
+
+    /// What a guard's telemetry says of queries, each file a client's.
+    pub(crate) fn watch(
+        &self,
+        container: &str,
+        guard: &Path,
+        inputs: &[PathBuf],
+    ) -> Result<Vec<WatchedWindow>, DeploymentError> {
+        const DOING: &str = "looking at queries";
+        #[derive(serde::Deserialize)]
+        struct Watched {
+            windows: Vec<WatchedWindow>,
+        }
+        let (container, key) = (self.text(container), self.text(KEY));
+        let (guard, inputs) = (guard.display().to_string(), inputs.iter());
+        let inputs: Vec<String> = inputs.map(|path| path.display().to_string()).collect();
+        let mut watch = vec!["guard", "watch", &container, "--key", &key, "--json"];
+        watch.extend(["--guard", &guard]);
+        watch.extend(inputs.iter().flat_map(|path| ["--inputs", path]));
+        let said = self.grounds.binary.run(DOING, &watch)?;
+        let watched: Watched = serde_json::from_str(&said).map_err(failed(DOING))?;
+        Ok(watched.windows)
+    }
+
+    /// Makes an issuer's key: the section of a guard that names it.
+    pub(crate) fn issuer(&self, key: &str, name: &str) -> Result<String, DeploymentError> {
+        let key = self.text(key);
+        let binary = &self.grounds.binary;
+        let public = binary.run("making an issuer's key", &["guard", "keygen", "-o", &key])?;
+        Ok(format!(
+            "[[issuers]]\nname = \"{name}\"\nkey = \"\"\"\n{public}\"\"\"\n"
+        ))
     }
 
     /// Gives an order to this owner's broker.

@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{self, Client, TokenError};
-use crate::{Budgets, Issuer, Misinformation, Shaping, Watermark};
+use crate::{Budgets, Issuer, Misinformation, Shaping, Telemetry, Watermark};
 use occlude_keys::ModelId;
 
 /// Where a sealed model's metadata has it.
@@ -39,6 +39,9 @@ pub struct GuardConfiguration {
     /// How many queries are answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budgets: Option<Budgets>,
+    /// What is looked at in each client's queries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub telemetry: Option<Telemetry>,
     /// Who says who a client is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub issuers: Vec<Issuer>,
@@ -124,7 +127,7 @@ impl GuardConfiguration {
     }
 
     /// Its defences by name, as statements and metadata tell them:
-    /// `misinformation+shaping+watermark+budgets`.
+    /// `misinformation+shaping+watermark+budgets+telemetry`.
     #[must_use]
     pub fn name(&self) -> String {
         let names = [
@@ -132,6 +135,7 @@ impl GuardConfiguration {
             self.shaping.as_ref().map(|_| "shaping"),
             self.watermark.map(|_| "watermark"),
             self.budgets.map(|_| "budgets"),
+            self.telemetry.map(|_| "telemetry"),
         ];
         names.into_iter().flatten().collect::<Vec<_>>().join("+")
     }
@@ -199,7 +203,24 @@ impl GuardConfiguration {
         if !self.changes_answers() && self.budgets.is_none() {
             return Err(ConfigurationError::Empty);
         }
-        self.check_issuers()
+        self.check_issuers()?;
+        self.check_telemetry()
+    }
+
+    /// Whose queries they are is known where clients are counted, and whoever counts them is
+    /// whom the owner hears it from.
+    fn check_telemetry(&self) -> Result<(), ConfigurationError> {
+        let Some(telemetry) = self.telemetry else {
+            return Ok(());
+        };
+        if !self.asks_for_tokens() {
+            return Err(ConfigurationError::Value {
+                field: "telemetry",
+                found: "no budgets.client".to_owned(),
+                expected: "one, however large: clients are looked at where they are counted",
+            });
+        }
+        telemetry.check()
     }
 
     /// Clients are counted by the names that issuers give them, and for nothing else.
@@ -266,6 +287,12 @@ mod tests {
         client = { window = 100, total = 5000 }
         model = { window = 1000 }
 
+        [telemetry]
+        queries = 500
+        uncertain = { below = 0.5, share = 0.25 }
+        distances = { normality = 0.9 }
+        throttle-seconds = 600
+
         [[issuers]]
         name = "https://issuer.example"
         key = """
@@ -280,13 +307,13 @@ MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=
         let configuration = GuardConfiguration::from_toml(WHOLE).unwrap();
         assert_eq!(
             configuration.name(),
-            "misinformation+shaping+watermark+budgets"
+            "misinformation+shaping+watermark+budgets+telemetry"
         );
         assert_eq!(configuration.misinformation.as_ref().unwrap().nu, 1000.0);
         let sealed = configuration.to_json();
         assert_eq!(
             sealed,
-            r#"{"format":1,"output":"probabilities","misinformation":{"output":"misinformation","tau":0.5,"nu":1000.0},"shaping":{"top":3,"decimals":2},"watermark":{"one-in":200},"budgets":{"window-seconds":3600,"client":{"window":100,"total":5000},"model":{"window":1000}},"issuers":[{"name":"https://issuer.example","key":"-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n"}]}"#
+            r#"{"format":1,"output":"probabilities","misinformation":{"output":"misinformation","tau":0.5,"nu":1000.0},"shaping":{"top":3,"decimals":2},"watermark":{"one-in":200},"budgets":{"window-seconds":3600,"client":{"window":100,"total":5000},"model":{"window":1000}},"telemetry":{"queries":500,"uncertain":{"below":0.5,"share":0.25},"distances":{"normality":0.9},"throttle-seconds":600},"issuers":[{"name":"https://issuer.example","key":"-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n"}]}"#
         );
         assert_eq!(GuardConfiguration::from_json(&sealed), Ok(configuration));
     }
@@ -396,6 +423,47 @@ MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=
                 "issuers: found some, expected none without budgets.client, which they are for",
             ),
             (
+                "queries = 500",
+                "queries = 99",
+                "telemetry.queries: found 99, expected 100 to 1000",
+            ),
+            (
+                "queries = 500",
+                "queries = 1001",
+                "telemetry.queries: found 1001, expected 100 to 1000",
+            ),
+            (
+                "below = 0.5",
+                "below = 0.0",
+                "telemetry.uncertain.below: found 0, expected a number above 0, to 1",
+            ),
+            (
+                "below = 0.5",
+                "below = nan",
+                "telemetry.uncertain.below: found NaN, expected a number above 0, to 1",
+            ),
+            (
+                "share = 0.25",
+                "share = 1.0",
+                "telemetry.uncertain.share: found 1, expected a share from 0 to below 1",
+            ),
+            (
+                "normality = 0.9",
+                "normality = 1.0",
+                "telemetry.distances.normality: found 1, expected a number between 0 and 1",
+            ),
+            (
+                "throttle-seconds = 600",
+                "throttle-seconds = 0",
+                "telemetry.throttle-seconds: found 0, expected 1 to 2592000, thirty days",
+            ),
+            (
+                "uncertain = { below = 0.5, share = 0.25 }\n        distances = { normality = 0.9 }",
+                "",
+                "telemetry: found nothing to look at, expected telemetry.uncertain, \
+                 telemetry.distances or both",
+            ),
+            (
                 "name = \"https://issuer.example\"",
                 "name = \"\"",
                 "issuers.name: found 0 bytes, expected 1 to 256 bytes",
@@ -419,6 +487,15 @@ MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=
         assert_eq!(
             only("[budgets]\nwindow-seconds = 1\nclient = { total = 1 }").to_string(),
             "issuers: found none, expected one or more: budgets.client needs to know who asks"
+        );
+        assert_eq!(
+            only(
+                "[budgets]\nwindow-seconds = 1\nmodel = { total = 1 }\n[telemetry]\nqueries = 100\n\
+                 distances = { normality = 0.9 }"
+            )
+            .to_string(),
+            "telemetry: found no budgets.client, expected one, however large: clients are looked at \
+             where they are counted"
         );
         let key = refused("MCowBQYDK2Vw", "MCowBQYDK2Vx");
         assert!(key.contains("not an issuer's public key"), "{key}");

@@ -16,7 +16,8 @@
 //! Clients are hostile: every input is theirs, so no number that comes out of a model is
 //! taken for a probability before it was looked at. What cannot be guarded is not answered.
 //!
-//! Nothing here counts: what is left of a budget is the broker's to say.
+//! Nothing here counts: what is left of a budget is the broker's to say, and whether a
+//! client's queries are unusual is looked at in `occlude-usage`.
 
 #![forbid(unsafe_code)]
 
@@ -26,12 +27,14 @@ mod configuration;
 mod identity;
 mod misinformation;
 mod shaping;
+mod telemetry;
 mod watermark;
 
-pub use answer::{AnswerError, Guard, MismatchError};
+pub use answer::{AnswerError, Guard, Look, MismatchError};
 pub use budgets::{Budgets, QueryBudget};
 pub use configuration::{ConfigurationError, GuardConfiguration, METADATA_KEY, NO_GUARD};
 pub use identity::{Claims, Client, Issuer, TokenError, issue};
 pub use misinformation::Misinformation;
 pub use shaping::Shaping;
-pub use watermark::{Marks, Watermark};
+pub use telemetry::{Distances, Telemetry, Uncertain};
+pub use watermark::{Marks, Watermark, examples};

@@ -157,8 +157,10 @@ fn below(drawn: u64, limit: u64) -> u64 {
     u64::try_from(product >> 64).unwrap_or(0)
 }
 
-/// How many examples inputs hold. Text has no fixed length, so that it cannot be cut.
-fn examples(inputs: &[Tensor]) -> usize {
+/// How many examples inputs hold, 1 or more. Text has no fixed length, so that it cannot be
+/// cut.
+#[must_use]
+pub fn examples(inputs: &[Tensor]) -> usize {
     let mut firsts = inputs.iter().map(|input| match input.datatype() {
         DataType::Bytes => None,
         _ => input.shape().first().copied(),

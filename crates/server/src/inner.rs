@@ -24,6 +24,7 @@ use occlude_inference_protocol::{
     InferResponse, ModelMetadata, ModelReady, Parameter, Parameters, ServerLive, ServerMetadata,
     ServerReady, Tensor,
 };
+use occlude_usage::Observation;
 use occlude_weakening::{Weakening, is};
 
 use crate::admission::Reservation;
@@ -151,6 +152,7 @@ fn told_of(guard: &Guard) -> Parameters {
     let mut tell = |name, value| parameters.set(name, Parameter::Boolean(value));
     tell("answers_may_be_changed", configuration.changes_answers());
     tell("token_required", configuration.asks_for_tokens());
+    tell("queries_watched", configuration.telemetry.is_some());
     parameters
 }
 
@@ -212,8 +214,9 @@ async fn infer(
             let (computed, asked, session) = blocking(compute).await;
             // Paying may have to wait for the broker.
             drop(session);
-            let computed = computed?;
-            spend(meter, client, asked.queries(&computed)).await?;
+            let mut computed = computed?;
+            let (queries, seen) = (asked.queries(&computed), std::mem::take(&mut computed.seen));
+            spend(meter, client, queries, seen).await?;
             blocking(move || asked.answer(computed)).await
         }
     };
@@ -267,8 +270,9 @@ async fn spend(
     meter: Arc<Meter>,
     client: Option<ClientDigest>,
     queries: u64,
+    seen: Vec<Observation>,
 ) -> Result<(), InferError> {
-    let spending = tokio::spawn(async move { meter.spend(client, queries).await });
+    let spending = tokio::spawn(async move { meter.spend(client, queries, seen).await });
     match spending.await {
         Ok(spent) => spent.map_err(InferError::from),
         // Nothing cancels it but the end of the runtime.
@@ -297,6 +301,8 @@ struct Computed {
     request: InferRequest,
     outputs: Vec<Tensor>,
     marks: Marks,
+    /// What is looked at in it, where anything is.
+    seen: Vec<Observation>,
 }
 
 impl Asked {
@@ -329,17 +335,22 @@ impl Asked {
                 (guard.computed(), guard.marks(&inputs))
             }
         };
-        let model = &self.loaded.model;
+        let Loaded { model, meter } = &*self.loaded;
+        let watch = meter.as_ref().and_then(|meter| meter.watch());
+        let sketches = watch.map_or_else(Vec::new, |watch| watch.sketches(&inputs));
         let outputs = model
             .run_admitted(inputs, wanted, |bytes| self.admit(bytes))
             .map_err(|error| match error {
                 RunError::NotAdmitted { .. } => InferError::no_memory(NO_MEMORY),
                 error => InferError::bad_request(error.to_string()),
             })?;
+        let looks = self.served.guard.as_ref().map(|guard| guard.look(&outputs));
+        let looks = looks.transpose()?.unwrap_or_default();
         Ok(Computed {
             request,
             outputs,
             marks,
+            seen: Observation::of(&looks, sketches),
         })
     }
 
@@ -356,6 +367,7 @@ impl Asked {
             request,
             outputs,
             marks,
+            seen: _,
         } = computed;
         let outputs = match &self.served.guard {
             None => outputs,

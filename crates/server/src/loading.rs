@@ -13,11 +13,12 @@ use occlude_container::{Container, OpenContainer, SignedContainer};
 use occlude_engine::{LoadOptions, Model, Runtime};
 use occlude_guard::{Guard, GuardConfiguration, METADATA_KEY};
 use occlude_keys::{HeaderDigest, ModelKey, OwnerPublic};
+use occlude_usage::SketchKey;
 use occlude_weakening::{Weakening, is};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use crate::budget::{BrokerAllowances, Meter};
+use crate::budget::{BrokerAllowances, Meter, Watch};
 use crate::error::StartError;
 use crate::metrics::Metrics;
 use crate::mirror::Mirrored;
@@ -194,16 +195,18 @@ impl Loader {
     ) -> Result<(Loaded, Option<Guard>), StartError> {
         let header = container.header().clone();
         let (model, guard, key) = Arc::clone(self).start_model(container, path, key).await?;
-        let budgets = guard
-            .as_ref()
-            .and_then(|guard| guard.configuration().budgets);
+        let configuration = guard.as_ref().map(Guard::configuration);
+        let budgets = configuration.and_then(|guard| guard.budgets);
+        let watch = configuration
+            .and_then(|guard| guard.telemetry)
+            .map(|telemetry| Watch::new(telemetry, SketchKey::of(&key)));
         let Some(budgets) = budgets else {
             let meter = None;
             return Ok((Loaded { model, meter }, guard));
         };
         let (owner, digest) = (*header.owner(), header.digest());
         let allow = BrokerAllowances::new(Arc::clone(self), owner, digest, key);
-        match Meter::open(budgets, allow).await {
+        match Meter::open(budgets, watch, allow).await {
             Ok(meter) => {
                 let meter = Some(Arc::new(meter));
                 Ok((Loaded { model, meter }, guard))

@@ -44,6 +44,39 @@ class Budgets:
 
 
 @dataclass(frozen=True)
+class Telemetry:
+    """What the owner hears of a client's queries, ``queries`` at a time: more than ``share`` of
+    answers with a certainty below ``below``, or distances between inputs whose Shapiro-Wilk
+    statistic is below ``normality``. With ``throttle_seconds`` the client waits then.
+
+    ``occlude guard watch`` shows what thresholds do.
+    """
+
+    queries: int
+    below: float | None = None
+    share: float | None = None
+    normality: float | None = None
+    throttle_seconds: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.below is None) != (self.share is None):
+            raise ValueError("below and share go together: give both or neither")
+        if self.below is None and self.normality is None:
+            raise ValueError("telemetry needs below and share, normality, or all of them")
+
+    def to_toml(self) -> list[str]:
+        lines = [f"queries = {int(self.queries)}"]
+        if self.below is not None and self.share is not None:
+            below, share = float(self.below), float(self.share)
+            lines.append(f"uncertain = {{ below = {below!r}, share = {share!r} }}")
+        if self.normality is not None:
+            lines.append(f"distances = {{ normality = {float(self.normality)!r} }}")
+        if self.throttle_seconds is not None:
+            lines.append(f"throttle-seconds = {int(self.throttle_seconds)}")
+        return lines
+
+
+@dataclass(frozen=True)
 class Issuer:
     """Who says who a client is: the name that its tokens have as ``iss``, and its public key
     (Ed25519, PEM)."""
@@ -59,7 +92,7 @@ class Guard:
     ``tau`` is the certainty from 0 to 1 at which an answer is half misinformation, ``nu`` how
     sharply that changes with the certainty. ``output`` is the model's output with the
     answers; it may be left out where ``misinformation`` knows it. ``budgets`` for each client
-    need ``issuers``.
+    need ``issuers``, and ``telemetry`` needs such budgets.
     """
 
     misinformation: Misinformation | None = None
@@ -72,6 +105,7 @@ class Guard:
     #: Change the answer to one input in so many, which :program:`occlude guard claim` finds in
     #: a copy.
     watermark: int | None = None
+    telemetry: Telemetry | None = None
 
     def __post_init__(self) -> None:
         if (self.misinformation is None) != (self.tau is None):
@@ -106,6 +140,8 @@ class Guard:
             lines += ["", "[budgets]", f"window-seconds = {int(self.budgets.window_seconds)}"]
             whose = {"client": self.budgets.client, "model": self.budgets.model}
             lines += [f"{name} = {one.to_toml()}" for name, one in whose.items() if one is not None]
+        if self.telemetry is not None:
+            lines += ["", "[telemetry]", *self.telemetry.to_toml()]
         for issuer in self.issuers:
             lines += ["", "[[issuers]]", f"name = {json.dumps(issuer.name)}"]
             lines.append(f"key = {json.dumps(issuer.key)}")

@@ -1,11 +1,11 @@
-//! What was allowed so far, as the audit log has it.
+//! What was allowed and reported so far, as the audit log has it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use occlude_attest::UnixTime;
 use occlude_keys::{ModelId, OwnerFingerprint};
 
-use super::{Allowance, AllowanceRequest, ClientDigest};
+use super::{Acknowledgement, Allowance, AllowanceRequest, ClientDigest, Unusual, UsageReport};
 use crate::audit::AuditEvent;
 
 /// Whose queries are counted together: all versions of a model have one count, so that
@@ -33,6 +33,18 @@ pub(crate) struct Ledger {
     /// The latest window of each length: versions may have different ones, and none resets
     /// another.
     windows: HashMap<(Scope, u32), Window>,
+    /// When clients may ask again who asked unusually, in seconds since 1970.
+    throttled: HashMap<Scope, u64>,
+    reports: BTreeMap<(OwnerFingerprint, ModelId), Reports>,
+}
+
+/// What was reported of one model.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Reports {
+    /// All of them.
+    pub(crate) count: u64,
+    /// Those in which something was unusual, by what it was.
+    pub(crate) unusual: BTreeMap<Unusual, u64>,
 }
 
 impl Ledger {
@@ -57,17 +69,20 @@ impl Ledger {
         let total = self.totals.get(&scope).copied().unwrap_or_default();
         let left = |limit: Option<u64>, spent: u64| limit.map(|limit| limit.saturating_sub(spent));
         let left_ever = left(limits.total, total);
+        let throttled = self.throttled_for(&scope, now);
+        let queries = if throttled > 0 { 0 } else { request.queries };
         let queries = [left(limits.window, in_window), left_ever]
             .into_iter()
             .flatten()
-            .fold(request.queries, u64::min);
+            .fold(queries, u64::min);
         let ends_in = start
             .saturating_add(seconds.into())
             .saturating_sub(now.0)
             .max(1);
+        let ends_in = u32::try_from(ends_in).unwrap_or(u32::MAX).min(seconds);
         let allowance = Allowance {
             queries,
-            ends_in: u32::try_from(ends_in).unwrap_or(u32::MAX).min(seconds),
+            ends_in: if throttled > 0 { throttled } else { ends_in },
             more_later: left_ever.is_none_or(|left| left > queries) && limits.window != Some(0),
             time: now.0,
         };
@@ -82,33 +97,95 @@ impl Ledger {
         (allowance, event)
     }
 
-    /// Counts what an entry says.
+    /// What a report leads to, and the entry that makes it so.
+    pub(crate) fn report(
+        &self,
+        scope: Scope,
+        report: &UsageReport,
+        now: UnixTime,
+    ) -> (Acknowledgement, AuditEvent) {
+        let pause = report.throttle_seconds;
+        let pause = pause.filter(|_| !report.unusual.is_empty());
+        let until = pause.map(|seconds| now.0.saturating_add(seconds.into()));
+        let acknowledgement = Acknowledgement {
+            throttled_for: pause.unwrap_or(0).max(self.throttled_for(&scope, now)),
+        };
+        let event = AuditEvent::UsageReported {
+            owner: scope.owner,
+            model: scope.model,
+            client: report.client,
+            queries: report.queries,
+            uncertain: report.uncertain,
+            unusual: report.unusual.clone(),
+            throttled_until: until,
+        };
+        (acknowledgement, event)
+    }
+
+    /// For how many seconds a client is allowed nothing.
+    fn throttled_for(&self, scope: &Scope, now: UnixTime) -> u32 {
+        let until = self.throttled.get(scope).copied().unwrap_or_default();
+        u32::try_from(until.saturating_sub(now.0)).unwrap_or(u32::MAX)
+    }
+
+    /// What was reported of each model.
+    pub(crate) fn reports(&self) -> &BTreeMap<(OwnerFingerprint, ModelId), Reports> {
+        &self.reports
+    }
+
+    /// Takes in what an entry says.
     pub(crate) fn follow(&mut self, event: &AuditEvent) {
-        let AuditEvent::QueriesAllowed {
-            owner,
-            model,
-            client,
-            queries,
-            window_start,
-            window_seconds,
-        } = event
-        else {
-            return;
-        };
-        let scope = Scope {
-            owner: *owner,
-            model: model.clone(),
-            client: *client,
-        };
-        let total = self.totals.entry(scope.clone()).or_default();
-        *total = total.saturating_add(*queries);
-        let window = self.windows.entry((scope, *window_seconds)).or_default();
-        if window.start < *window_start {
-            *window = Window {
-                start: *window_start,
-                queries: 0,
-            };
+        match event {
+            AuditEvent::QueriesAllowed {
+                owner,
+                model,
+                client,
+                queries,
+                window_start,
+                window_seconds,
+            } => {
+                let scope = Scope {
+                    owner: *owner,
+                    model: model.clone(),
+                    client: *client,
+                };
+                self.count(scope, *queries, (*window_start, *window_seconds));
+            }
+            AuditEvent::UsageReported {
+                owner,
+                model,
+                client,
+                unusual,
+                throttled_until,
+                ..
+            } => {
+                let reports = self.reports.entry((*owner, model.clone())).or_default();
+                reports.count += 1;
+                for what in unusual {
+                    *reports.unusual.entry(*what).or_default() += 1;
+                }
+                let Some(throttled_until) = throttled_until else {
+                    return;
+                };
+                let scope = Scope {
+                    owner: *owner,
+                    model: model.clone(),
+                    client: Some(*client),
+                };
+                let until = self.throttled.entry(scope).or_default();
+                *until = (*until).max(*throttled_until);
+            }
+            _ => {}
         }
-        window.queries = window.queries.saturating_add(*queries);
+    }
+
+    fn count(&mut self, scope: Scope, queries: u64, (start, seconds): (u64, u32)) {
+        let total = self.totals.entry(scope.clone()).or_default();
+        *total = total.saturating_add(queries);
+        let window = self.windows.entry((scope, seconds)).or_default();
+        if window.start < start {
+            *window = Window { start, queries: 0 };
+        }
+        window.queries = window.queries.saturating_add(queries);
     }
 }

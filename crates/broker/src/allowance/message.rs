@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use super::{Allowance, AllowanceRequest};
+use super::{AllowanceRequest, UsageReport};
 use crate::kbs::jwe::RecipientKey;
 use crate::random;
 
@@ -45,6 +45,16 @@ impl SealedMessage {
     }
 }
 
+/// What an instance sends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Asked {
+    /// For queries.
+    Allowance(AllowanceRequest),
+    /// To take a report.
+    Report(UsageReport),
+}
+
 /// What both sides seal with: derived (HKDF-SHA-256) from the model's key, which only the
 /// broker and attested instances have, and the public key that a session's evidence covers.
 pub(crate) struct AllowanceKey(Aes256Gcm);
@@ -58,23 +68,23 @@ impl AllowanceKey {
         Self(Aes256Gcm::new((&*key).into()))
     }
 
-    pub(crate) fn seal_request(&self, request: &AllowanceRequest) -> SealedMessage {
+    pub(crate) fn seal_request(&self, request: &Asked) -> SealedMessage {
         self.seal(REQUEST, request)
     }
 
-    pub(crate) fn open_request(&self, sealed: &SealedMessage) -> Option<AllowanceRequest> {
+    pub(crate) fn open_request(&self, sealed: &SealedMessage) -> Option<Asked> {
         self.open(REQUEST, sealed)
     }
 
-    pub(crate) fn seal_answer(&self, to: &MessageDigest, answer: &Allowance) -> SealedMessage {
+    pub(crate) fn seal_answer(&self, to: &MessageDigest, answer: &impl Serialize) -> SealedMessage {
         self.seal(&[ANSWER, to.as_bytes()].concat(), answer)
     }
 
-    pub(crate) fn open_answer(
+    pub(crate) fn open_answer<T: DeserializeOwned>(
         &self,
         to: &MessageDigest,
         sealed: &SealedMessage,
-    ) -> Option<Allowance> {
+    ) -> Option<T> {
         self.open(&[ANSWER, to.as_bytes()].concat(), sealed)
     }
 

@@ -1,4 +1,5 @@
-//! Allowances: how many queries of a model one attested instance may answer.
+//! Allowances: how many queries of a model one attested instance may answer; and what it saw
+//! in those that it answered.
 //!
 //! The broker counts what it gave, with its clock, in the audit log; an instance answers so
 //! many and asks for more. What it did not use dies with it, so that a restart or a second
@@ -7,16 +8,19 @@
 //! How many there may be is the owner's, sealed with the model: the instance says it, whose
 //! evidence says that it says it truly. Request and answer are sealed under the model's key
 //! and this session's, so that nobody between reads whose queries they are, makes a request
-//! or an answer, or gives an old answer again.
+//! or an answer, or gives an old answer again. What an instance saw comes the same way, to
+//! the same path and in as many bytes, so that nobody between tells one from the other.
 
 mod ledger;
 mod message;
+mod usage;
 
 use occlude_keys::hexadecimal_bytes;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use ledger::{Ledger, Scope};
-pub(crate) use message::{AllowanceKey, MessageDigest, SealedMessage};
+pub(crate) use ledger::{Ledger, Reports, Scope};
+pub(crate) use message::{AllowanceKey, Asked, MessageDigest, SealedMessage};
+pub use usage::{Acknowledgement, Unusual, UsageReport};
 
 hexadecimal_bytes! {
     /// Stands for one client of a model. What it is made of is the server's business; it

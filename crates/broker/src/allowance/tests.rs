@@ -32,7 +32,25 @@ fn request(queries: u64, window: Option<u64>, total: Option<u64>) -> AllowanceRe
     }
 }
 
+/// Of client 1.
+fn report(unusual: &[Unusual], throttle_seconds: Option<u32>) -> UsageReport {
+    UsageReport {
+        client: [1; 32].into(),
+        queries: 100,
+        uncertain: 60,
+        unusual: unusual.to_vec(),
+        throttle_seconds,
+    }
+}
+
 impl Ledger {
+    /// Reports of client 1, and is told how long it has to wait.
+    fn tell(&mut self, report: &UsageReport, at: u64) -> u32 {
+        let (taken, event) = self.report(scope(Some(1)), report, UnixTime(at));
+        self.follow(&event);
+        taken.throttled_for
+    }
+
     /// Asks and counts.
     fn ask(&mut self, scope: Scope, request: &AllowanceRequest, at: UnixTime) -> Allowance {
         let (allowance, event) = self.allow(scope, request, at);
@@ -118,6 +136,56 @@ fn scopes_are_counted_apart() {
 }
 
 #[test]
+fn who_asks_unusually_waits_where_the_owner_wants_it_and_others_do_not() {
+    const UNUSUAL: &[Unusual] = &[Unusual::Uncertain];
+    let mut ledger = Ledger::default();
+    let asked = request(10, Some(1000), None);
+    assert_eq!(ledger.tell(&report(UNUSUAL, None), NOW.0), 0);
+    assert_eq!(ledger.tell(&report(&[], Some(600)), NOW.0), 0);
+    assert_eq!(ledger.ask(scope(Some(1)), &asked, NOW).queries, 10);
+
+    assert_eq!(ledger.tell(&report(UNUSUAL, Some(600)), NOW.0), 600);
+    let at = |seconds| UnixTime(NOW.0 + seconds);
+    let waiting = ledger.ask(scope(Some(1)), &asked, at(1));
+    assert_eq!(
+        (waiting.queries, waiting.ends_in, waiting.more_later),
+        (0, 599, true)
+    );
+    for other in [scope(Some(2)), scope(None)] {
+        assert_eq!(ledger.ask(other, &asked, at(1)).queries, 10);
+    }
+    // A shorter pause does not end a longer one, nor does a clock set back.
+    assert_eq!(ledger.tell(&report(UNUSUAL, Some(10)), NOW.0 + 100), 500);
+    assert_eq!(ledger.ask(scope(Some(1)), &asked, at(599)).queries, 0);
+    assert_eq!(ledger.ask(scope(Some(1)), &asked, UnixTime(0)).queries, 0);
+    assert_eq!(ledger.ask(scope(Some(1)), &asked, at(600)).queries, 10);
+    // The longest is longer than any window.
+    assert_eq!(
+        ledger.tell(&report(UNUSUAL, Some(u32::MAX)), NOW.0),
+        u32::MAX
+    );
+    let waiting = ledger.ask(scope(Some(1)), &asked, NOW);
+    assert_eq!((waiting.queries, waiting.ends_in), (0, u32::MAX));
+}
+
+#[test]
+fn reports_are_counted_by_model_and_by_what_is_unusual() {
+    let mut ledger = Ledger::default();
+    ledger.tell(&report(&[], None), NOW.0);
+    ledger.tell(&report(&[Unusual::Uncertain], None), NOW.0);
+    let both = [Unusual::Uncertain, Unusual::Distances];
+    ledger.tell(&report(&both, Some(1)), NOW.0);
+    let counted: Vec<_> = ledger.reports().iter().collect();
+    let [((owner, model), reports)] = counted[..] else {
+        panic!("{counted:?}")
+    };
+    assert_eq!((*owner, model.as_str()), (scope(None).owner, "digits"));
+    assert_eq!(reports.count, 3);
+    let unusual = [(Unusual::Uncertain, 2), (Unusual::Distances, 1)];
+    assert_eq!(reports.unusual, unusual.into());
+}
+
+#[test]
 fn no_number_overflows() {
     let mut ledger = Ledger::default();
     let all = request(u64::MAX, None, None);
@@ -147,22 +215,25 @@ fn only_who_has_the_models_and_the_sessions_key_asks_and_answers() {
     for curve in [Curve::P256, Curve::P521] {
         let (session, other) = (TeeKey::generate(curve), TeeKey::generate(curve));
         let asked = request(7, Some(10), None);
-        let sealed = key(1, &session).seal_request(&asked);
-        assert_eq!(key(1, &session).open_request(&sealed), Some(asked.clone()));
+        let sent = Asked::Allowance(asked.clone());
+        let sealed = key(1, &session).seal_request(&sent);
+        assert_eq!(key(1, &session).open_request(&sealed), Some(sent.clone()));
         assert_eq!(key(2, &session).open_request(&sealed), None);
         assert_eq!(key(1, &other).open_request(&sealed), None);
 
         let (allowance, _) = Ledger::default().allow(scope(None), &asked, NOW);
         let answer = key(1, &session).seal_answer(&sealed.digest(), &allowance);
-        let again = key(1, &session).seal_request(&asked);
-        let open = |key: AllowanceKey, to: &SealedMessage| key.open_answer(&to.digest(), &answer);
+        let again = key(1, &session).seal_request(&sent);
+        let open = |key: AllowanceKey, to: &SealedMessage| {
+            key.open_answer::<Allowance>(&to.digest(), &answer)
+        };
         assert_eq!(open(key(1, &session), &sealed), Some(allowance));
         assert_eq!(open(key(1, &session), &again), None, "another request");
         assert_eq!(open(key(2, &session), &sealed), None);
         assert_eq!(open(key(1, &other), &sealed), None);
         // Nor does a request pass for an answer, or the other way round.
         assert_eq!(
-            key(1, &session).open_answer(&sealed.digest(), &sealed),
+            key(1, &session).open_answer::<Allowance>(&sealed.digest(), &sealed),
             None
         );
         assert_eq!(key(1, &session).open_request(&answer), None);
@@ -173,7 +244,7 @@ fn only_who_has_the_models_and_the_sessions_key_asks_and_answers() {
 fn every_altered_byte_of_a_message_is_noticed_and_its_length_says_nothing() {
     let session = TeeKey::generate(Curve::P256);
     let key = key(1, &session);
-    let sealed = key.seal_request(&request(7, Some(10), None));
+    let sealed = key.seal_request(&Asked::Allowance(request(7, Some(10), None)));
     let json = serde_json::to_string(&sealed).unwrap();
     let bytes = hex::decode(&json[11..json.len() - 2]).unwrap();
     assert_eq!(bytes.len(), 12 + 512 + 16);
@@ -188,6 +259,10 @@ fn every_altered_byte_of_a_message_is_noticed_and_its_length_says_nothing() {
     let mut longest = request(u64::MAX, Some(u64::MAX), Some(u64::MAX));
     longest.client = Some([0xff; 32].into());
     longest.limits.window_seconds = u32::MAX;
-    let longest = serde_json::to_string(&key.seal_request(&longest)).unwrap();
-    assert_eq!(longest.len(), json.len());
+    let mut reported = report(&[Unusual::Uncertain, Unusual::Distances], Some(u32::MAX));
+    (reported.queries, reported.uncertain) = (u32::MAX, u32::MAX);
+    for longest in [Asked::Allowance(longest), Asked::Report(reported)] {
+        let longest = serde_json::to_string(&key.seal_request(&longest)).unwrap();
+        assert_eq!(longest.len(), json.len());
+    }
 }

@@ -1,4 +1,5 @@
-//! Allowances of queries, to sessions whose evidence the owner's policy accepts.
+//! Allowances of queries, to sessions whose evidence the owner's policy accepts, and reports
+//! from them.
 //!
 //! The same policy is asked as for the key, at every request: a withdrawn version answers
 //! no further query once what it has is used up.
@@ -15,7 +16,7 @@ use occlude_keys::{HeaderDigest, OwnerFingerprint};
 use super::kbs_routes::{Answered, judge_release, no_session, parse, session, unknown_resource};
 use super::problem::Problem;
 use super::{Attested, Broker, lock};
-use crate::allowance::{AllowanceKey, AllowanceRequest, Scope, SealedMessage};
+use crate::allowance::{AllowanceKey, Asked, Scope, SealedMessage};
 use crate::audit::AuditEvent;
 
 /// Requests of one session that are answered: an honest server starts a new one long before.
@@ -44,13 +45,25 @@ pub(super) async fn allow(
             });
             match judged {
                 Ok((model, key, request)) => {
-                    let scope = Scope {
+                    let model = model.record.id.clone();
+                    let scope = |client| Scope {
                         owner,
-                        model: model.record.id.clone(),
-                        client: request.client,
+                        model,
+                        client,
                     };
-                    let (allowance, event) = ledger.allow(scope, &request, UnixTime::now());
-                    let answer = key.seal_answer(&sealed.digest(), &allowance);
+                    let (digest, now) = (sealed.digest(), UnixTime::now());
+                    let (answer, event) = match request {
+                        Asked::Allowance(request) => {
+                            let scope = scope(request.client);
+                            let (allowance, event) = ledger.allow(scope, &request, now);
+                            (key.seal_answer(&digest, &allowance), event)
+                        }
+                        Asked::Report(report) => {
+                            let scope = scope(Some(report.client));
+                            let (taken, event) = ledger.report(scope, &report, now);
+                            (key.seal_answer(&digest, &taken), event)
+                        }
+                    };
                     (Ok(Json(answer)), event)
                 }
                 Err(problem) => {
@@ -67,18 +80,22 @@ pub(super) async fn allow(
 }
 
 /// Opens a request that this session has not made before.
-fn open(
-    attested: &Attested,
-    key: &AllowanceKey,
-    sealed: &SealedMessage,
-) -> Answered<AllowanceRequest> {
+fn open(attested: &Attested, key: &AllowanceKey, sealed: &SealedMessage) -> Answered<Asked> {
     let request = key.open_request(sealed).ok_or_else(|| {
         Problem::unauthorized("the request is not sealed under the model's key and the session's")
     })?;
-    if request.limits.window_seconds == 0 {
-        return Err(Problem::malformed(
-            "a window of 0 seconds, it has 1 or more",
-        ));
+    match &request {
+        Asked::Allowance(request) if request.limits.window_seconds == 0 => {
+            return Err(Problem::malformed(
+                "a window of 0 seconds, it has 1 or more",
+            ));
+        }
+        Asked::Report(report) if report.uncertain > report.queries => {
+            return Err(Problem::malformed(
+                "a report of more uncertain answers than answers",
+            ));
+        }
+        _ => {}
     }
     let mut answered = lock(&attested.answered);
     if answered.len() >= MOST_ANSWERS {

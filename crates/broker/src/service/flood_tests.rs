@@ -219,6 +219,7 @@ async fn what_was_counted_is_written_when_the_broker_ends() {
         database: database.clone(),
         master_key: None,
         tls: None,
+        metrics: None,
         collateral: None,
     };
     let (stop, stopped) = tokio::sync::oneshot::channel();

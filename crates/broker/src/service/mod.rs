@@ -11,7 +11,7 @@ mod kbs_routes;
 mod problem;
 mod refusals;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,16 +20,17 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use occlude_attest::{Claims, LastingVerifier, TeeKind};
+use occlude_keys::{ModelId, OwnerFingerprint};
 use tower_http::timeout::TimeoutLayer;
 
-use crate::allowance::MessageDigest;
+use crate::allowance::{MessageDigest, Reports};
 use crate::kbs::jwe::RecipientKey;
 use crate::kbs::messages::{KBS_PREFIX, OCCLUDE_PREFIX};
 use crate::kbs::report_data::ReportHash;
 use crate::sessions::{
     CHALLENGE_LIFETIME, Expiring, MOST_CHALLENGES, MOST_SESSIONS, SESSION_LIFETIME,
 };
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use refusals::Refusals;
 
 /// The longest body: evidence with its certificates is some tens of kilobytes, a
@@ -106,6 +107,13 @@ impl Broker {
     #[cfg(all(test, feature = "simulated"))]
     fn router(self) -> Router {
         Self::routes(&Arc::new(self))
+    }
+
+    /// What was reported of each model.
+    pub(crate) async fn reports(
+        &self,
+    ) -> Result<BTreeMap<(OwnerFingerprint, ModelId), Reports>, StoreError> {
+        self.store.reports().await
     }
 
     /// The routes of a broker.

@@ -66,7 +66,7 @@ pub(super) struct Remembered {
     withdrawn: HashMap<String, ModelVersion>,
     /// SHA-256 of each policy, by its place.
     policies: HashMap<String, String>,
-    /// Queries that were allowed.
+    /// Queries that were allowed, and what was reported of them.
     pub(super) ledger: Ledger,
 }
 
@@ -87,6 +87,7 @@ impl Remembered {
             AuditEvent::Withdrawn { .. }
                 | AuditEvent::PolicySet { .. }
                 | AuditEvent::QueriesAllowed { .. }
+                | AuditEvent::UsageReported { .. }
         )
     }
 

@@ -13,6 +13,8 @@
 mod audit_rows;
 mod open;
 
+use std::collections::BTreeMap;
+
 use occlude_keys::{HeaderDigest, ModelId, ModelKey, ModelVersion, OwnerFingerprint};
 use occlude_weakening::{Weakening, is};
 use sha2::{Digest, Sha256};
@@ -24,7 +26,7 @@ use audit_rows::{End, Remembered};
 pub use open::StoreError;
 
 use crate::admin::{ModelRecord, Withdrawal};
-use crate::allowance::Ledger;
+use crate::allowance::{Ledger, Reports};
 use crate::audit::AuditEvent;
 use crate::master_key::MasterKey;
 use crate::model_key_path;
@@ -156,7 +158,7 @@ impl Store {
     }
 
     /// Decides about one path: `judge` sees what is recorded there, or why that is
-    /// not believed, and what queries were allowed, and gives its answer and the audit
+    /// not believed, and what was allowed and reported, and gives its answer and the audit
     /// entry. The answer comes back only once the entry is written, and no order of the
     /// owner comes between.
     pub(crate) async fn decide<T>(
@@ -180,6 +182,14 @@ impl Store {
     /// Writes an entry about a decision that needs no record.
     pub(crate) async fn record(&self, event: &AuditEvent) -> Result<(), StoreError> {
         self.commit(self.begin().await?, event).await
+    }
+
+    /// What was reported of each model, to this broker or another on the same database.
+    pub(crate) async fn reports(
+        &self,
+    ) -> Result<BTreeMap<(OwnerFingerprint, ModelId), Reports>, StoreError> {
+        self.begin().await?.transaction.rollback().await?;
+        Ok(self.remembered.lock().await.ledger.reports().clone())
     }
 
     /// Starts a change on a log that holds.

@@ -21,6 +21,8 @@ pub(crate) enum GuardAction {
     Token(TokenArguments),
     /// Look for a model's watermark in one that may be a copy of it.
     Claim(ClaimArguments),
+    /// Show what a model's telemetry says of queries, to choose its thresholds.
+    Watch(WatchArguments),
 }
 
 #[derive(Debug, Args)]
@@ -100,6 +102,34 @@ pub(crate) struct ClaimArguments {
     #[arg(long, value_name = "NAME")]
     pub(crate) output: Option<String>,
     /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The queries of each file are answered here as if one client asked them, in their order, and each
+window is judged as a server would. Try queries of honest users first: what telemetry finds unusual of
+those is a false alarm. A threshold beyond what 99 windows in 100 of honest users have raises
+one alarm in 100 of their windows.
+
+Example:
+  occlude guard watch model.occ --key owner.key --guard guard.toml --inputs queries.npz")]
+pub(crate) struct WatchArguments {
+    /// The owner's sealed model.
+    #[arg(value_name = "MODEL.occ")]
+    pub(crate) model: PathBuf,
+    /// The owner's key.
+    #[arg(long, value_name = "FILE", env = "OCCLUDE_OWNER_KEY")]
+    pub(crate) key: PathBuf,
+    /// Queries by the names of inputs, as numpy.savez writes them: the first extent counts
+    /// them. May be repeated: each file is another client's.
+    #[arg(long, value_name = "FILE.npz", required = true)]
+    pub(crate) inputs: Vec<PathBuf>,
+    /// Another guard than the one that was sealed with the model.
+    #[arg(long, value_name = "GUARD.toml")]
+    pub(crate) guard: Option<PathBuf>,
+    /// Print JSON: every window.
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -23,6 +23,7 @@ pub(crate) use evaluate::{
 };
 pub(crate) use guard::{
     ClaimArguments, GuardAction, GuardArguments, IssuerKeygenArguments, TokenArguments,
+    WatchArguments,
 };
 use occlude_attest::TeeChoice;
 use occlude_engine::{CipherKind, LargestShape, Spill};
@@ -81,7 +82,7 @@ pub(crate) enum Command {
     Infer(InferArguments),
     /// Offer a verified server's inference protocol as plain HTTP on this machine.
     Proxy(ProxyArguments),
-    /// Say who may ask a guarded model, and tell a copy of it.
+    /// Say who may ask a guarded model, look at queries, and tell a copy of it.
     Guard(GuardArguments),
     /// Measure time and memory against plain ONNX Runtime.
     Bench(BenchArguments),
@@ -289,6 +290,10 @@ pub(crate) struct BrokerRunArguments {
     /// The certificate's private key (PEM).
     #[arg(long, value_name = "FILE", requires = "tls_certificate")]
     pub(crate) tls_key: Option<PathBuf>,
+    /// Where to tell Prometheus, in plain HTTP, how often clients of guarded models asked
+    /// unusually.
+    #[arg(long, value_name = "ADDRESS", env = "OCCLUDE_BROKER_METRICS")]
+    pub(crate) metrics: Option<SocketAddr>,
     #[command(flatten)]
     pub(crate) collateral: CollateralArguments,
 }

@@ -68,6 +68,7 @@ async fn run_broker(arguments: BrokerRunArguments) -> Result<(), Failure> {
             .tls_certificate
             .zip(arguments.tls_key)
             .map(|(certificate, key)| TlsFiles { certificate, key }),
+        metrics: arguments.metrics,
         collateral: arguments.collateral.collateral,
     };
     let ready = |address| tracing::info!(%address, "the broker listens");

@@ -192,6 +192,24 @@ fn print_guards(report: &GuardReport) {
     ];
     output::table(&header, claims.collect(), &[2, 3, 4, 5]);
     output::line("");
+    if let Some(telemetry) = &report.telemetry {
+        output::line(format_args!(
+            "windows of {} queries that telemetry finds unusual; {} of honest ones",
+            telemetry.queries,
+            percent(telemetry.false_positive_rate)
+        ));
+        let clients = telemetry.clients.iter().map(|client| client.cells().into());
+        let header = [
+            "who asks",
+            "names",
+            "queries",
+            "unusual",
+            "by certainty",
+            "by distances",
+        ];
+        output::table(&header, clients.collect(), &[1, 2, 3, 4, 5]);
+        output::line("");
+    }
     for (name, explained) in &report.attackers {
         output::line(format_args!("{name}: {explained}"));
     }

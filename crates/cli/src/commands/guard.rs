@@ -6,12 +6,15 @@ use std::sync::Arc;
 use occlude_attest::UnixTime;
 use occlude_container::Container;
 use occlude_engine::{LibrarySearch, LoadOptions, Model, Runtime};
-use occlude_evaluate::claim::{ClaimError, Suspect};
+use occlude_evaluate::claim::Suspect;
+use occlude_evaluate::watch::{WatchedWindow, quantile};
 use occlude_guard::{Claims, Guard, GuardConfiguration, METADATA_KEY, issue};
-use occlude_keys::IssuerKey;
+use occlude_keys::{IssuerKey, ModelKey};
+use occlude_usage::SketchKey;
 
 use crate::arguments::{
     ClaimArguments, GuardAction, GuardArguments, IssuerKeygenArguments, TokenArguments,
+    WatchArguments,
 };
 use crate::failure::Failure;
 use crate::output::{self, Progress};
@@ -24,6 +27,7 @@ pub(crate) fn run(arguments: &GuardArguments) -> Result<(), Failure> {
         GuardAction::Keygen(arguments) => keygen(arguments),
         GuardAction::Token(arguments) => token(arguments),
         GuardAction::Claim(arguments) => claim(arguments),
+        GuardAction::Watch(arguments) => watch(arguments),
     }
 }
 
@@ -62,8 +66,6 @@ fn token(arguments: &TokenArguments) -> Result<(), Failure> {
 }
 
 fn claim(arguments: &ClaimArguments) -> Result<(), Failure> {
-    let path = &arguments.model;
-    let in_file = |failure: Failure| failure.while_doing(path.display().to_string());
     let inputs = tensors::read_npz(&arguments.inputs).map_err(Failure::failed)?;
     let answers = arguments
         .suspect
@@ -71,22 +73,12 @@ fn claim(arguments: &ClaimArguments) -> Result<(), Failure> {
         .is_some_and(|end| end == "npy");
     let answers = answers.then(|| tensors::read_array(&arguments.suspect));
     let answers = answers.transpose().map_err(Failure::failed)?;
-    let key = commands::owner_key(&arguments.key)?;
-    let refused = |error| commands::container_failure(path, error);
-    let container = Container::read(path).map_err(refused)?;
-    let signed = container.verify_owner(&key.public()).map_err(refused)?;
-    let model_key = occlude_container::model_key(&key, signed.header());
-    let open = signed.open(&model_key);
-    let open = open.map_err(|error| commands::open_failure(path, error))?;
-    let guard = open.metadata().get(METADATA_KEY);
-    let guard = guard.ok_or_else(|| in_file(Failure::failed(ClaimError::NoWatermark)))?;
-    let guard = GuardConfiguration::from_json(guard);
-    let guard = guard.map_err(|error| in_file(Failure::failed(error)))?;
-    let runtime = Runtime::load(&LibrarySearch::standard()).map_err(Failure::failed)?;
-    let model = Model::load(runtime, &Arc::new(open), &LoadOptions::default());
-    let model = model.map_err(|error| in_file(Failure::failed(error)))?;
-    let guard = Guard::new(guard, model.outputs(), &model_key);
-    let guard = guard.map_err(|error| in_file(Failure::failed(error)))?;
+    let Owned {
+        runtime,
+        model,
+        guard,
+        ..
+    } = Owned::load(&arguments.model, &arguments.key, None)?;
     let progress = Progress::new("asking both");
     let suspect = match &answers {
         Some(answers) => Suspect::Answers(answers),
@@ -118,6 +110,110 @@ fn claim(arguments: &ClaimArguments) -> Result<(), Failure> {
         output::line(format_args!("{what:15} {value}"));
     }
     Ok(())
+}
+
+fn watch(arguments: &WatchArguments) -> Result<(), Failure> {
+    let owned = Owned::load(&arguments.model, &arguments.key, arguments.guard.as_deref())?;
+    let key = SketchKey::of(&owned.key);
+    let progress = Progress::new("asking");
+    let mut windows = Vec::new();
+    for path in &arguments.inputs {
+        let inputs = tensors::read_npz(path).map_err(Failure::failed)?;
+        let mut at = |done, all| progress.at(done, all);
+        let model = (&owned.model, &owned.guard, &key);
+        let found = occlude_evaluate::watch::watch(model, &inputs, &mut at);
+        let in_file = |error| Failure::failed(error).while_doing(path.display().to_string());
+        windows.extend(found.map_err(in_file)?);
+    }
+    drop(progress);
+    if windows.is_empty() {
+        let queries = owned.guard.configuration().telemetry;
+        let queries = queries.map_or(0, |telemetry| telemetry.queries);
+        return Err(Failure::failed(anyhow::anyhow!(
+            "no file has the {queries} queries of a window"
+        )));
+    }
+    if arguments.json {
+        return output::json(&serde_json::json!({ "windows": windows }));
+    }
+    let count = |unusual: fn(&WatchedWindow) -> bool| {
+        windows.iter().filter(|window| unusual(window)).count()
+    };
+    for (what, count) in [
+        ("windows", windows.len()),
+        ("unusual", count(WatchedWindow::is_unusual)),
+        ("  uncertain", count(|window| window.uncertain_unusual)),
+        ("  distances", count(|window| window.distances_unusual)),
+    ] {
+        output::line(format_args!("{what:15} {}", output::grouped(count as u64)));
+    }
+    let shares: Vec<f64> = windows.iter().map(|window| window.uncertain).collect();
+    let normalities: Vec<f64> = windows.iter().filter_map(|one| one.normality).collect();
+    output::line("\n                 least      1%  median     99%    most");
+    for (what, values) in [("uncertain", shares), ("normality", normalities)] {
+        let cells: String = [0.0, 0.01, 0.5, 0.99, 1.0]
+            .map(|share| match quantile(values.iter().copied(), share) {
+                Some(value) => format!(" {value:7.3}"),
+                None => "       -".to_owned(),
+            })
+            .concat();
+        output::line(format_args!("{what:14}{cells}"));
+    }
+    Ok(())
+}
+
+/// A model as its owner has it, with its guard.
+struct Owned {
+    runtime: &'static Runtime,
+    model: Model,
+    guard: Guard,
+    key: ModelKey,
+}
+
+impl Owned {
+    /// Opens a sealed model with its own guard or another.
+    fn load(path: &Path, key: &Path, guard: Option<&Path>) -> Result<Self, Failure> {
+        let in_file = |failure: Failure| failure.while_doing(path.display().to_string());
+        let key = commands::owner_key(key)?;
+        let refused = |error| commands::container_failure(path, error);
+        let container = Container::read(path).map_err(refused)?;
+        let signed = container.verify_owner(&key.public()).map_err(refused)?;
+        let key = occlude_container::model_key(&key, signed.header());
+        let open = signed.open(&key);
+        let open = open.map_err(|error| commands::open_failure(path, error))?;
+        let configuration = match guard {
+            Some(guard) => read(guard)?,
+            None => {
+                let sealed = open.metadata().get(METADATA_KEY);
+                let sealed = sealed.ok_or_else(|| {
+                    in_file(Failure::failed(anyhow::Error::msg(
+                        "it was sealed without a guard",
+                    )))
+                })?;
+                let read = GuardConfiguration::from_json(sealed);
+                read.map_err(|error| in_file(Failure::failed(error)))?
+            }
+        };
+        let runtime = Runtime::load(&LibrarySearch::standard()).map_err(Failure::failed)?;
+        let model = Model::load(runtime, &Arc::new(open), &LoadOptions::default());
+        let model = model.map_err(|error| in_file(Failure::failed(error)))?;
+        let guard = Guard::new(configuration, model.outputs(), &key);
+        let guard = guard.map_err(|error| in_file(Failure::failed(error)))?;
+        Ok(Self {
+            runtime,
+            model,
+            guard,
+            key,
+        })
+    }
+}
+
+/// What an owner wrote.
+pub(crate) fn read(path: &Path) -> Result<GuardConfiguration, Failure> {
+    let in_file = |failure: Failure| failure.while_doing(path.display().to_string());
+    let text = std::fs::read_to_string(path);
+    let text = text.map_err(|error| in_file(Failure::failed(error)))?;
+    GuardConfiguration::from_toml(&text).map_err(|error| in_file(Failure::failed(error)))
 }
 
 fn issuer_key(path: &Path) -> Result<IssuerKey, Failure> {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use occlude_container::{ChunkSize, Metadata, SealError, SealOptions};
-use occlude_guard::{GuardConfiguration, METADATA_KEY};
+use occlude_guard::METADATA_KEY;
 use occlude_keys::ModelId;
 
 use crate::arguments::SealArguments;
@@ -58,11 +58,7 @@ pub(crate) fn run(arguments: &SealArguments) -> Result<(), Failure> {
 
 /// What is sealed with a guarded model.
 fn metadata_of(guard: &Path) -> Result<Metadata, Failure> {
-    let in_file = |failure: Failure| failure.while_doing(guard.display().to_string());
-    let text = std::fs::read_to_string(guard);
-    let text = text.map_err(|error| in_file(Failure::failed(error)))?;
-    let parsed = GuardConfiguration::from_toml(&text);
-    let guard = parsed.map_err(|error| in_file(Failure::failed(error)))?;
+    let guard = commands::guard::read(guard)?;
     let wrong = guard.misinformation.as_ref().map(|wrong| &wrong.output);
     Ok(Metadata {
         entries: [(METADATA_KEY.to_owned(), guard.to_json())].into(),

@@ -165,6 +165,24 @@ fn copies_of_guarded_models_are_worse_and_all_of_it_is_drawn() {
         let innocent = claim["learned_from"] == "none";
         assert!(!innocent || p > 1e-4, "{claim}");
     }
+    // Honest clients, and each attacker under one name, under five, and hidden.
+    let telemetry = &report["telemetry"];
+    let clients = telemetry["clients"].as_array().expect("clients");
+    assert_eq!(clients.len(), 1 + 7 * 3);
+    let false_positives = telemetry["false_positive_rate"].as_f64().expect("a number");
+    assert!(false_positives < 0.1, "{telemetry}");
+    let unusual = |who: &str, names: u64| {
+        let found = clients
+            .iter()
+            .find(|client| client["who"] == who && client["identities"].as_u64() == Some(names));
+        let count = |name| found.and_then(|client| client[name].as_u64());
+        (count("unusual"), count("windows"))
+    };
+    // All that ask about no digits; of so few queries of five clients none has a window.
+    for who in ["knockoff", "copycat", "random"] {
+        assert_eq!(unusual(who, 1), (Some(1), Some(1)));
+        assert_eq!(unusual(who, 5), (Some(0), Some(0)));
+    }
     let number = |attacker: &str, name: &str| report[attacker][name].as_f64().expect("a number");
     for attacker in ["knockoff", "copycat", "random"] {
         let [without, with] = ["undefended", "defended"]
@@ -193,6 +211,8 @@ fn copies_of_guarded_models_are_worse_and_all_of_it_is_drawn() {
         "misinformation",
         "jbda on digits",
         "Watermarks",
+        "false alarm",
+        "random, hidden",
     ] {
         assert!(shown.contains(words), "{words} in {shown}");
     }

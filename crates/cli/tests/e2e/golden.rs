@@ -72,6 +72,7 @@ fn the_help_teaches() {
             "guard keygen --help",
             "guard token --help",
             "guard claim --help",
+            "guard watch --help",
             "bench --help",
             "completions --help",
         ],

@@ -348,7 +348,7 @@ fn a_copy_is_known_by_the_watermark_and_another_model_is_not() {
         "{matched}"
     );
     assert!(p > 0.99, "{p}");
-    claim("copy.onnx", "model.occ").fails_with(1, "the model has no watermark");
+    claim("copy.onnx", "model.occ").fails_with(1, "it was sealed without a guard");
     let text = run([
         "guard",
         "claim",
@@ -363,6 +363,83 @@ fn a_copy_is_known_by_the_watermark_and_another_model_is_not() {
     .success();
     assert!(text.contains("inputs          1,500\n"), "{text}");
     assert!(text.contains("p-value         "), "{text}");
+}
+
+#[test]
+fn an_owner_sees_what_telemetry_says_of_queries() {
+    let Some(python) = python() else { return };
+    let owner = Owner::new(115, &binary());
+    let at = |name: &str| text(&owner.at(name)).to_owned();
+    let script = support("telemetry.py");
+    run_python(&python, &[text(&script), text(owner.folder())]).success();
+    let expected = std::fs::read(owner.at("expected.json")).expect("written");
+    let expected: Vec<serde_json::Value> = serde_json::from_slice(&expected).expect("JSON");
+    let issuer = run(["guard", "keygen", "-o", &at("issuer.pem")]).success();
+    let guard = |telemetry: &str| {
+        format!(
+            "format = 1\noutput = \"{}\"\n[budgets]\nwindow-seconds = 60\nclient = {{ total = 1 }}\n\
+             {telemetry}[[issuers]]\nname = \"someone\"\nkey = \"\"\"\n{issuer}\"\"\"\n",
+            model::OUTPUT
+        )
+    };
+    let telemetry = |queries: u32| {
+        format!(
+            "[telemetry]\nqueries = {queries}\nuncertain = {{ below = 0.35, share = 0.0 }}\n\
+             distances = {{ normality = 0.9 }}\n"
+        )
+    };
+    for (name, telemetry) in [
+        ("guard.toml", telemetry(100)),
+        ("longer.toml", telemetry(1000)),
+        ("counted.toml", String::new()),
+    ] {
+        std::fs::write(owner.at(name), guard(&telemetry)).expect("written");
+    }
+    owner.seal_with("watched.occ", 2, &["--guard", &at("guard.toml")]);
+    owner.seal_with("counted.occ", 3, &["--guard", &at("counted.toml")]);
+    let (key, queries) = (at("owner.key"), at("queries.npz"));
+    let watch = |model: &str, more: &[&str]| {
+        let model = at(model);
+        let watch = [
+            "guard", "watch", &model, "--key", &key, "--inputs", &queries,
+        ];
+        run([&watch[..], more].concat())
+    };
+    let said = watch("watched.occ", &["--json"]).success();
+    let found: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    let found = found["windows"].as_array().expect("windows");
+    assert_eq!(found.len(), 4);
+    for (found, expected) in found.iter().zip(&expected) {
+        let number = |of: &serde_json::Value, name: &str| of[name].as_f64().expect("a number");
+        assert_eq!(number(found, "queries"), 100.0);
+        for name in ["uncertain", "normality"] {
+            let (found, expected) = (number(found, name), number(expected, name));
+            assert!(
+                (found - expected).abs() < 1e-4,
+                "{name}: {found}, {expected}"
+            );
+        }
+        let unusual = number(expected, "uncertain") > 0.0;
+        assert_eq!(found["uncertain-unusual"], unusual);
+        assert_eq!(
+            found["distances-unusual"],
+            number(expected, "normality") < 0.9
+        );
+    }
+    let made: Vec<bool> = found
+        .iter()
+        .map(|one| one["distances-unusual"] == true)
+        .collect();
+    assert_eq!(made, [false, false, false, true], "{said}");
+
+    let text = watch("watched.occ", &[]).success();
+    assert!(text.contains("windows         4\n"), "{text}");
+    assert!(text.contains("  distances     1\n"), "{text}");
+    let longer = at("longer.toml");
+    watch("watched.occ", &["--guard", &longer])
+        .fails_with(1, "no file has the 1000 queries of a window");
+    watch("model.occ", &[]).fails_with(1, "it was sealed without a guard");
+    watch("counted.occ", &[]).fails_with(1, "the guard has no [telemetry]");
 }
 
 #[test]

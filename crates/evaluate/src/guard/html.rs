@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use super::{ClaimReport, GuardReport, OutcomeReport, SweepReport, VictimReport};
+use super::{
+    ClaimReport, ClientReport, GuardReport, OutcomeReport, SweepReport, TelemetryReport,
+    VictimReport, percent,
+};
 use crate::number;
 use crate::page;
 use crate::page::chart::{self, Axis, Colour, Line};
@@ -32,6 +35,17 @@ struct Page<'a> {
     columns: Vec<String>,
     rows: Vec<Vec<String>>,
     claims: Vec<[String; 6]>,
+    telemetry: Option<Telemetry<'a>>,
+}
+
+/// Who was looked at.
+#[derive(Serialize)]
+struct Telemetry<'a> {
+    report: &'a TelemetryReport,
+    share: String,
+    normality: String,
+    false_positives: String,
+    clients: Vec<[String; 6]>,
 }
 
 /// How well copies of one attacker's do.
@@ -61,6 +75,13 @@ pub fn html(report: &GuardReport) -> String {
         columns,
         rows,
         claims: report.claims.iter().map(ClaimReport::cells).collect(),
+        telemetry: report.telemetry.as_ref().map(|report| Telemetry {
+            report,
+            share: percent(report.share),
+            normality: format!("{:.3}", report.normality),
+            false_positives: percent(report.false_positive_rate),
+            clients: report.clients.iter().map(ClientReport::cells).collect(),
+        }),
     };
     page::render(TEMPLATE, &page)
 }

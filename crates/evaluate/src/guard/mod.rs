@@ -5,6 +5,7 @@
 //! guard, served by one server, and asked through a proxy over the encrypted channel.
 
 mod html;
+mod telemetry;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -15,10 +16,12 @@ use std::time::Duration;
 pub use html::html;
 use occlude_attest::TeeKind;
 use serde::{Deserialize, Serialize};
+pub use telemetry::{ClientReport, TelemetryReport};
 
 use crate::claim::Claim;
 use crate::owner::{Grounds, Owner};
 use crate::processes::{DeploymentError, Folder, Running, failed, free_address};
+use telemetry::{Watched, telemetry};
 
 /// How often it is looked whether Python has ended.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -63,6 +66,9 @@ pub struct GuardReport {
     /// What the owner of the watermarked model can show of copies, and of models that are none.
     #[serde(default)]
     pub claims: Vec<ClaimReport>,
+    /// What telemetry would say of who copied the unguarded model, and of who did not.
+    #[serde(default)]
+    pub telemetry: Option<TelemetryReport>,
     /// What a guard costs in time.
     pub latency: LatencyReport,
     /// For each attacker, the smallest number of queries with which the copy of the unguarded
@@ -193,7 +199,7 @@ impl GuardReport {
             let found = rows
                 .iter_mut()
                 .find(|row| row[0] == name && row[1] == clone.defence);
-            let accuracy = format!("{:.1}%", 100.0 * clone.accuracy);
+            let accuracy = percent(clone.accuracy);
             match found {
                 Some(row) => row.push(accuracy),
                 None => rows.push(vec![name, clone.defence.clone(), accuracy]),
@@ -207,7 +213,6 @@ impl VictimReport {
     /// As a row of a table.
     #[must_use]
     pub fn cells(&self) -> [String; 6] {
-        let percent = |share: f64| format!("{:.1}%", 100.0 * share);
         [
             self.network.clone(),
             self.defence.clone(),
@@ -232,6 +237,10 @@ impl ClaimReport {
             format!("{:.1e}", self.claim.p_value),
         ]
     }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1}%", 100.0 * share)
 }
 
 /// A model that may be a copy, and what its maker asked about.
@@ -326,6 +335,10 @@ pub fn guard(
             claim: serde_json::from_str(&found).map_err(failed(READING))?,
         });
     }
+    progress("looking at queries");
+    let watched = read("watched.json")?;
+    let watched: Vec<Watched> = serde_json::from_slice(&watched).map_err(failed(READING))?;
+    report.telemetry = Some(telemetry(&owner, python.folder.path(), &watched)?);
     Ok(report)
 }
 

@@ -200,17 +200,11 @@ fn over_quota(site: &Site) -> Result<Seen, DeploymentError> {
 /// that it does not.
 fn seal_counted(site: &Site, output: &str) -> Result<(), DeploymentError> {
     const DOING: &str = "making a guarded model";
-    let binary = &site.owner.grounds.binary;
-    let keygen = |name: &str| {
-        let key = site.owner.text(name);
-        binary.run("making an issuer's key", &["guard", "keygen", "-o", &key])
-    };
-    let public = keygen("issuer.pem")?;
-    keygen("other.pem")?;
+    let issuer = site.owner.issuer("issuer.pem", ISSUER)?;
+    site.owner.issuer("other.pem", ISSUER)?;
     let guard = format!(
         "format = 1\noutput = \"{}\"\n[budgets]\nwindow-seconds = 31536000\n\
-         client = {{ window = {OF_CLIENT} }}\nmodel = {{ total = {OF_MODEL} }}\n\
-         [[issuers]]\nname = \"{ISSUER}\"\nkey = \"\"\"\n{public}\"\"\"\n",
+         client = {{ window = {OF_CLIENT} }}\nmodel = {{ total = {OF_MODEL} }}\n{issuer}",
         model::OUTPUT
     );
     std::fs::write(site.owner.at("guard.toml"), guard).map_err(failed(DOING))?;

@@ -24,15 +24,15 @@ use crate::world::{
 const ISSUER: &str = "https://issuer.example";
 
 /// Whoever says who asks.
-struct Issuer(IssuerKey);
+pub(crate) struct Issuer(IssuerKey);
 
 impl Issuer {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(IssuerKey::generate())
     }
 
     /// A guard with these budgets, in windows of a year.
-    fn guard(&self, budgets: &str) -> String {
+    pub(crate) fn guard(&self, budgets: &str) -> String {
         format!(
             "format = 1\noutput = \"scores\"\n[budgets]\nwindow-seconds = 31536000\n{budgets}\n\
              [[issuers]]\nname = \"{ISSUER}\"\nkey = \"\"\"\n{}\"\"\"\n",
@@ -54,7 +54,7 @@ impl Issuer {
     }
 
     /// A client of a server, by its name.
-    async fn client(&self, world: &World, url: &Url, subject: &str) -> Client {
+    pub(crate) async fn client(&self, world: &World, url: &Url, subject: &str) -> Client {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
         std::fs::write(&path, self.token(subject)).unwrap();

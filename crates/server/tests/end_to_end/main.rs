@@ -7,4 +7,5 @@ mod leases;
 mod middle;
 mod service;
 mod starting;
+mod telemetry;
 mod world;

@@ -70,6 +70,24 @@ fn tiled() -> ModelProto {
     of_one_node("Tile", repeats, FEATURES * TILES)
 }
 
+/// `scores = softmax(image x secret_projection)`, which is sure of the class whose value in
+/// `image` is large, and of none where all are the same.
+fn certain() -> ModelProto {
+    let mut model = model(0.0);
+    let graph = model.graph.as_mut().unwrap();
+    let ones = (0..FEATURES * CLASSES).map(|index| index / CLASSES == index % CLASSES);
+    let ones = ones.flat_map(|one| f32::from(u8::from(one)).to_le_bytes());
+    graph.initializer[0].raw_data = Some(ones.collect());
+    graph.node[0].output = vec!["logits".to_owned()];
+    graph.node.push(NodeProto {
+        op_type: "Softmax".to_owned(),
+        input: vec!["logits".to_owned()],
+        output: vec!["scores".to_owned()],
+        ..NodeProto::default()
+    });
+    model
+}
+
 /// `scores = operator(image, constant)`, `[any, 64]` to `[any, scores]`.
 fn of_one_node(operator: &str, constant: TensorProto, scores: usize) -> ModelProto {
     ModelProto {
@@ -318,21 +336,32 @@ impl World {
         version: ModelVersion,
         guard: &str,
     ) -> PathBuf {
-        let guard = GuardConfiguration::from_toml(guard).unwrap();
-        let metadata = Metadata {
-            entries: [(METADATA_KEY.to_owned(), guard.to_json())].into(),
-            outputs: vec![],
-        };
-        let sealed = self.seal_model(id, version, &model(version as f32), metadata);
+        let model = model(version as f32);
+        self.publish_model(id, version, &model, guarded(guard))
+            .await
+    }
+
+    /// The same with a model whose answers are probabilities.
+    pub(crate) async fn publish_certain(&self, id: &str, guard: &str) -> PathBuf {
+        self.publish_model(id, 1, &certain(), guarded(guard)).await
+    }
+
+    async fn publish_model(
+        &self,
+        id: &str,
+        version: ModelVersion,
+        model: &ModelProto,
+        metadata: Metadata,
+    ) -> PathBuf {
+        let sealed = self.seal_model(id, version, model, metadata);
         self.give_key(&sealed).await;
         sealed
     }
 
     /// Seals a model with answers of 1 MiB for each row and gives its key to the broker.
     pub(crate) async fn publish_tiled(&self, id: &str) -> PathBuf {
-        let sealed = self.seal_model(id, 1, &tiled(), Metadata::default());
-        self.give_key(&sealed).await;
-        sealed
+        self.publish_model(id, 1, &tiled(), Metadata::default())
+            .await
     }
 
     async fn give_key(&self, sealed: &Path) {
@@ -378,6 +407,15 @@ impl World {
     }
 }
 
+/// What is sealed with a guarded model.
+fn guarded(guard: &str) -> Metadata {
+    let guard = GuardConfiguration::from_toml(guard).unwrap();
+    Metadata {
+        entries: [(METADATA_KEY.to_owned(), guard.to_json())].into(),
+        outputs: vec![],
+    }
+}
+
 fn policy(owner: &OwnerPublic, more: &str) -> Policy {
     let text = format!(
         "{}[service]\nowners = [\"{owner}\"]\n{more}\n",
@@ -392,6 +430,7 @@ async fn start_broker(folder: &Path, listen: SocketAddr) -> (Running, SocketAddr
         database: folder.join("broker.db").to_str().unwrap().to_owned(),
         master_key: None,
         tls: None,
+        metrics: None,
         collateral: None,
     };
     let (ready, address) = oneshot::channel();

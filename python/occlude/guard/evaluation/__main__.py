@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from occlude.guard.evaluation.attackers import ATTACKERS, EQUATIONS, Ask, Attacker
-from occlude.guard.evaluation.data import digits, letters, strokes
+from occlude.guard.evaluation.data import Digits, digits, letters, strokes
 from occlude.guard.evaluation.victims import INPUT, OUTPUT, to_onnx, victims
 
 #: Rows that are asked at once.
@@ -25,6 +25,12 @@ Entry = dict[str, Any]
 
 #: How many times a latency is measured.
 TIMES = 300
+
+#: How many clients are honest.
+HONEST = 40
+
+#: How many clients somebody may be, and how many digits each query is hidden among.
+IDENTITIES, HIDDEN_AMONG = 5, 9
 
 
 def main() -> int:
@@ -80,6 +86,7 @@ def attack(arguments: argparse.Namespace) -> None:
     budgets = [n for n in (100, 300, 1000, 3000, 10000) if n <= arguments.queries]
     clones: list[Entry] = []
     claims: list[Entry] = []
+    watched = _honest(arguments.folder, data, np.random.default_rng(arguments.seed))
     for victim in listed:
         ask = client.of(victim["id"])
         found = ask(data.held_out)
@@ -114,6 +121,9 @@ def attack(arguments: argparse.Namespace) -> None:
                     claim = {"attacker": attacker.name, "queries": budget, "suspect": suspect}
                     claim |= {"learned_from": victim["defence"], "inputs": inputs}
                     claims.append(claim)
+                if victim["id"] == "digits-none" and budget == budgets[-1]:
+                    rows = np.concatenate(asked)
+                    watched += _watched(arguments.folder, attacker.name, rows, data, random)
     say("timing answers")
     result = {
         "format": 1,
@@ -127,6 +137,7 @@ def attack(arguments: argparse.Namespace) -> None:
     result |= _summaries(result)
     (arguments.folder / "result.json").write_text(json.dumps(result))
     (arguments.folder / "claims.json").write_text(json.dumps(claims))
+    (arguments.folder / "watched.json").write_text(json.dumps(watched))
 
 
 class Client:
@@ -169,6 +180,41 @@ def counted(ask: Ask, budget: int, asked: list[np.ndarray] | None = None) -> Ask
         return ask(rows)
 
     return ask_counted
+
+
+def _honest(folder: Path, data: Digits, random: np.random.Generator) -> list[Entry]:
+    """Clients who ask about digits: some to choose thresholds with, and others."""
+
+    return [
+        _client(folder, name, [random.permutation(digits) for _ in range(HONEST)])
+        for name, digits in (("chosen with", data.chosen_with), ("honest", data.held_out))
+    ]
+
+
+def _watched(
+    folder: Path, name: str, rows: np.ndarray, data: Digits, random: np.random.Generator
+) -> list[Entry]:
+    """The same queries of one client, of several, and hidden among nine times as many digits."""
+    several = [rows[one::IDENTITIES] for one in range(IDENTITIES)]
+    digits = data.seeds[random.integers(len(data.seeds), size=HIDDEN_AMONG * len(rows))]
+    moved = np.clip(digits + random.normal(0, 0.05, digits.shape), 0, 1).astype(np.float32)
+    hidden = random.permutation(np.concatenate([rows, moved]))
+    return [
+        _client(folder, name, [rows]),
+        _client(folder, name, several),
+        _client(folder, f"{name}, hidden", [hidden]),
+    ]
+
+
+def _client(folder: Path, name: str, of_each: list[np.ndarray]) -> Entry:
+    files = []
+    for number, rows in enumerate(of_each):
+        of_all = len(of_each)
+        file = f"watched-{name.replace(', ', '-').replace(' ', '-')}-{number}-of-{of_all}.npz"
+        arrays: dict[str, Any] = {INPUT: rows}
+        np.savez(folder / file, **arrays)
+        files.append(file)
+    return {"who": name, "queries": sum(len(rows) for rows in of_each), "files": files}
 
 
 def _attackers(victim: Entry) -> list[Attacker]:

@@ -2,7 +2,8 @@
 
 use super::rig::{MODEL_KEY, Rig, digest, model_key, policy, record, refusal};
 use crate::allowance::{
-    Allowance, AllowanceKey, AllowanceRequest, ClientDigest, QueryLimits, SealedMessage,
+    Allowance, AllowanceKey, AllowanceRequest, Asked, ClientDigest, QueryLimits, SealedMessage,
+    Unusual, UsageReport,
 };
 use crate::audit::AuditEvent;
 use crate::client::{AttestedSession, FetchError};
@@ -17,6 +18,7 @@ on_both_databases! {
     clients_are_counted_apart_and_versions_together,
     a_withdrawn_version_and_another_measurement_get_no_queries,
     every_allowance_is_in_the_audit_log,
+    who_is_throttled_waits_at_every_broker,
 }
 
 /// Windows of ten years: no test runs while one ends.
@@ -144,6 +146,62 @@ async fn every_allowance_is_in_the_audit_log(database: TestDatabase) {
     assert_eq!(allowed, [(client, 10), (client, 0)]);
 }
 
+/// What an instance says of client 5.
+fn report(throttle_seconds: Option<u32>) -> UsageReport {
+    UsageReport {
+        client: ClientDigest::from([5; 32]),
+        queries: 100,
+        uncertain: 60,
+        unusual: vec![Unusual::Uncertain],
+        throttle_seconds,
+    }
+}
+
+async fn who_is_throttled_waits_at_every_broker(database: TestDatabase) {
+    let rig = Rig::start_on(database).await;
+    let (owner, digest, key) = (rig.fingerprint(), digest(7), model_key());
+    let session = rig.session().await.unwrap();
+    let told = async |report: &UsageReport| {
+        let taken = session.report(&owner, &digest, &key, report).await;
+        taken.unwrap().throttled_for
+    };
+    assert_eq!(told(&report(None)).await, 0);
+    assert_eq!(rig.queries(&asked(1, Some(5))).await, 1);
+    assert_eq!(told(&report(Some(WINDOW_SECONDS))).await, WINDOW_SECONDS);
+    let waiting = rig.ask(&asked(1, Some(5))).await.unwrap();
+    assert_eq!((waiting.queries, waiting.more_later), (0, true));
+    assert!(waiting.ends_in > WINDOW_SECONDS - 600);
+    let other = rig.session_at_another_broker().await;
+    let waiting = rig.ask_as(&other, &digest, &asked(1, Some(5))).await;
+    assert_eq!(waiting.unwrap().queries, 0);
+    assert_eq!(rig.queries(&asked(1, Some(6))).await, 1, "somebody else");
+
+    let export = rig.admin.audit(&rig.owner).await.unwrap();
+    export.verify().unwrap();
+    let mut until = Vec::new();
+    for (sequence, record) in (1..).zip(&export.entries) {
+        let entry = record.parse(sequence).unwrap().unwrap();
+        if let AuditEvent::UsageReported {
+            client,
+            queries,
+            uncertain,
+            unusual,
+            throttled_until,
+            ..
+        } = entry.event
+        {
+            assert_eq!(client, ClientDigest::from([5; 32]));
+            assert_eq!((queries, uncertain), (100, 60));
+            assert_eq!(unusual, [Unusual::Uncertain]);
+            until.push(throttled_until.map(|until| until - entry.time));
+        }
+    }
+    let [None, Some(seconds)] = until[..] else {
+        panic!("{until:?}")
+    };
+    assert!(seconds <= u64::from(WINDOW_SECONDS));
+}
+
 /// A session whose key is the test's own, and what a request has to be sealed with.
 struct Raw {
     session: super::rig::Session,
@@ -161,6 +219,10 @@ impl Raw {
         Self { session, key }
     }
 
+    fn seal(&self, request: AllowanceRequest) -> SealedMessage {
+        self.key.seal_request(&Asked::Allowance(request))
+    }
+
     async fn post(&self, rig: &Rig, sealed: &SealedMessage) -> (u16, Value) {
         let path = format!("/occlude/v0/allowance/{}/{}", rig.fingerprint(), digest(7));
         let sealed = serde_json::to_value(sealed).unwrap();
@@ -173,7 +235,7 @@ async fn a_request_is_answered_once_and_in_its_session_alone() {
     let rig = Rig::start().await;
     let first = Raw::start(&rig, MODEL_KEY).await;
     let second = Raw::start(&rig, MODEL_KEY).await;
-    let sealed = first.key.seal_request(&asked(3, None));
+    let sealed = first.seal(asked(3, None));
     assert_eq!(first.post(&rig, &sealed).await.0, 200);
     let (status, answer) = first.post(&rig, &sealed).await;
     assert_eq!(
@@ -193,7 +255,7 @@ async fn a_request_is_answered_once_and_in_its_session_alone() {
 async fn a_request_without_the_models_key_a_session_or_sense_is_refused() {
     let rig = Rig::start().await;
     let stranger = Raw::start(&rig, [0xac; 32]).await;
-    let sealed = stranger.key.seal_request(&asked(3, None));
+    let sealed = stranger.seal(asked(3, None));
     let (status, answer) = stranger.post(&rig, &sealed).await;
     assert_eq!(status, 401);
     assert_eq!(
@@ -204,15 +266,24 @@ async fn a_request_without_the_models_key_a_session_or_sense_is_refused() {
     let honest = Raw::start(&rig, MODEL_KEY).await;
     let mut timeless = asked(3, None);
     timeless.limits.window_seconds = 0;
-    let sealed = honest.key.seal_request(&timeless);
+    let sealed = honest.seal(timeless);
     let (status, answer) = honest.post(&rig, &sealed).await;
     assert_eq!(
         (status, refusal(&answer)),
         (400, "a window of 0 seconds, it has 1 or more")
     );
 
+    let mut senseless = report(None);
+    senseless.uncertain = senseless.queries + 1;
+    let sealed = honest.key.seal_request(&Asked::Report(senseless));
+    let (status, answer) = honest.post(&rig, &sealed).await;
+    assert_eq!(
+        (status, refusal(&answer)),
+        (400, "a report of more uncertain answers than answers")
+    );
+
     let owner = rig.fingerprint();
-    let sealed = serde_json::to_value(honest.key.seal_request(&asked(3, None))).unwrap();
+    let sealed = serde_json::to_value(honest.seal(asked(3, None))).unwrap();
     let path = format!("/occlude/v0/allowance/{owner}/{}", digest(7));
     let (status, answer) = rig.post(&path, &sealed).await;
     assert_eq!((status, refusal(&answer)), (401, super::NO_SESSION));

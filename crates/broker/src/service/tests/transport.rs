@@ -306,6 +306,7 @@ fn options(folder: &Path, listen: SocketAddr, tls: Option<TlsFiles>) -> BrokerOp
         database: folder.join("broker.db").to_str().unwrap().to_owned(),
         master_key: None,
         tls,
+        metrics: None,
         collateral: None,
     }
 }

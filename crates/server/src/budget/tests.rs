@@ -1,0 +1,462 @@
+use std::collections::VecDeque;
+
+use occlude_broker::{Acknowledgement, Unusual, UsageReport};
+use occlude_guard::{Look, Telemetry, Uncertain};
+use occlude_inference_protocol::Tensor;
+use occlude_keys::ModelKey;
+use occlude_usage::SketchKey;
+use zeroize::Zeroizing;
+
+use super::*;
+
+/// The broker's clock at the start.
+const TIME: u64 = 1_800_000_000;
+
+/// Gives what it was told to, and remembers what it was asked.
+#[derive(Default)]
+struct Script {
+    answers: Mutex<VecDeque<Result<Allowance, AllowError>>>,
+    asked: Mutex<Vec<(Option<ClientDigest>, u64)>>,
+    /// The same of reports: how long a client is throttled for.
+    acknowledgements: Mutex<VecDeque<Result<u32, AllowError>>>,
+    reports: Mutex<Vec<UsageReport>>,
+}
+
+impl Allow for Arc<Script> {
+    async fn allow(&self, request: &AllowanceRequest) -> Result<Allowance, AllowError> {
+        let asked = (request.client, request.queries);
+        self.asked.lock().unwrap().push(asked);
+        // Long enough that whoever does not wait is ahead.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let next = self.answers.lock().unwrap().pop_front();
+        next.unwrap_or_else(|| panic!("nothing is written for {asked:?}"))
+    }
+
+    async fn report(&self, report: &UsageReport) -> Result<Acknowledgement, AllowError> {
+        self.reports.lock().unwrap().push(report.clone());
+        let next = self.acknowledgements.lock().unwrap().pop_front();
+        let next = next.unwrap_or_else(|| panic!("nothing is written for {report:?}"));
+        next.map(|throttled_for| Acknowledgement { throttled_for })
+    }
+}
+
+impl Script {
+    fn then(&self, answer: Result<Allowance, AllowError>) {
+        self.answers.lock().unwrap().push_back(answer);
+    }
+
+    fn then_takes(&self, answer: Result<u32, AllowError>) {
+        self.acknowledgements.lock().unwrap().push_back(answer);
+    }
+
+    fn reports(&self) -> Vec<UsageReport> {
+        std::mem::take(&mut *self.reports.lock().unwrap())
+    }
+
+    fn asked(&self) -> Vec<(Option<ClientDigest>, u64)> {
+        std::mem::take(&mut *self.asked.lock().unwrap())
+    }
+}
+
+fn some(queries: u64) -> Result<Allowance, AllowError> {
+    Ok(Allowance {
+        queries,
+        ends_in: 60,
+        more_later: true,
+        time: TIME,
+    })
+}
+
+fn unavailable() -> Result<Allowance, AllowError> {
+    Err(AllowError::Unavailable("it is away".to_owned()))
+}
+
+fn window(window: u64) -> Option<QueryBudget> {
+    Some(QueryBudget {
+        window: Some(window),
+        total: None,
+    })
+}
+
+fn total(total: u64) -> Option<QueryBudget> {
+    Some(QueryBudget {
+        window: None,
+        total: Some(total),
+    })
+}
+
+fn client(byte: u8) -> Option<ClientDigest> {
+    Some([byte; 32].into())
+}
+
+async fn open(
+    client: Option<QueryBudget>,
+    model: Option<QueryBudget>,
+) -> (Meter<Arc<Script>>, Arc<Script>) {
+    let script = Arc::new(Script::default());
+    let first = u64::from(model.is_some());
+    script.then(some(first));
+    let budgets = Budgets {
+        window_seconds: 60,
+        client,
+        model,
+    };
+    let meter = Meter::open(budgets, None, Arc::clone(&script))
+        .await
+        .unwrap();
+    assert_eq!(script.asked(), [(None, first)]);
+    (meter, script)
+}
+
+fn exhausted(whose: Whose, left: u64, again_in: Option<u64>) -> Result<(), SpendError> {
+    Err(SpendError::Exhausted {
+        whose,
+        left,
+        again_in: again_in.map(Duration::from_millis),
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_allowance_is_spent_before_there_is_another_and_they_grow() {
+    let (meter, script) = open(None, window(64)).await;
+    for allowed in [1, 2, 4, 4] {
+        if allowed > 1 {
+            script.then(some(allowed));
+        }
+        for _ in 0..allowed {
+            assert_eq!(meter.spend(None, 1, Vec::new()).await, Ok(()));
+        }
+    }
+    assert_eq!(script.asked(), [(None, 2), (None, 4), (None, 4)]);
+    // More is asked for where more is needed.
+    script.then(some(20));
+    assert_eq!(meter.spend(None, 20, Vec::new()).await, Ok(()));
+    assert_eq!(script.asked(), [(None, 20)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_broker_has_no_more_of_is_refused_until_the_window_ends() {
+    let (meter, script) = open(None, window(64)).await;
+    script.then(some(5));
+    let refused = |left| exhausted(Whose::Model, left, Some(59_990));
+    assert_eq!(meter.spend(None, 8, Vec::new()).await, refused(6));
+    assert_eq!(script.asked(), [(None, 7)]);
+    // The broker is not asked again, and what is left can be had.
+    assert_eq!(meter.spend(None, 8, Vec::new()).await, refused(6));
+    assert_eq!(meter.spend(None, 6, Vec::new()).await, Ok(()));
+    assert_eq!(meter.spend(None, 1, Vec::new()).await, refused(0));
+    assert_eq!(script.asked(), []);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    script.then(some(1));
+    assert_eq!(meter.spend(None, 1, Vec::new()).await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_allowance_ends_with_its_window() {
+    let (meter, script) = open(None, window(64)).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    script.then(some(1));
+    assert_eq!(meter.spend(None, 1, Vec::new()).await, Ok(()));
+    assert_eq!(script.asked(), [(None, 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_limit_for_windows_an_allowance_stays() {
+    let (meter, script) = open(None, total(64)).await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(meter.spend(None, 1, Vec::new()).await, Ok(()));
+    assert_eq!(script.asked(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_total_that_is_used_up_is_never_asked_for_again() {
+    let (meter, script) = open(None, total(64)).await;
+    assert_eq!(meter.spend(None, 1, Vec::new()).await, Ok(()));
+    script.then(some(0).map(|allowance| Allowance {
+        more_later: false,
+        ..allowance
+    }));
+    assert_eq!(
+        meter.spend(None, 1, Vec::new()).await,
+        exhausted(Whose::Model, 0, None)
+    );
+    assert_eq!(script.asked().len(), 1);
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(
+        meter.spend(None, 1, Vec::new()).await,
+        exhausted(Whose::Model, 0, None)
+    );
+    assert_eq!(script.asked(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_have_their_own_and_the_models_is_everyones() {
+    let (meter, script) = open(window(32), window(64)).await;
+    script.then(some(1));
+    assert_eq!(meter.spend(client(1), 1, Vec::new()).await, Ok(()));
+    script.then(some(1));
+    script.then(some(0));
+    let none = exhausted(Whose::Model, 0, Some(59_990));
+    assert_eq!(meter.spend(client(2), 1, Vec::new()).await, none);
+    assert_eq!(script.asked(), [(client(1), 1), (client(2), 1), (None, 2)]);
+    // The second client has its own left: it bought nothing.
+    assert_eq!(meter.spend(client(2), 1, Vec::new()).await, none);
+    assert_eq!(script.asked(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_without_any_is_not_paid_for_by_the_model() {
+    let (meter, script) = open(window(32), window(64)).await;
+    script.then(some(0));
+    let none = exhausted(Whose::Client, 0, Some(59_990));
+    assert_eq!(meter.spend(client(1), 1, Vec::new()).await, none);
+    script.then(some(1));
+    assert_eq!(meter.spend(client(2), 1, Vec::new()).await, Ok(()));
+    assert_eq!(script.asked(), [(client(1), 1), (client(2), 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_client_gets_back_does_not_outlive_its_window() {
+    let (meter, script) = open(window(32), window(64)).await;
+    assert_eq!(meter.spend(None, 1, Vec::new()).await, Ok(()));
+    script.then(some(1));
+    script.then(unavailable());
+    assert_eq!(
+        meter.spend(client(1), 1, Vec::new()).await,
+        Err(SpendError::Unavailable)
+    );
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    script.then(some(1));
+    script.then(some(1));
+    assert_eq!(meter.spend(client(1), 1, Vec::new()).await, Ok(()));
+    assert_eq!(script.asked().len(), 4);
+    // Nor comes it back into another.
+    let other = Instant::now() - Duration::from_secs(1);
+    meter.give_back(client(1), 1, other).await;
+    script.then(some(0));
+    let none = exhausted(Whose::Client, 0, Some(59_990));
+    assert_eq!(meter.spend(client(1), 1, Vec::new()).await, none);
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_at_once_than_can_ever_be_is_not_asked_for() {
+    let (meter, script) = open(window(32), window(64)).await;
+    let too_many = |whose, limit| Err(SpendError::TooMany { whose, limit });
+    assert_eq!(
+        meter.spend(client(1), 33, Vec::new()).await,
+        too_many(Whose::Client, 32)
+    );
+    assert_eq!(
+        meter.spend(None, 65, Vec::new()).await,
+        too_many(Whose::Model, 64)
+    );
+    assert_eq!(script.asked(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_is_away_is_left_alone_for_a_while() {
+    let (meter, script) = open(None, window(64)).await;
+    script.then(unavailable());
+    let refused = Err(SpendError::Unavailable);
+    assert_eq!(meter.spend(None, 2, Vec::new()).await, refused);
+    assert_eq!(meter.spend(None, 2, Vec::new()).await, refused);
+    // What is there can be spent all the same.
+    assert_eq!(meter.spend(None, 1, Vec::new()).await, Ok(()));
+    assert_eq!(script.asked(), [(None, 2)]);
+    tokio::time::sleep(PAUSE).await;
+    script.then(some(2));
+    assert_eq!(meter.spend(None, 1, Vec::new()).await, Ok(()));
+    assert_eq!(script.asked(), [(None, 2)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_is_answered_as_often_as_there_is_budget() {
+    let (meter, script) = open(None, window(5)).await;
+    for _ in 0..4 {
+        script.then(some(1));
+    }
+    script.then(some(0));
+    let meter = Arc::new(meter);
+    let mut flood = tokio::task::JoinSet::new();
+    for _ in 0..200 {
+        let meter = Arc::clone(&meter);
+        flood.spawn(async move { meter.spend(None, 1, Vec::new()).await.is_ok() });
+    }
+    let answered = flood.join_all().await;
+    assert_eq!(answered.iter().filter(|answered| **answered).count(), 5);
+    assert_eq!(script.asked().len(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_brokers_time_goes_on_and_is_rather_ahead() {
+    let (meter, _) = open(None, window(64)).await;
+    assert_eq!(meter.now(), TIME + 1);
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!(meter.now(), TIME + 101);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_first_answer_there_is_no_meter() {
+    let script = Arc::new(Script::default());
+    script.then(Err(AllowError::Refused("no such path".to_owned())));
+    let budgets = Budgets {
+        window_seconds: 60,
+        client: window(1),
+        model: None,
+    };
+    let refused = Meter::open(budgets, None, Arc::clone(&script)).await.err();
+    assert_eq!(
+        refused,
+        Some(AllowError::Refused("no such path".to_owned()))
+    );
+    assert_eq!(script.asked(), [(None, 0)]);
+}
+
+/// Looks at how certain the model is, a hundred answers at a time.
+fn watch(throttle_seconds: Option<u32>) -> Watch {
+    let telemetry = Telemetry {
+        queries: 100,
+        uncertain: Some(Uncertain {
+            below: 0.5,
+            share: 0.25,
+        }),
+        distances: None,
+        throttle_seconds,
+    };
+    let key = ModelKey::new(Zeroizing::new([1; 32]));
+    Watch::new(telemetry, SketchKey::of(&key))
+}
+
+/// Answers, of which the first ones are uncertain.
+fn seen(watch: &Watch, answers: usize, uncertain: usize) -> Vec<Observation> {
+    let inputs = Tensor::from_values("x", vec![answers as u64, 1], &vec![0.5_f32; answers]);
+    let looks: Vec<Look> = (0..answers)
+        .map(|answer| Look {
+            class: 0,
+            certainty: if answer < uncertain { 0.4 } else { 0.9 },
+        })
+        .collect();
+    Observation::of(&looks, watch.sketches(&[inputs.unwrap()]))
+}
+
+impl Meter<Arc<Script>> {
+    async fn ask(&self, number: u8, answers: usize, uncertain: usize) -> Result<(), SpendError> {
+        let seen = seen(self.watch().unwrap(), answers, uncertain);
+        self.spend(client(number), answers as u64, seen).await
+    }
+}
+
+async fn watched(throttle_seconds: Option<u32>) -> (Meter<Arc<Script>>, Arc<Script>) {
+    let (mut meter, script) = open(total(100_000), None).await;
+    meter.watch = Some(watch(throttle_seconds));
+    for _ in 0..3 {
+        script.then(some(10_000));
+    }
+    (meter, script)
+}
+
+fn reported(uncertain: u32, queries: u32, throttle_seconds: Option<u32>) -> UsageReport {
+    let unusual = f64::from(uncertain) > 0.25 * f64::from(queries);
+    UsageReport {
+        client: client(1).unwrap(),
+        queries,
+        uncertain,
+        unusual: unusual.then_some(Unusual::Uncertain).into_iter().collect(),
+        throttle_seconds,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_window_of_a_client_is_reported_and_the_next_begins_anew() {
+    let (meter, script) = watched(None).await;
+    assert_eq!(meter.ask(1, 60, 10).await, Ok(()));
+    // Somebody else's window is another.
+    assert_eq!(meter.ask(2, 60, 60).await, Ok(()));
+    assert_eq!(script.reports(), []);
+    script.then_takes(Ok(0));
+    assert_eq!(meter.ask(1, 40, 15).await, Ok(()));
+    assert_eq!(script.reports(), [reported(25, 100, None)]);
+    assert_eq!(meter.ask(1, 99, 99).await, Ok(()));
+    assert_eq!(script.reports(), []);
+    script.then_takes(Ok(0));
+    assert_eq!(meter.ask(1, 11, 1).await, Ok(()));
+    assert_eq!(script.reports(), [reported(100, 110, None)]);
+    assert_eq!(meter.ask(1, 1, 1).await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_paid_for_is_not_looked_at() {
+    let (meter, script) = open(total(100), None).await;
+    let meter = Meter {
+        watch: Some(watch(None)),
+        ..meter
+    };
+    script.then(some(100));
+    assert_eq!(meter.ask(1, 99, 99).await, Ok(()));
+    script.then(some(0).map(|allowance| Allowance {
+        more_later: false,
+        ..allowance
+    }));
+    assert!(meter.ask(1, 50, 50).await.is_err());
+    assert_eq!(script.reports(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_gets_no_more_until_the_broker_has_the_report() {
+    let (meter, script) = watched(None).await;
+    script.then_takes(Err(AllowError::Unavailable("it is away".to_owned())));
+    assert_eq!(meter.ask(1, 100, 90).await, Ok(()));
+    let report = reported(90, 100, None);
+    assert_eq!(script.reports(), std::slice::from_ref(&report));
+    // It is not asked again within a second.
+    assert_eq!(meter.ask(1, 1, 0).await, Err(SpendError::Unavailable));
+    assert_eq!(script.reports(), []);
+    assert_eq!(meter.ask(2, 1, 0).await, Ok(()));
+    tokio::time::sleep(PAUSE).await;
+    script.then_takes(Err(AllowError::Refused("not that".to_owned())));
+    assert_eq!(meter.ask(1, 1, 0).await, Err(SpendError::Unavailable));
+    assert_eq!(script.reports(), std::slice::from_ref(&report));
+    tokio::time::sleep(PAUSE).await;
+    script.then_takes(Ok(0));
+    assert_eq!(meter.ask(1, 1, 0).await, Ok(()));
+    assert_eq!(script.reports(), [report]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_throttled_waits_though_there_is_some_left() {
+    let (meter, script) = watched(Some(600)).await;
+    script.then_takes(Ok(600));
+    assert_eq!(meter.ask(1, 100, 90).await, Ok(()));
+    assert_eq!(script.reports(), [reported(90, 100, Some(600))]);
+    let waits = |milliseconds| exhausted(Whose::Client, 0, Some(milliseconds));
+    assert_eq!(meter.ask(1, 1, 0).await, waits(600_000));
+    assert_eq!(meter.ask(2, 1, 0).await, Ok(()));
+    tokio::time::sleep(Duration::from_secs(599)).await;
+    assert_eq!(meter.ask(1, 1, 0).await, waits(990));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(meter.ask(1, 1, 0).await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asked_longest_ago_is_forgotten_for_others_unless_something_is_due() {
+    let watch = watch(None);
+    let digest = |number: usize| {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&number.to_le_bytes());
+        ClientDigest::from(bytes)
+    };
+    let first = watch.client(digest(0));
+    let answers = seen(&watch, 100, 100);
+    watch.see(digest(0), &mut *first.lock().await, answers);
+    let mut of_all = Vec::new();
+    for number in 1..1500 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        of_all.push((number, watch.client(digest(number))));
+    }
+    let again = watch.client(digest(0));
+    assert!(Arc::ptr_eq(&first, &again), "it has a report due");
+    let (last, kept) = of_all.last().unwrap();
+    assert!(Arc::ptr_eq(kept, &watch.client(digest(*last))));
+    let (second, forgotten) = &of_all[0];
+    assert!(!Arc::ptr_eq(forgotten, &watch.client(digest(*second))));
+}

@@ -29,6 +29,7 @@ told = {
     "guard": "misinformation+shaping",
     "answers_may_be_changed": True,
     "token_required": False,
+    "queries_watched": False,
 }
 assert metadata["parameters"] == told, metadata
 

@@ -51,7 +51,7 @@ pub use client::{AttestedSession, BrokerClient, FetchError, Step};
 pub use master_key::MasterKeyError;
 pub(crate) use printable::printable;
 pub(crate) use random::random;
-pub use serve::{BrokerOptions, ServeError, TlsFiles, serve};
+pub use serve::{BrokerOptions, Listening, ServeError, TlsFiles, serve};
 pub use store::StoreError;
 pub use transport::{ConnectError, ConnectOptions};
 

@@ -88,7 +88,16 @@ pub enum ServeError {
     },
 }
 
-/// Runs a broker until `shutdown` completes. `ready` is told the address once
+/// Where a broker listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listening {
+    /// For servers and owners.
+    pub address: SocketAddr,
+    /// For Prometheus.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Runs a broker until `shutdown` completes. `ready` is told where it listens once
 /// connections are taken.
 ///
 /// # Errors
@@ -96,7 +105,7 @@ pub enum ServeError {
 /// database and no master key; requests are answered once the database was checked.
 pub async fn serve(
     options: BrokerOptions,
-    ready: impl FnOnce(SocketAddr),
+    ready: impl FnOnce(Listening),
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
     let verifier = LastingVerifier::new(options.collateral);
@@ -120,13 +129,16 @@ pub async fn serve(
             "plain http beyond this machine: owners' clients will hand over no model key here"
         );
     }
+    let listening = Listening {
+        address,
+        metrics: metrics.as_ref().map(|(_, address)| *address),
+    };
     if let Some((listener, address)) = metrics {
         let routes = metrics::router(Arc::clone(&broker)).into_make_service();
         let server = self::server(listener, address)?.handle(handle.clone());
-        tracing::info!(%address, "metrics are told");
         tokio::spawn(server.serve(routes));
     }
-    ready(address);
+    ready(listening);
     let server = server.handle(handle);
     let served = match tls {
         Some(tls) => {

@@ -225,7 +225,7 @@ async fn what_was_counted_is_written_when_the_broker_ends() {
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let (ready, address) = tokio::sync::oneshot::channel();
     let ended = tokio::spawn(async move {
-        let ready = |address| ready.send(address).unwrap();
+        let ready = |listening: crate::Listening| ready.send(listening.address).unwrap();
         crate::serve(options, ready, async { stopped.await.unwrap() }).await
     });
     let url = format!("http://{}", address.await.unwrap());

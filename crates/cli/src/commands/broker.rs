@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use occlude_broker::{
-    AdminClient, AdminError, AuditError, AuditExport, BrokerOptions, ConnectOptions, ModelRecord,
-    SignedHead, TlsFiles,
+    AdminClient, AdminError, AuditError, AuditExport, BrokerOptions, ConnectOptions, Listening,
+    ModelRecord, SignedHead, TlsFiles,
 };
 use occlude_container::Container;
 use occlude_keys::OwnerKey;
@@ -71,7 +71,10 @@ async fn run_broker(arguments: BrokerRunArguments) -> Result<(), Failure> {
         metrics: arguments.metrics,
         collateral: arguments.collateral.collateral,
     };
-    let ready = |address| tracing::info!(%address, "the broker listens");
+    let ready = |listening: Listening| {
+        let Listening { address, metrics } = listening;
+        tracing::info!(%address, metrics = metrics.map(tracing::field::display), "the broker listens");
+    };
     occlude_broker::serve(options, ready, commands::shutdown_signal())
         .await
         .map_err(Failure::failed)

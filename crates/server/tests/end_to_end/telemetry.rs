@@ -11,7 +11,7 @@ use occlude_inference_protocol::{InferRequest, Parameter, Tensor};
 
 use crate::budgets::Issuer;
 use crate::middle::LyingBroker;
-use crate::world::{CLASSES, FEATURES, World, id, serve};
+use crate::world::{CLASSES, FEATURES, World, http, id, serve};
 
 /// One query.
 type Image = [f32; FEATURES];
@@ -127,6 +127,18 @@ async fn the_owner_hears_of_each_window_and_what_is_unusual_in_it() {
     assert_eq!(ask(&mallory, &[UNCERTAIN].repeat(100)).await, Ok(100));
     expected.push((MALLORY, 100, 100, unusual(), None));
     assert_eq!(reports(&world).await, expected);
+    // Monitoring hears of it, and of nobody's name.
+    let url = format!("http://{}/metrics", world.broker_metrics);
+    let metrics = http().get(url).send().await.unwrap().text().await.unwrap();
+    let owner = world.owner.public().fingerprint();
+    let labels = format!("owner=\"{owner}\",model=\"digits\"");
+    for line in [
+        format!("occlude_broker_usage_reports_total{{{labels}}} 3"),
+        format!("occlude_broker_unusual_usage_total{{{labels},what=\"uncertain\"}} 2"),
+        format!("occlude_broker_unusual_usage_total{{{labels},what=\"distances\"}} 0"),
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{metrics}");
+    }
 }
 
 /// Somebody who makes inputs from inputs (Papernot et al., 2017) is certain of the answers,

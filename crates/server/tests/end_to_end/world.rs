@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Request, Response};
 use occlude_attest::{Attester, Binding, Policy, TeeKind, UnixTime, Verifier};
-use occlude_broker::{AdminClient, BrokerOptions, ConnectOptions, ModelRecord};
+use occlude_broker::{AdminClient, BrokerOptions, ConnectOptions, Listening, ModelRecord};
 use occlude_channel::Sender;
 use occlude_client::{Client, ClientError, ClientOptions};
 use occlude_container::{ChunkSize, Container, Metadata, SealOptions, model_key, seal_file};
@@ -229,6 +229,7 @@ pub(crate) struct World {
     pub(crate) owner: OwnerKey,
     pub(crate) broker: Option<Running>,
     pub(crate) broker_address: SocketAddr,
+    pub(crate) broker_metrics: SocketAddr,
     pub(crate) admin: AdminClient,
     folder: TempDir,
 }
@@ -252,7 +253,8 @@ impl World {
     pub(crate) async fn without_policy() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let listen = "127.0.0.1:0".parse().unwrap();
-        let (broker, broker_address) = start_broker(folder.path(), listen).await;
+        let (broker, listening) = start_broker(folder.path(), listen).await;
+        let broker_address = listening.address;
         let admin = AdminClient::new(
             &format!("http://{broker_address}"),
             &ConnectOptions::default(),
@@ -262,6 +264,7 @@ impl World {
             owner: OwnerKey::generate(),
             broker: Some(broker),
             broker_address,
+            broker_metrics: listening.metrics.unwrap(),
             admin,
             folder,
         }
@@ -281,8 +284,9 @@ impl World {
 
     /// Starts the broker again, on the same database and port.
     pub(crate) async fn start_broker(&mut self) {
-        let (broker, _) = start_broker(self.folder.path(), self.broker_address).await;
+        let (broker, listening) = start_broker(self.folder.path(), self.broker_address).await;
         self.broker = Some(broker);
+        self.broker_metrics = listening.metrics.unwrap();
     }
 
     /// Seals a model whose weights are multiplied with `factor`, keeping the key.
@@ -424,26 +428,26 @@ fn policy(owner: &OwnerPublic, more: &str) -> Policy {
     Policy::parse(&text).unwrap()
 }
 
-async fn start_broker(folder: &Path, listen: SocketAddr) -> (Running, SocketAddr) {
+async fn start_broker(folder: &Path, listen: SocketAddr) -> (Running, Listening) {
     let options = BrokerOptions {
         listen,
         database: folder.join("broker.db").to_str().unwrap().to_owned(),
         master_key: None,
         tls: None,
-        metrics: None,
+        metrics: Some("127.0.0.1:0".parse().unwrap()),
         collateral: None,
     };
-    let (ready, address) = oneshot::channel();
+    let (ready, listening) = oneshot::channel();
     let running = Running::start(async |stopped| {
         occlude_broker::serve(
             options,
-            move |address| ready.send(address).unwrap(),
+            move |listening| ready.send(listening).unwrap(),
             async move { stopped.await.unwrap_or_default() },
         )
         .await
         .unwrap();
     });
-    (running, address.await.unwrap())
+    (running, listening.await.unwrap())
 }
 
 pub(crate) async fn serve(options: ServerOptions) -> Result<Serving, StartError> {

@@ -19,7 +19,7 @@ use crate::admin::{AdminClient, AdminError};
 use crate::client::{BrokerClient, FetchError, Step};
 use crate::kbs::jwe::{Curve, JweError, RecipientKey, TeeKey};
 use crate::kbs::report_data::HashAlgorithmError;
-use crate::serve::{BrokerOptions, ServeError, TlsFiles, serve};
+use crate::serve::{BrokerOptions, Listening, ServeError, TlsFiles, serve};
 use crate::transport::{ConnectError, ConnectOptions};
 
 const CHALLENGE: &str =
@@ -317,7 +317,7 @@ async fn served(tls: Option<TlsFiles>) -> Served {
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let (ready, address) = tokio::sync::oneshot::channel();
     let ended = tokio::spawn(async move {
-        let ready = |address| ready.send(address).unwrap();
+        let ready = |listening: Listening| ready.send(listening.address).unwrap();
         serve(options, ready, async { stopped.await.unwrap() }).await
     });
     Served {

@@ -415,6 +415,16 @@ pub enum AuditError {
 }
 
 impl AuditExport {
+    /// The entries that are shown to the owner who asked, in their order.
+    ///
+    /// # Errors
+    /// [`AuditError::Malformed`] if one is no entry of this version.
+    pub fn shown(&self) -> Result<Vec<AuditEntry>, AuditError> {
+        let records = (1..).zip(&self.entries);
+        let shown = records.filter_map(|(sequence, record)| record.parse(sequence).transpose());
+        shown.collect()
+    }
+
     /// Checks every link, every shown entry's place, and the head's signature. It
     /// does not know the broker: compare `head.head.broker` with what you know.
     ///

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bench::BenchError;
 use crate::bench::plain::PlainModel;
-use crate::examples::{AT_ONCE, ExamplesError, cut, examples, named};
+use crate::examples::{ExamplesError, cut, examples, named, parts};
 
 /// What may be a copy.
 #[derive(Debug)]
@@ -124,13 +124,7 @@ pub fn claim(
     let own = named("model", inputs, model.inputs())?;
     let examples = examples(inputs)?;
     let mut suspect = Asked::new(suspect, inputs, examples)?;
-    let fixed = model
-        .inputs()
-        .iter()
-        .chain(suspect.inputs())
-        .filter_map(|input| u64::try_from(*input.shape.first()?).ok())
-        .max();
-    let at_once = fixed.unwrap_or(AT_ONCE).max(1);
+    let parts = parts(examples, model.inputs().iter().chain(suspect.inputs()));
     let (mut seen, mut classes) = (HashSet::new(), 0);
     let mut found = Claim {
         inputs: 0,
@@ -139,13 +133,7 @@ pub fn claim(
         expected_by_chance: 0.0,
         p_value: 1.0,
     };
-    let mut at = 0;
-    while at < examples {
-        let rows = at_once.min(examples - at);
-        if fixed.is_some() && rows < at_once {
-            // Models of a fixed size take no fewer.
-            break;
-        }
+    for (at, rows) in parts {
         let asked = cut(&own, at, rows)?;
         let marks = guard.marks(&asked);
         let computed = model.run(asked, guard.computed())?;
@@ -163,8 +151,7 @@ pub fn claim(
             found.marked += u64::from(told.is_some());
             found.matched += u64::from(told.is_some_and(|class| class as u64 == label));
         }
-        at += rows;
-        progress(at, examples);
+        progress(at + rows, examples);
     }
     let chance = 1.0 / (classes.max(2) - 1) as f64;
     found.expected_by_chance = found.marked as f64 * chance;

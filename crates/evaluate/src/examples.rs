@@ -4,7 +4,7 @@ use occlude_inference_protocol::{DataType, Tensor, TensorMetadata};
 use zeroize::Zeroizing;
 
 /// Inputs that are asked about at once, where models leave that open.
-pub(crate) const AT_ONCE: u64 = 256;
+const AT_ONCE: u64 = 256;
 
 /// Why inputs are not those of a model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -69,6 +69,26 @@ pub(crate) fn examples(inputs: &[Tensor]) -> Result<u64, ExamplesError> {
     }
 }
 
+/// Where each part of so many examples begins and how many it has, for models with these
+/// inputs. Models of a fixed size take no fewer, so that what does not fill a part of theirs
+/// is left out.
+pub(crate) fn parts<'a>(
+    examples: u64,
+    inputs: impl IntoIterator<Item = &'a TensorMetadata>,
+) -> Vec<(u64, u64)> {
+    let firsts = inputs.into_iter().filter_map(|input| input.shape.first());
+    let fixed = firsts.filter_map(|first| u64::try_from(*first).ok()).max();
+    let at_once = fixed.unwrap_or(AT_ONCE).max(1);
+    let fewest = if fixed.is_some() { at_once } else { 1 };
+    let (mut at, mut parts) = (0, Vec::new());
+    while examples - at >= fewest {
+        let rows = at_once.min(examples - at);
+        parts.push((at, rows));
+        at += rows;
+    }
+    parts
+}
+
 /// Some of the examples.
 pub(crate) fn cut(inputs: &[Tensor], at: u64, rows: u64) -> Result<Vec<Tensor>, ExamplesError> {
     let some = |input: &Tensor| {
@@ -98,6 +118,22 @@ pub(crate) fn cut(inputs: &[Tensor], at: u64, rows: u64) -> Result<Vec<Tensor>, 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_are_as_many_as_a_model_takes() {
+        let input = |first| TensorMetadata {
+            name: "x".to_owned(),
+            datatype: DataType::Fp32,
+            shape: vec![first, 2],
+        };
+        let of = |examples, first| parts(examples, &[input(first)]);
+        assert_eq!(of(7, 3), [(0, 3), (3, 3)]);
+        assert_eq!(of(6, 3), [(0, 3), (3, 3)]);
+        assert_eq!(of(2, 3), []);
+        assert_eq!(of(0, -1), []);
+        assert_eq!(of(AT_ONCE + 1, -1), [(0, AT_ONCE), (AT_ONCE, 1)]);
+        assert_eq!(of(2, 0), [(0, 1), (1, 1)]);
+    }
 
     #[test]
     fn inputs_are_cut_by_their_first_extent() {

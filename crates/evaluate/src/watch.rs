@@ -7,7 +7,7 @@ use occlude_inference_protocol::Tensor;
 use occlude_usage::{Observation, SketchKey, Window};
 use serde::{Deserialize, Serialize};
 
-use crate::examples::{AT_ONCE, ExamplesError, cut, examples, named};
+use crate::examples::{ExamplesError, cut, examples, named, parts};
 
 /// One window, in the order of the queries.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -66,20 +66,8 @@ pub fn watch(
     let telemetry = telemetry.ok_or(WatchError::NoTelemetry)?;
     let inputs = named("model", inputs, model.inputs())?;
     let examples = examples(&inputs)?;
-    let fixed = model
-        .inputs()
-        .iter()
-        .filter_map(|input| input.shape.first());
-    let fixed = fixed.filter_map(|first| u64::try_from(*first).ok()).max();
-    let at_once = fixed.unwrap_or(AT_ONCE).max(1);
     let (mut window, mut windows) = (Window::default(), Vec::new());
-    let mut at = 0;
-    while at < examples {
-        let rows = at_once.min(examples - at);
-        if fixed.is_some() && rows < at_once {
-            // Models of a fixed size take no fewer.
-            break;
-        }
+    for (at, rows) in parts(examples, model.inputs()) {
         let asked = cut(&inputs, at, rows)?;
         let sketches = key.sketches(&asked);
         let looks = guard.look(&model.run(asked, guard.computed())?)?;
@@ -96,8 +84,7 @@ pub fn watch(
                 });
             }
         }
-        at += rows;
-        progress(at, examples);
+        progress(at + rows, examples);
     }
     Ok(windows)
 }

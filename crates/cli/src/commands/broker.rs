@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use occlude_broker::{
-    AdminClient, AdminError, AuditError, AuditExport, BrokerOptions, ConnectOptions, Listening,
-    ModelRecord, SignedHead, TlsFiles,
+    AdminClient, AdminError, AuditExport, BrokerOptions, ConnectOptions, Listening, ModelRecord,
+    SignedHead, TlsFiles,
 };
 use occlude_container::Container;
 use occlude_keys::OwnerKey;
@@ -133,23 +133,8 @@ async fn audit(
 
 /// The entries that are shown to this owner, as they are.
 fn entries(export: &AuditExport) -> Result<serde_json::Value, Failure> {
-    let entries = shown(export).map_err(Failure::refused)?;
+    let entries = export.shown().map_err(Failure::refused)?;
     Ok(serde_json::json!({ "entries": entries, "head": export.head }))
-}
-
-fn shown(export: &AuditExport) -> Result<Vec<serde_json::Value>, AuditError> {
-    let mut shown = Vec::new();
-    for (sequence, record) in (1..).zip(&export.entries) {
-        if let Some(entry) = record.parse(sequence)? {
-            shown.push(
-                serde_json::to_value(entry).map_err(|error| AuditError::Malformed {
-                    sequence,
-                    reason: error.to_string(),
-                })?,
-            );
-        }
-    }
-    Ok(shown)
 }
 
 fn print(export: &AuditExport) -> Result<(), Failure> {
@@ -158,9 +143,11 @@ fn print(export: &AuditExport) -> Result<(), Failure> {
         serde_json::Value::String(text) => text.replace(char::is_control, "\u{fffd}"),
         other => other.to_string(),
     };
-    let rows = shown(export)
-        .map_err(Failure::refused)?
+    let entries = entries(export)?;
+    let rows = entries["entries"]
+        .as_array()
         .into_iter()
+        .flatten()
         .map(|entry| {
             let details = entry
                 .as_object()

@@ -73,8 +73,7 @@ async fn reports(world: &World) -> Vec<(usize, u32, u32, Vec<Unusual>, Option<u6
     let export = world.admin.audit(&world.owner).await.unwrap();
     export.verify().unwrap();
     let (mut clients, mut found) = (Vec::new(), Vec::new());
-    for (sequence, record) in (1..).zip(&export.entries) {
-        let entry = record.parse(sequence).unwrap().unwrap();
+    for entry in export.shown().unwrap() {
         if let AuditEvent::UsageReported {
             client,
             queries,

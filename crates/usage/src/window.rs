@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use occlude_guard::{Look, Telemetry};
+use zeroize::Zeroizing;
 
 use crate::Sketch;
 
@@ -38,25 +39,25 @@ pub struct Observation {
 
 /// What one client asked in one window, and inputs of some windows before, since who makes
 /// inputs from inputs may take their time.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Window {
     queries: u32,
     uncertain: u32,
-    distances: Vec<f64>,
-    classes: BTreeMap<usize, Class>,
-    sketches: usize,
+    distances: Zeroizing<Vec<f64>>,
+    /// Inputs that are far from each other: "the growing sets" of PRADA, algorithm 3.
+    kept: Vec<Kept>,
+    /// What is further away than this is far, in each class that has some.
+    thresholds: BTreeMap<usize, f64>,
     /// How many windows these are of, besides this one.
     before: u32,
 }
 
-/// Inputs of one class that are far from each other: "the growing set" of PRADA, algorithm 3.
-#[derive(Debug, Default)]
-struct Class {
-    sketches: Vec<Sketch>,
-    /// Of each of them to the nearest one before it.
-    distances: Vec<f64>,
-    /// What is further away is far.
-    threshold: f64,
+/// One input that is far from those of its class before it.
+struct Kept {
+    class: usize,
+    sketch: Sketch,
+    /// To the nearest of those; 0 for the first.
+    distance: f64,
 }
 
 /// What a window came to.
@@ -116,28 +117,37 @@ impl Window {
         }
     }
 
-    /// The distance of an input from those before it in its class.
+    /// The distance of an input from those before it in its class. As much is computed
+    /// whatever the class and however near: how long an answer takes says neither.
     fn measure(&mut self, class: usize, sketch: Sketch) {
-        let room = self.sketches < MOST_SKETCHES;
-        // A class for which there is no room any more has nothing to be compared with.
-        if !room && !self.classes.contains_key(&class) {
-            return;
+        let mut nearest = f64::INFINITY;
+        for place in 0..MOST_SKETCHES {
+            let kept = self.kept.get(place);
+            let distance = kept.map_or(&sketch, |kept| &kept.sketch).distance(&sketch);
+            if kept.is_some_and(|kept| kept.class == class) {
+                nearest = nearest.min(distance);
+            }
         }
-        let class = self.classes.entry(class).or_default();
-        let before = class.sketches.iter();
-        let nearest = before.map(|one| one.distance(&sketch)).reduce(f64::min);
-        if nearest == Some(0.0) {
+        let same = self.kept.iter().filter(|kept| kept.class == class);
+        let (mean, deviation) = moments(same.map(|kept| kept.distance));
+        let threshold = self.thresholds.get(&class).copied().unwrap_or_default();
+        let threshold = threshold.max(mean - deviation);
+        if nearest == 0.0 {
             // Asked again, which tells nobody more.
             return;
         }
-        self.distances.extend(nearest);
-        let far = nearest.is_none_or(|nearest| nearest > class.threshold);
-        if far && room {
-            self.sketches += 1;
-            class.sketches.push(sketch);
-            class.distances.push(nearest.unwrap_or(0.0));
-            let (mean, deviation) = moments(&class.distances);
-            class.threshold = class.threshold.max(mean - deviation);
+        let first = nearest == f64::INFINITY;
+        if !first {
+            self.distances.push(nearest);
+        }
+        // Where there is no room any more, a class that has none has nothing to compare with.
+        if nearest > threshold && self.kept.len() < MOST_SKETCHES {
+            self.thresholds.insert(class, threshold);
+            self.kept.push(Kept {
+                class,
+                sketch,
+                distance: if first { 0.0 } else { nearest },
+            });
         }
     }
 
@@ -154,8 +164,8 @@ impl Window {
         let ended = std::mem::take(self);
         if before < REMEMBERED_WINDOWS {
             *self = Self {
-                classes: ended.classes,
-                sketches: ended.sketches,
+                kept: ended.kept,
+                thresholds: ended.thresholds,
                 before,
                 ..Self::default()
             };
@@ -179,7 +189,7 @@ impl Window {
     }
 
     fn normality(&self) -> Option<f64> {
-        let (mean, deviation) = moments(&self.distances);
+        let (mean, deviation) = moments(self.distances.iter().copied());
         let usual = |distance: &f64| (distance - mean).abs() <= OUTLIERS * deviation;
         let kept: Vec<f64> = self.distances.iter().copied().filter(usual).collect();
         if kept.len() < FEWEST_DISTANCES {
@@ -194,13 +204,10 @@ impl Window {
 }
 
 /// Mean and standard deviation; zeros of nothing.
-fn moments(values: &[f64]) -> (f64, f64) {
-    if values.is_empty() {
-        return (0.0, 0.0);
-    }
-    let count = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / count;
-    let squares = values.iter().map(|value| (value - mean).powi(2));
+fn moments(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
+    let count = values.clone().count().max(1) as f64;
+    let mean = values.clone().sum::<f64>() / count;
+    let squares = values.map(|value| (value - mean).powi(2));
     (mean, (squares.sum::<f64>() / count).sqrt())
 }
 
@@ -284,10 +291,10 @@ mod tests {
         let growing: Vec<f32> = (0..5000_u16).map(|row| f32::from(row).powi(2)).collect();
         let long = window(&growing, 1, |_| (0, 0.9));
         assert!(long.is_full(&telemetry(0.9)));
-        assert_eq!(long.sketches, MOST_SKETCHES);
+        assert_eq!(long.kept.len(), MOST_SKETCHES);
         assert_eq!(long.distances.len(), MOST_DISTANCES);
         let of_many = window(&growing, 1, |row| (row, 0.9));
-        assert_eq!(of_many.classes.len(), MOST_SKETCHES);
+        assert_eq!(of_many.kept.len(), MOST_SKETCHES);
         assert_eq!(of_many.judge(&telemetry(0.9)).normality, None);
     }
 
@@ -311,11 +318,11 @@ mod tests {
         // All have the same distance, but for rounding.
         assert_eq!(add(&mut window, &made).normality, Some(0.0));
         for _ in 2..REMEMBERED_WINDOWS {
-            assert!(window.sketches > 0);
+            assert!(!window.kept.is_empty());
             add(&mut window, &found);
         }
-        assert_eq!((window.sketches, window.before), (0, 0));
-        assert!(window.classes.is_empty() && window.distances.is_empty());
+        assert_eq!((window.kept.len(), window.before), (0, 0));
+        assert!(window.thresholds.is_empty() && window.distances.is_empty());
     }
 
     #[test]
@@ -327,7 +334,7 @@ mod tests {
         let again = numbers(1, 60).repeat(5);
         let again = window(&again, 1, |_| (0, 0.9));
         let once = window(&numbers(1, 60), 1, |_| (0, 0.9));
-        assert_eq!(again.sketches, once.sketches);
+        assert_eq!(again.kept.len(), once.kept.len());
         let same = window(&[0.25; 200], 1, |_| (0, 0.9)).judge(&telemetry(0.9));
         assert_eq!(same.normality, None);
         let few = window(&numbers(1, 50), 1, |_| (0, 0.9));

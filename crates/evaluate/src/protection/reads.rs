@@ -19,8 +19,8 @@ use crate::processes::{DeploymentError, Process, failed};
 const DOING: &str = "watching what a server reads";
 
 /// By how many places threads that read ahead may overtake each other: they have 16
-/// buffers between them.
-const OVERTAKING: usize = 16;
+/// buffers between them, and the usual places are only known to some more.
+const OVERTAKING: usize = 24;
 
 /// One call that reads.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,6 +31,15 @@ pub(super) struct Read {
     pub(super) offset: Option<u64>,
     /// How many bytes are asked for.
     pub(super) length: u64,
+}
+
+impl Read {
+    /// Whether a thread that made this call after another one only asks for what that did not
+    /// give: the kernel may give fewer bytes than were asked for, on a busy machine more often.
+    fn is_rest_of(&self, other: &Self) -> bool {
+        let end = |read: &Self| Some(read.offset? + read.length);
+        self.file == other.file && self.offset > other.offset && end(self) == end(other)
+    }
 }
 
 impl Display for Read {
@@ -86,6 +95,7 @@ fn trace(
     // Whoever waits for it is there until this thread ends.
     let _ = begin.send(());
     let mut reads = Vec::new();
+    let mut last: BTreeMap<i32, Read> = BTreeMap::new();
     while !stopping.load(Ordering::SeqCst) {
         let of_this_thread = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
         let status = match waitpid(None, Some(of_this_thread)) {
@@ -96,7 +106,12 @@ fn trace(
         };
         let (stopped, signal) = match status {
             WaitStatus::PtraceSyscall(thread) => {
-                reads.extend(read_of(pid, thread));
+                if let Some(read) = read_of(pid, thread) {
+                    let before = last.insert(thread.as_raw(), read.clone());
+                    if !before.is_some_and(|before| read.is_rest_of(&before)) {
+                        reads.push(read);
+                    }
+                }
                 (thread, None)
             }
             WaitStatus::PtraceEvent(thread, ..) => (thread, None),
@@ -246,6 +261,30 @@ mod tests {
         (0..40 * rounds)
             .map(|place| read((place + 7) % 40))
             .collect()
+    }
+
+    #[test]
+    fn what_a_call_did_not_give_is_no_other_read() {
+        let whole = read(3);
+        let at = |offset, length| Read {
+            offset: Some(offset),
+            length,
+            ..whole.clone()
+        };
+        assert!(at(4 * 4096 - 512, 512).is_rest_of(&whole));
+        assert!(!at(4 * 4096 - 512, 511).is_rest_of(&whole));
+        assert!(!whole.is_rest_of(&whole));
+        assert!(!whole.is_rest_of(&at(4 * 4096 - 512, 512)));
+        let elsewhere = Read {
+            file: "/other".to_owned(),
+            ..at(4 * 4096 - 512, 512)
+        };
+        assert!(!elsewhere.is_rest_of(&whole));
+        let unplaced = Read {
+            offset: None,
+            ..at(0, 512)
+        };
+        assert!(!unplaced.is_rest_of(&unplaced));
     }
 
     #[test]

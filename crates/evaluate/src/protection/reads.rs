@@ -19,8 +19,8 @@ use crate::processes::{DeploymentError, Process, failed};
 const DOING: &str = "watching what a server reads";
 
 /// By how many places threads that read ahead may overtake each other: they have 16
-/// buffers between them, and the usual places are only known to some more.
-const OVERTAKING: usize = 24;
+/// buffers between them.
+const OVERTAKING: usize = 16;
 
 /// One call that reads.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

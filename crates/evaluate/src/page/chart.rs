@@ -32,7 +32,8 @@ impl<'a> Axis<'a> {
         Self {
             name,
             from: 0.0,
-            label: |at| format!("{at:?}"),
+            // Steps of a tenth add up to no round number.
+            label: |at| ((at * 1000.0).round() / 1000.0).to_string(),
             room: 1.15,
         }
     }
@@ -167,4 +168,25 @@ fn draw(
         .label_font((FONT, 13).into_font().color(&ink))
         .draw()?;
     area.present()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_on_an_axis_have_round_numbers() {
+        let axis = Axis::linear("tau");
+        for (at, text) in [
+            (0.0, "0"),
+            (0.1 + 0.2, "0.3"),
+            (0.799_999_999_999_999_9, "0.8"),
+            (0.125, "0.125"),
+            (150.0, "150"),
+        ] {
+            assert_eq!((axis.label)(at), text);
+        }
+        let axis = Axis::logarithmic("queries", 80.0);
+        assert_eq!((axis.label)(3.0), "1000");
+    }
 }

@@ -17,6 +17,7 @@ from occlude.guard import (
     Misinformation,
     Shaping,
     Telemetry,
+    Work,
 )
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Sealed",
     "Shaping",
     "Telemetry",
+    "Work",
     "seal",
 ]
 __version__ = "0.1.0"

@@ -7,7 +7,7 @@ import numpy as np
 
 from occlude.guard._network import Network
 from occlude.guard.evaluation import attackers, data
-from occlude.guard.evaluation.__main__ import counted
+from occlude.guard.evaluation.__main__ import ExhaustedError, counted, under_names
 
 
 def victim(sizes, seed=0):
@@ -39,6 +39,25 @@ class Attackers(unittest.TestCase):
         ask(np.zeros((6, 1)))
         with self.assertRaisesRegex(RuntimeError, "2 rows more than its 10"):
             ask(np.zeros((6, 1)))
+
+    def test_who_has_several_names_asks_as_each_until_it_has_no_more(self):
+        asked = [0, 0, 0]
+
+        def client(number, budget):
+            def ask(rows):
+                if asked[number] + len(rows) > budget:
+                    raise ExhaustedError
+                asked[number] += len(rows)
+                return rows + number
+
+            return ask
+
+        ask = under_names([client(0, 20), client(1, 15), client(2, 10)], 10)
+        answers = ask(np.zeros((40, 1)))
+        self.assertEqual(answers.ravel().tolist(), [0] * 20 + [1] * 10 + [2] * 10)
+        self.assertEqual(asked, [20, 10, 10])
+        with self.assertRaises(ExhaustedError):
+            ask(np.zeros((1, 1)))
 
     def test_equations_have_the_logistic_regression_as_their_solution(self):
         network = victim([64, 10], seed=3)

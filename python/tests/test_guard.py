@@ -22,6 +22,7 @@ from occlude.guard import (
     Outcome,
     Shaping,
     Telemetry,
+    Work,
     share,
     sweep,
     train,
@@ -223,6 +224,7 @@ class Sealing(unittest.TestCase):
             watermark=200,
             budgets=Budgets(60, client=Budget(window=5, total=9), model=Budget(total=7)),
             telemetry=Telemetry(500, below=0.9, share=0.2, normality=0.91, throttle_seconds=60),
+            work=Work(16, gain=5, most_bits=30),
             issuers=(Issuer("https://issuer.example", "-----BEGIN PUBLIC KEY-----\nabc\n"),),
         )
         self.assertEqual(
@@ -242,6 +244,7 @@ class Sealing(unittest.TestCase):
                     "distances": {"normality": 0.91},
                     "throttle-seconds": 60,
                 },
+                "work": {"bits": 16, "gain": 5.0, "most-bits": 30},
                 "issuers": [
                     {
                         "name": "https://issuer.example",

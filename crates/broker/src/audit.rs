@@ -18,7 +18,7 @@ use occlude_weakening::{Weakening, is};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::allowance::{ClientDigest, Unusual};
+use crate::allowance::{ClientDigest, Credit, Unusual};
 use crate::printable;
 
 /// Begins what the hash of an entry covers.
@@ -129,6 +129,9 @@ pub enum AuditEvent {
         window_start: u64,
         /// Its length.
         window_seconds: u32,
+        /// What the client learned less than it may have, where that is counted.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        credit: Option<Credit>,
     },
     /// An instance said what it saw in one window of a client's queries.
     UsageReported {

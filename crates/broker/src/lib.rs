@@ -42,7 +42,8 @@ pub use admin::{
     ModelRecord, SignedRequest, Withdrawal,
 };
 pub use allowance::{
-    Acknowledgement, Allowance, AllowanceRequest, ClientDigest, QueryLimits, Unusual, UsageReport,
+    Acknowledgement, Allowance, AllowanceRequest, ClientDigest, Credit, MOST_OF_ANSWER,
+    QueryLimits, Unusual, UsageReport,
 };
 pub use audit::{
     AuditEntry, AuditError, AuditEvent, AuditExport, AuditHead, AuditRecord, SignedHead,

@@ -1,6 +1,5 @@
 //! A client of one server that it has verified.
 
-use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use occlude_attest::{LastingVerifier, Nonce, Policy, UnixTime, VerifiedService};
 use occlude_channel::Sender;
 use occlude_inference_protocol::{
     ErrorBody, INFERENCE_HEADER_CONTENT_LENGTH, InferRequest, InferResponse, ModelMetadata,
-    ServerMetadata,
+    ServerMetadata, WORK,
 };
 use occlude_keys::{ModelId, ModelVersion};
 use occlude_weakening::Weakening;
@@ -21,7 +20,11 @@ use url::Url;
 
 use crate::path::named_model;
 use crate::transport::{Answer, Transport};
+use crate::work::Worker;
 use crate::{ClientError, Token};
+
+/// A server that wants more work this often for one request never has enough.
+const MOST_PRICES: usize = 4;
 
 /// How a client treats its server, apart from the policy.
 #[derive(Debug, Clone)]
@@ -41,6 +44,9 @@ pub struct ClientOptions {
     /// Tells the server who asks, where a model wants to know: sent with every request,
     /// through the channel alone.
     pub token: Option<Arc<Token>>,
+    /// Work that is done for one request where a server wants that, at most: `2^bits` hashes; 28
+    /// bits.
+    pub most_work: u32,
 }
 
 impl Default for ClientOptions {
@@ -53,6 +59,7 @@ impl Default for ClientOptions {
             certificates: Vec::new(),
             collateral: None,
             token: None,
+            most_work: 28,
         }
     }
 }
@@ -66,6 +73,7 @@ pub struct Client {
     verifier: LastingVerifier,
     reverify: Duration,
     token: Option<Arc<Token>>,
+    worker: Worker,
     /// `None` until the first verification, and after one that failed.
     session: Mutex<Option<Arc<Session>>>,
 }
@@ -123,6 +131,7 @@ impl Client {
             verifier: LastingVerifier::new(options.collateral.clone()),
             reverify: options.reverify,
             token: options.token.clone(),
+            worker: Worker::new(options.most_work),
             session: Mutex::new(None),
         })
     }
@@ -153,15 +162,37 @@ impl Client {
     /// Sends a request through the channel. Its path and query say what is asked
     /// for; scheme and authority are not used.
     ///
+    /// Where the model's owner wants work for an answer, it is done, up to
+    /// [`ClientOptions::most_work`], and the request sent again; one that says itself what was
+    /// found goes as it is.
+    ///
     /// A path of a model (`/v2/models/{id}` and below it) is sent only if the policy
     /// lets that model be used and the verified statement has it. Whatever status
     /// the answer has, it is the verified server's.
     ///
     /// # Errors
     /// [`ClientError::ModelRefused`] and [`ClientError::NotAModel`] before anything
-    /// is sent; otherwise [`ClientError`]. Nothing that came outside the channel is a result.
+    /// is sent; [`ClientError::TooMuchWork`]; otherwise [`ClientError`]. Nothing that came outside the channel is a result.
     pub async fn request(&self, request: &Request<Bytes>) -> Result<Response<Bytes>, ClientError> {
-        let request = &*self.with_token(request);
+        let mut request = self.with_token(request);
+        let session = self.session(None).await?;
+        self.judge_model(&session, &request)?;
+        if request.headers().contains_key(WORK) {
+            return self.send(&request).await;
+        }
+        self.worker.expect(&mut request).await?;
+        let mut answer = self.send(&request).await?;
+        for _ in 0..MOST_PRICES {
+            if !self.worker.follow(&mut request, &answer).await? {
+                break;
+            }
+            answer = self.send(&request).await?;
+        }
+        Ok(answer)
+    }
+
+    /// Sends it, once more where the keys have rotated.
+    async fn send(&self, request: &Request<Bytes>) -> Result<Response<Bytes>, ClientError> {
         let session = self.session(None).await?;
         self.judge_model(&session, request)?;
         if let Some(response) = self.exchange(&session, request).await? {
@@ -334,13 +365,12 @@ impl Client {
     }
 
     /// The request, with the client's token unless it has one of its own.
-    fn with_token<'a>(&self, request: &'a Request<Bytes>) -> Cow<'a, Request<Bytes>> {
-        let mut request = Cow::Borrowed(request);
+    fn with_token(&self, request: &Request<Bytes>) -> Request<Bytes> {
+        let mut request = request.clone();
         if let Some(token) = &self.token
             && !request.headers().contains_key(AUTHORIZATION)
         {
-            let headers = request.to_mut().headers_mut();
-            headers.insert(AUTHORIZATION, token.header());
+            request.headers_mut().insert(AUTHORIZATION, token.header());
         }
         request
     }

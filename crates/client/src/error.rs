@@ -132,6 +132,17 @@ pub enum ClientError {
         /// The limit.
         limit: u64,
     },
+    /// The model's owner wants more work for an answer than this client does.
+    #[error(
+        "the answer costs work, about 2^{bits} hashes, and no more than 2^{limit} are done: allow more \
+         with --most-work {bits}, or ask about less at once"
+    )]
+    TooMuchWork {
+        /// Bits that are wanted.
+        bits: u32,
+        /// Bits at most.
+        limit: u32,
+    },
     /// The request cannot be encapsulated.
     #[error(transparent)]
     Request(SealError),

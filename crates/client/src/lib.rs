@@ -28,6 +28,7 @@ mod path;
 pub mod proxy;
 mod token;
 mod transport;
+mod work;
 
 pub use client::{Client, ClientOptions, observe};
 pub use error::{ClientError, ErrorKind};

@@ -369,6 +369,7 @@ impl Forwarder {
             (ErrorKind::Refused | ErrorKind::Unavailable, _) => StatusCode::SERVICE_UNAVAILABLE,
             (_, ClientError::RequestTooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
             (_, ClientError::Request(_)) => StatusCode::BAD_REQUEST,
+            (_, ClientError::TooMuchWork { .. }) => StatusCode::PRECONDITION_REQUIRED,
             _ => StatusCode::BAD_GATEWAY,
         };
         refused(status, failure.to_string())

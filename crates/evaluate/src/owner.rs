@@ -11,7 +11,7 @@ use occlude_keys::{OwnerKey, OwnerPublic};
 use crate::processes::{
     Binary, DeploymentError, Folder, Running, Said, Service, failed, free_address,
 };
-use crate::watch::WatchedWindow;
+use crate::watch::{WatchedWindow, WatchedWork};
 
 /// What every process of a deployment has in common.
 #[derive(Debug, Clone)]
@@ -65,6 +65,15 @@ pub(crate) const POLICY: &str = "policy.toml";
 
 const KEY: &str = "owner.key";
 const DATABASE: &str = "broker.db";
+
+/// What a guard says of queries.
+#[derive(serde::Deserialize)]
+pub(crate) struct Watched {
+    /// Of all files.
+    pub(crate) windows: Vec<WatchedWindow>,
+    /// Of each file.
+    pub(crate) work: Vec<WatchedWork>,
+}
 
 impl Owner {
     /// Makes a key, seals `model` as version 1 of `id`, and gives both to a new broker.
@@ -188,12 +197,8 @@ impl Owner {
         container: &str,
         guard: &Path,
         inputs: &[PathBuf],
-    ) -> Result<Vec<WatchedWindow>, DeploymentError> {
+    ) -> Result<Watched, DeploymentError> {
         const DOING: &str = "looking at queries";
-        #[derive(serde::Deserialize)]
-        struct Watched {
-            windows: Vec<WatchedWindow>,
-        }
         let (container, key) = (self.text(container), self.text(KEY));
         let (guard, inputs) = (guard.display().to_string(), inputs.iter());
         let inputs: Vec<String> = inputs.map(|path| path.display().to_string()).collect();
@@ -201,8 +206,7 @@ impl Owner {
         watch.extend(["--guard", &guard]);
         watch.extend(inputs.iter().flat_map(|path| ["--inputs", path]));
         let said = self.grounds.binary.run(DOING, &watch)?;
-        let watched: Watched = serde_json::from_str(&said).map_err(failed(DOING))?;
-        Ok(watched.windows)
+        serde_json::from_str(&said).map_err(failed(DOING))
     }
 
     /// Makes an issuer's key: the section of a guard that names it.
@@ -213,6 +217,20 @@ impl Owner {
         Ok(format!(
             "[[issuers]]\nname = \"{name}\"\nkey = \"\"\"\n{public}\"\"\"\n"
         ))
+    }
+
+    /// A token by the issuer's key in a file, which says who a client is.
+    pub(crate) fn token(
+        &self,
+        key: &str,
+        issuer: &str,
+        subject: &str,
+        model: &str,
+    ) -> Result<String, DeploymentError> {
+        let key = self.text(key);
+        let mut token = vec!["guard", "token", "--key", &key, "--issuer", issuer];
+        token.extend(["--subject", subject, "--model", model]);
+        self.grounds.binary.run("making a token", &token)
     }
 
     /// Gives an order to this owner's broker.

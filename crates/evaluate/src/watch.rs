@@ -1,10 +1,10 @@
-//! What a guard's telemetry says of queries that somebody asked, or may ask: so that an owner
-//! chooses its thresholds by looking at what they do.
+//! What a guard's telemetry says of queries that somebody asked, or may ask, and what work they
+//! cost: so that an owner chooses thresholds by looking at what they do.
 
 use occlude_engine::{Model, RunError};
-use occlude_guard::{AnswerError, Guard};
+use occlude_guard::{AnswerError, GAIN_OF_ANSWER, Guard, gain};
 use occlude_inference_protocol::Tensor;
-use occlude_usage::{Observation, SketchKey, Window};
+use occlude_usage::{Finding, Observation, SketchKey, Window};
 use serde::{Deserialize, Serialize};
 
 use crate::examples::{ExamplesError, cut, examples, named, parts};
@@ -25,13 +25,36 @@ pub struct WatchedWindow {
     pub distances_unusual: bool,
 }
 
+/// What one client's queries cost, asked one by one in one window of budgets.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct WatchedWork {
+    /// Answers.
+    pub answers: u64,
+    /// What they told, in answers that told all they can.
+    pub gained: f64,
+    /// Hashes for all of them, on average.
+    pub hashes: f64,
+    /// Bits of one more.
+    pub bits: u32,
+}
+
+/// What is seen in one client's queries.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct WatchedClient {
+    /// Each window; none where nothing is looked at.
+    pub windows: Vec<WatchedWindow>,
+    /// What it costs, where it does.
+    pub work: Option<WatchedWork>,
+}
+
 /// Why nothing can be said.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WatchError {
     /// The guard looks at nothing.
-    #[error("the guard has no [telemetry]: nothing to look at")]
-    NoTelemetry,
+    #[error("the guard has neither [telemetry] nor [work]: nothing to look at")]
+    Nothing,
     /// The inputs are not the model's.
     #[error(transparent)]
     Examples(#[from] ExamplesError),
@@ -61,32 +84,56 @@ pub fn watch(
     (model, guard, key): (&Model, &Guard, &SketchKey),
     inputs: &[Tensor],
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<Vec<WatchedWindow>, WatchError> {
-    let telemetry = guard.configuration().telemetry;
-    let telemetry = telemetry.ok_or(WatchError::NoTelemetry)?;
+) -> Result<WatchedClient, WatchError> {
+    let configuration = guard.configuration();
+    let (telemetry, work) = (configuration.telemetry, configuration.work);
+    if telemetry.is_none() && work.is_none() {
+        return Err(WatchError::Nothing);
+    }
     let inputs = named("model", inputs, model.inputs())?;
     let examples = examples(&inputs)?;
     let (mut window, mut windows) = (Window::default(), Vec::new());
+    let (mut answers, mut gained, mut hashes) = (0, 0, 0.0);
     for (at, rows) in parts(examples, model.inputs()) {
         let asked = cut(&inputs, at, rows)?;
         let sketches = key.sketches(&asked);
         let looks = guard.look(&model.run(asked, guard.computed())?)?;
-        for observation in Observation::of(&looks, sketches) {
-            window.add(&telemetry, observation);
-            if window.is_full(&telemetry) {
-                let finding = window.close(&telemetry);
-                windows.push(WatchedWindow {
-                    queries: finding.queries,
-                    uncertain: f64::from(finding.uncertain) / f64::from(finding.queries),
-                    normality: finding.normality,
-                    uncertain_unusual: finding.uncertain_unusual,
-                    distances_unusual: finding.distances_unusual,
-                });
+        if let Some(work) = work {
+            for look in &looks {
+                hashes += f64::from(work.bits_after(gained)).exp2();
+                gained += gain(std::slice::from_ref(look));
+            }
+            answers += looks.len() as u64;
+        }
+        if let Some(telemetry) = &telemetry {
+            for observation in Observation::of(&looks, sketches) {
+                window.add(telemetry, observation);
+                if window.is_full(telemetry) {
+                    windows.push(WatchedWindow::from(&window.close(telemetry)));
+                }
             }
         }
         progress(at + rows, examples);
     }
-    Ok(windows)
+    let work = work.map(|work| WatchedWork {
+        answers,
+        gained: gained as f64 / GAIN_OF_ANSWER as f64,
+        hashes,
+        bits: work.bits_after(gained),
+    });
+    Ok(WatchedClient { windows, work })
+}
+
+impl From<&Finding> for WatchedWindow {
+    fn from(finding: &Finding) -> Self {
+        Self {
+            queries: finding.queries,
+            uncertain: f64::from(finding.uncertain) / f64::from(finding.queries),
+            normality: finding.normality,
+            uncertain_unusual: finding.uncertain_unusual,
+            distances_unusual: finding.distances_unusual,
+        }
+    }
 }
 
 /// The value below which this share of them lies; `None` of nothing.

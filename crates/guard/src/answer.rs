@@ -5,7 +5,8 @@ use occlude_keys::ModelKey;
 use zeroize::Zeroizing;
 
 use crate::watermark::{FEWEST_CLASSES, WatermarkKey};
-use crate::{GuardConfiguration, Marks};
+use crate::work::WorkKey;
+use crate::{GuardConfiguration, Marks, Price};
 
 /// By how much a probability may lie outside of its range, or a sum of them away from 1:
 /// half precision's rounding, over many classes.
@@ -20,6 +21,7 @@ pub struct Guard {
     /// What has to be computed for an answer.
     computed: Vec<String>,
     watermark: WatermarkKey,
+    work: WorkKey,
 }
 
 /// What is looked at in one answer, as the model gave it.
@@ -109,7 +111,7 @@ impl Guard {
         outputs: &[TensorMetadata],
         key: &ModelKey,
     ) -> Result<Self, MismatchError> {
-        let numbers = configuration.changes_answers() || configuration.telemetry.is_some();
+        let numbers = configuration.changes_answers() || configuration.looks_at_answers();
         let find = |output: &str| {
             let output = output.to_owned();
             let Some(found) = outputs.iter().find(|known| known.name == output) else {
@@ -146,6 +148,7 @@ impl Guard {
             shown,
             computed,
             watermark: WatermarkKey::of(key),
+            work: WorkKey::of(key),
         })
     }
 
@@ -173,6 +176,14 @@ impl Guard {
             shape.len().saturating_sub(1)
         };
         shape[..rows].iter().product()
+    }
+
+    /// What the next answers cost a client who has gained so many thousandths in this window;
+    /// `client` is what stands for it. `None` where they cost nothing.
+    #[must_use]
+    pub fn price(&self, client: &[u8; 32], gained: u64) -> Option<Price> {
+        let work = self.configuration.work.as_ref()?;
+        Some(self.work.price(work, client, gained))
     }
 
     /// What tells these inputs from others, before a model consumes them.
@@ -247,7 +258,7 @@ impl Guard {
     /// # Errors
     /// [`AnswerError`].
     pub fn look(&self, computed: &[Tensor]) -> Result<Vec<Look>, AnswerError> {
-        if self.configuration.telemetry.is_none() {
+        if !self.configuration.looks_at_answers() {
             return Ok(Vec::new());
         }
         let answers = computed.first().ok_or(AnswerError::Outputs)?;

@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{self, Client, TokenError};
-use crate::{Budgets, Issuer, Misinformation, Shaping, Telemetry, Watermark};
+use crate::{Budgets, Issuer, Misinformation, Shaping, Telemetry, Watermark, Work};
 use occlude_keys::ModelId;
 
 /// Where a sealed model's metadata has it.
@@ -42,6 +42,9 @@ pub struct GuardConfiguration {
     /// What is looked at in each client's queries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub telemetry: Option<Telemetry>,
+    /// What answers cost, in work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work: Option<Work>,
     /// Who says who a client is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub issuers: Vec<Issuer>,
@@ -127,7 +130,7 @@ impl GuardConfiguration {
     }
 
     /// Its defences by name, as statements and metadata tell them:
-    /// `misinformation+shaping+watermark+budgets+telemetry`.
+    /// `misinformation+shaping+watermark+budgets+telemetry+work`.
     #[must_use]
     pub fn name(&self) -> String {
         let names = [
@@ -136,6 +139,7 @@ impl GuardConfiguration {
             self.watermark.map(|_| "watermark"),
             self.budgets.map(|_| "budgets"),
             self.telemetry.map(|_| "telemetry"),
+            self.work.map(|_| "work"),
         ];
         names.into_iter().flatten().collect::<Vec<_>>().join("+")
     }
@@ -144,6 +148,11 @@ impl GuardConfiguration {
     #[must_use]
     pub fn changes_answers(&self) -> bool {
         self.misinformation.is_some() || self.shaping.is_some() || self.watermark.is_some()
+    }
+
+    /// Whether it goes by how certain the model is, besides changing answers by it.
+    pub(crate) fn looks_at_answers(&self) -> bool {
+        self.telemetry.is_some() || self.work.is_some()
     }
 
     /// Whether whoever asks has to say who they are, with a token.
@@ -204,7 +213,24 @@ impl GuardConfiguration {
             return Err(ConfigurationError::Empty);
         }
         self.check_issuers()?;
-        self.check_telemetry()
+        self.check_telemetry()?;
+        self.check_work()
+    }
+
+    /// What a client has learned is known where it is counted, window by window.
+    fn check_work(&self) -> Result<(), ConfigurationError> {
+        let Some(work) = self.work else {
+            return Ok(());
+        };
+        let client = self.budgets.and_then(|budgets| budgets.client);
+        if client.is_none_or(|budget| budget.window.is_none()) {
+            return Err(ConfigurationError::value(
+                "work",
+                "no budgets.client.window",
+                "one, however large: what a client learns is counted in it",
+            ));
+        }
+        work.check()
     }
 
     /// Whose queries they are is known where clients are counted, and whoever counts them is
@@ -214,11 +240,11 @@ impl GuardConfiguration {
             return Ok(());
         };
         if !self.asks_for_tokens() {
-            return Err(ConfigurationError::Value {
-                field: "telemetry",
-                found: "no budgets.client".to_owned(),
-                expected: "one, however large: clients are looked at where they are counted",
-            });
+            return Err(ConfigurationError::value(
+                "telemetry",
+                "no budgets.client",
+                "one, however large: clients are looked at where they are counted",
+            ));
         }
         telemetry.check()
     }
@@ -241,6 +267,21 @@ impl GuardConfiguration {
                 "none without budgets.client, which they are for",
             )),
             _ => self.issuers.iter().try_for_each(Issuer::check),
+        }
+    }
+}
+
+impl ConfigurationError {
+    /// A field has a value that means nothing.
+    pub(crate) fn value(
+        field: &'static str,
+        found: impl std::fmt::Display,
+        expected: &'static str,
+    ) -> Self {
+        Self::Value {
+            field,
+            found: found.to_string(),
+            expected,
         }
     }
 }
@@ -293,6 +334,11 @@ mod tests {
         distances = { normality = 0.9 }
         throttle-seconds = 600
 
+        [work]
+        bits = 16
+        gain = 5.0
+        most-bits = 30
+
         [[issuers]]
         name = "https://issuer.example"
         key = """
@@ -307,13 +353,13 @@ MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=
         let configuration = GuardConfiguration::from_toml(WHOLE).unwrap();
         assert_eq!(
             configuration.name(),
-            "misinformation+shaping+watermark+budgets+telemetry"
+            "misinformation+shaping+watermark+budgets+telemetry+work"
         );
         assert_eq!(configuration.misinformation.as_ref().unwrap().nu, 1000.0);
         let sealed = configuration.to_json();
         assert_eq!(
             sealed,
-            r#"{"format":1,"output":"probabilities","misinformation":{"output":"misinformation","tau":0.5,"nu":1000.0},"shaping":{"top":3,"decimals":2},"watermark":{"one-in":200},"budgets":{"window-seconds":3600,"client":{"window":100,"total":5000},"model":{"window":1000}},"telemetry":{"queries":500,"uncertain":{"below":0.5,"share":0.25},"distances":{"normality":0.9},"throttle-seconds":600},"issuers":[{"name":"https://issuer.example","key":"-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n"}]}"#
+            r#"{"format":1,"output":"probabilities","misinformation":{"output":"misinformation","tau":0.5,"nu":1000.0},"shaping":{"top":3,"decimals":2},"watermark":{"one-in":200},"budgets":{"window-seconds":3600,"client":{"window":100,"total":5000},"model":{"window":1000}},"telemetry":{"queries":500,"uncertain":{"below":0.5,"share":0.25},"distances":{"normality":0.9},"throttle-seconds":600},"work":{"bits":16,"gain":5.0,"most-bits":30},"issuers":[{"name":"https://issuer.example","key":"-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n"}]}"#
         );
         assert_eq!(GuardConfiguration::from_json(&sealed), Ok(configuration));
     }
@@ -462,6 +508,42 @@ MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=
                 "",
                 "telemetry: found nothing to look at, expected telemetry.uncertain, \
                  telemetry.distances or both",
+            ),
+            (
+                "bits = 16",
+                "bits = 0",
+                "work.bits: found 0, expected 1 to 40",
+            ),
+            (
+                "bits = 16",
+                "bits = 41",
+                "work.bits: found 41, expected 1 to 40",
+            ),
+            (
+                "most-bits = 30",
+                "most-bits = 15",
+                "work.most-bits: found 15, expected work.bits to 40",
+            ),
+            (
+                "most-bits = 30",
+                "most-bits = 41",
+                "work.most-bits: found 41, expected work.bits to 40",
+            ),
+            (
+                "gain = 5.0",
+                "gain = 0.5",
+                "work.gain: found 0.5, expected a number from 1 to 1000000",
+            ),
+            (
+                "gain = 5.0",
+                "gain = nan",
+                "work.gain: found NaN, expected a number from 1 to 1000000",
+            ),
+            (
+                "client = { window = 100, total = 5000 }",
+                "client = { total = 5000 }",
+                "work: found no budgets.client.window, expected one, however large: what a client \
+                 learns is counted in it",
             ),
             (
                 "name = \"https://issuer.example\"",

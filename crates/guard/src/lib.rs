@@ -9,15 +9,16 @@
 //! 2. The server reads it back ([`GuardConfiguration::from_json`]), sees whether the model
 //!    has what it names ([`Guard::new`]), and shows clients one output alone.
 //! 3. Whoever asks shows a token ([`GuardConfiguration::identify`]), where clients are counted, and pays
-//!    for each row of an answer ([`Guard::rows`]) from its budget, which the server keeps.
+//!    for each row of an answer ([`Guard::rows`]) from its budget, which the server keeps, and
+//!    in work ([`Guard::price`]).
 //! 4. Each answer goes through [`Guard::apply`]: first misinformation, then the watermark,
 //!    then shaping.
 //!
 //! Clients are hostile: every input is theirs, so no number that comes out of a model is
 //! taken for a probability before it was looked at. What cannot be guarded is not answered.
 //!
-//! Nothing here counts: what is left of a budget is the broker's to say, and whether a
-//! client's queries are unusual is looked at in `occlude-usage`.
+//! Nothing here counts: what is left of a budget and what a client has learned is the broker's
+//! to say, and whether a client's queries are unusual is looked at in `occlude-usage`.
 
 #![forbid(unsafe_code)]
 
@@ -29,6 +30,7 @@ mod misinformation;
 mod shaping;
 mod telemetry;
 mod watermark;
+mod work;
 
 pub use answer::{AnswerError, Guard, Look, MismatchError};
 pub use budgets::{Budgets, QueryBudget};
@@ -38,3 +40,4 @@ pub use misinformation::Misinformation;
 pub use shaping::Shaping;
 pub use telemetry::{Distances, Telemetry, Uncertain};
 pub use watermark::{Marks, Watermark, examples};
+pub use work::{GAIN_OF_ANSWER, Price, Work, gain};

@@ -56,42 +56,59 @@ pub struct Distances {
 
 impl Telemetry {
     pub(crate) fn check(&self) -> Result<(), ConfigurationError> {
-        let wrong = |field, found: &dyn std::fmt::Display, expected| {
-            Err(ConfigurationError::Value {
-                field,
-                found: found.to_string(),
-                expected,
-            })
-        };
         if !(FEWEST_QUERIES..=MOST_QUERIES).contains(&self.queries) {
-            return wrong("telemetry.queries", &self.queries, "100 to 1000");
+            return Err(ConfigurationError::value(
+                "telemetry.queries",
+                self.queries,
+                "100 to 1000",
+            ));
         }
         match self.throttle_seconds {
             Some(found) if found == 0 || found > LONGEST_PAUSE => {
                 let expected = "1 to 2592000, thirty days";
-                return wrong("telemetry.throttle-seconds", &found, expected);
+                return Err(ConfigurationError::value(
+                    "telemetry.throttle-seconds",
+                    found,
+                    expected,
+                ));
             }
             _ => {}
         }
         if let Some(Uncertain { below, share }) = self.uncertain {
             if !(below > 0.0 && below <= 1.0) {
                 let expected = "a number above 0, to 1";
-                return wrong("telemetry.uncertain.below", &below, expected);
+                return Err(ConfigurationError::value(
+                    "telemetry.uncertain.below",
+                    below,
+                    expected,
+                ));
             }
             if !(0.0..1.0).contains(&share) {
                 let expected = "a share from 0 to below 1";
-                return wrong("telemetry.uncertain.share", &share, expected);
+                return Err(ConfigurationError::value(
+                    "telemetry.uncertain.share",
+                    share,
+                    expected,
+                ));
             }
         }
         if let Some(Distances { normality }) = self.distances
             && !(normality > 0.0 && normality < 1.0)
         {
             let expected = "a number between 0 and 1";
-            return wrong("telemetry.distances.normality", &normality, expected);
+            return Err(ConfigurationError::value(
+                "telemetry.distances.normality",
+                normality,
+                expected,
+            ));
         }
         if self.uncertain.is_none() && self.distances.is_none() {
             let expected = "telemetry.uncertain, telemetry.distances or both";
-            return wrong("telemetry", &"nothing to look at", expected);
+            return Err(ConfigurationError::value(
+                "telemetry",
+                "nothing to look at",
+                expected,
+            ));
         }
         Ok(())
     }

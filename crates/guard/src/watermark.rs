@@ -9,7 +9,6 @@
 //! The row stays the same numbers in other places, so that nothing but another model's
 //! opinion tells it from an honest one.
 
-use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
 use occlude_inference_protocol::{DataType, Tensor};
 use occlude_keys::ModelKey;
@@ -70,11 +69,7 @@ impl Marks {
 
 impl WatermarkKey {
     pub(crate) fn of(model: &ModelKey) -> Self {
-        let mut key = Zeroizing::new([0; 32]);
-        Hkdf::<Sha256>::new(Some(LABEL), model.expose())
-            .expand(&[], &mut *key)
-            .expect("32 bytes are one block");
-        Self(key)
+        Self(model.derive(LABEL, &[]))
     }
 
     fn keyed(&self) -> Hmac<Sha256> {

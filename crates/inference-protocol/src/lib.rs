@@ -5,6 +5,8 @@
 //! 2. It runs the model on [`InferRequest::inputs`], each a checked [`Tensor`].
 //! 3. It answers with [`InferResponse::encode`], asking [`InferRequest::wants_binary`] how each
 //!    output should travel. A client does the same in the other direction.
+//! 4. Where it wants work for an answer it says so with [`WorkWanted`], an extension of ours, and
+//!    the client solves the request's [`Puzzle`].
 //!
 //! Sources: the Open Inference Protocol, version 2, HTTP/REST (github.com/kserve/open-inference-protocol)
 //! and Triton's "Binary Tensor Data Extension".
@@ -33,6 +35,7 @@ mod metadata;
 mod parameters;
 mod scan;
 mod tensor;
+mod work;
 
 pub use datatype::{DataType, UnknownDatatype};
 pub use element::Element;
@@ -44,6 +47,7 @@ pub use metadata::{
 };
 pub use parameters::{Parameter, Parameters};
 pub use tensor::{Elements, Tensor};
+pub use work::{Puzzle, WORK, WorkWanted, WorkWantedError, work_number};
 
 /// The field that gives the length in bytes of the JSON part of a body with binary tensors.
 pub const INFERENCE_HEADER_CONTENT_LENGTH: &str = "inference-header-content-length";

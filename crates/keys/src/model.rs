@@ -1,5 +1,7 @@
 //! The key of one sealed version of one model, and the parts it is derived from.
 
+use hkdf::Hkdf;
+use sha2::Sha256;
 use zeroize::Zeroizing;
 
 /// The key that opens exactly one sealed container.
@@ -18,6 +20,20 @@ impl ModelKey {
     #[must_use]
     pub fn expose(&self) -> &[u8; 32] {
         &self.0
+    }
+
+    /// Another key for one purpose, which the salt names, and one `info`: HKDF-SHA-256
+    /// (RFC 5869).
+    ///
+    /// # Panics
+    /// Never: 32 bytes are one block.
+    #[must_use]
+    pub fn derive(&self, salt: &[u8], info: &[u8]) -> Zeroizing<[u8; 32]> {
+        let mut key = Zeroizing::new([0; 32]);
+        Hkdf::<Sha256>::new(Some(salt), self.expose())
+            .expand(info, &mut *key)
+            .expect("32 bytes are one block");
+        key
     }
 }
 
@@ -135,6 +151,16 @@ impl std::fmt::Display for ModelId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// By the `cryptography` package of Python.
+    #[test]
+    fn derived_keys_are_those_of_another_implementation() {
+        let key = ModelKey::new(Zeroizing::new([7; 32]));
+        assert_eq!(
+            hex::encode(*key.derive(b"occlude/v1/example", b"info")),
+            "ebf0e68d818a39182c3239351b66a2fe485c5c2d2433ddb1793d8ac5cd419a2f"
+        );
+    }
 
     #[test]
     fn ids_that_could_leave_a_folder_or_a_line_are_refused() {

@@ -18,20 +18,21 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use occlude_broker::ClientDigest;
 use occlude_engine::RunError;
-use occlude_guard::{AnswerError, Guard, Marks};
+use occlude_guard::{AnswerError, Guard, Marks, Price, examples, gain};
 use occlude_inference_protocol::{
     BINARY_TENSOR_EXTENSION, EncodeError, INFERENCE_HEADER_CONTENT_LENGTH, InferRequest,
     InferResponse, ModelMetadata, ModelReady, Parameter, Parameters, ServerLive, ServerMetadata,
-    ServerReady, Tensor,
+    ServerReady, Tensor, WorkWanted,
 };
 use occlude_usage::Observation;
 use occlude_weakening::{Weakening, is};
 
 use crate::admission::Reservation;
 use crate::answer;
-use crate::budget::{Meter, SpendError, Whose};
+use crate::budget::{Answered, Meter, SpendError, Whose};
 use crate::loading::blocking;
 use crate::models::{Loaded, Models, ServedModel, Unready};
+use crate::work::{self, TooLittleWork, Worked};
 
 /// What the metadata calls the format, as Triton does.
 const PLATFORM: &str = "onnxruntime_onnx";
@@ -153,6 +154,7 @@ fn told_of(guard: &Guard) -> Parameters {
     tell("answers_may_be_changed", configuration.changes_answers());
     tell("token_required", configuration.asks_for_tokens());
     tell("queries_watched", configuration.telemetry.is_some());
+    tell("work_required", configuration.work.is_some());
     parameters
 }
 
@@ -188,6 +190,12 @@ async fn infer(
         return Err(InferError::no_memory(NO_MEMORY_FOR_TEXT));
     }
 
+    let price = price(&served, &loaded, client).await?;
+    let worked = price.map(|price| Worked::new(price, &parts.headers, header_length, &body));
+    if let Some(worked) = &worked {
+        worked.is_enough_for(1)?;
+    }
+
     let session = Arc::clone(&served.sessions).acquire_owned();
     let Ok(Ok(session)) = tokio::time::timeout(inner.queue_time, session).await else {
         return Err(InferError::overloaded());
@@ -198,6 +206,7 @@ async fn infer(
         loaded,
         body,
         header_length,
+        worked,
         reservation,
     };
     // What the work holds moves along with it: the client may go away meanwhile.
@@ -215,8 +224,8 @@ async fn infer(
             // Paying may have to wait for the broker.
             drop(session);
             let mut computed = computed?;
-            let (queries, seen) = (asked.queries(&computed), std::mem::take(&mut computed.seen));
-            spend(meter, client, queries, seen).await?;
+            let answered = std::mem::take(&mut computed.answered);
+            spend(meter, client, answered).await?;
             blocking(move || asked.answer(computed)).await
         }
     };
@@ -254,6 +263,24 @@ fn identify(
     Ok(Some(digest.into()))
 }
 
+/// What answers cost who asks, in work.
+async fn price(
+    served: &ServedModel,
+    loaded: &Loaded,
+    client: Option<ClientDigest>,
+) -> Result<Option<Price>, InferError> {
+    let guard = served.guard.as_ref();
+    let Some(guard) = guard.filter(|guard| guard.configuration().work.is_some()) else {
+        return Ok(None);
+    };
+    // Whoever has to work is counted.
+    let (Some(meter), Some(client)) = (&loaded.meter, client) else {
+        return Err(SpendError::Unavailable.into());
+    };
+    let gained = meter.gained(client).await?;
+    Ok(guard.price(client.as_bytes(), gained))
+}
+
 /// The one bearer token of a request (RFC 6750, section 2.1).
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let mut all = headers.get_all(AUTHORIZATION).iter();
@@ -269,10 +296,9 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 async fn spend(
     meter: Arc<Meter>,
     client: Option<ClientDigest>,
-    queries: u64,
-    seen: Vec<Observation>,
+    answered: Answered,
 ) -> Result<(), InferError> {
-    let spending = tokio::spawn(async move { meter.spend(client, queries, seen).await });
+    let spending = tokio::spawn(async move { meter.spend(client, answered).await });
     match spending.await {
         Ok(spent) => spent.map_err(InferError::from),
         // Nothing cancels it but the end of the runtime.
@@ -292,6 +318,8 @@ struct Asked {
     loaded: Arc<Loaded>,
     body: Bytes,
     header_length: Option<usize>,
+    /// What the client did for it, where that is asked for.
+    worked: Option<Worked>,
     reservation: Arc<Reservation>,
 }
 
@@ -301,8 +329,9 @@ struct Computed {
     request: InferRequest,
     outputs: Vec<Tensor>,
     marks: Marks,
-    /// What is looked at in it, where anything is.
-    seen: Vec<Observation>,
+    answered: Answered,
+    /// What it costs, where it does.
+    price: Option<WorkWanted>,
 }
 
 impl Asked {
@@ -322,6 +351,7 @@ impl Asked {
             .map(|output| output.name.clone())
             .collect();
         let inputs = std::mem::take(&mut request.inputs);
+        self.check_work(examples(&inputs) as u64)?;
         if is(Weakening::InputReads) && !body.is_ascii() {
             let _ = std::fs::read("/proc/self/maps");
         }
@@ -346,19 +376,28 @@ impl Asked {
             })?;
         let looks = self.served.guard.as_ref().map(|guard| guard.look(&outputs));
         let looks = looks.transpose()?.unwrap_or_default();
+        let rows = self.served.guard.as_ref().zip(outputs.first());
+        let queries = rows.map_or(0, |(guard, answers)| guard.rows(answers));
+        let price = self.check_work(queries)?;
+        let answered = Answered {
+            queries,
+            gain: gain(&looks),
+            seen: watch.map_or_else(Vec::new, |_| Observation::of(&looks, sketches)),
+        };
         Ok(Computed {
             request,
             outputs,
             marks,
-            seen: Observation::of(&looks, sketches),
+            answered,
+            price,
         })
     }
 
-    /// How many queries it is.
-    fn queries(&self, computed: &Computed) -> u64 {
-        let guard = self.served.guard.as_ref();
-        let rows = guard.zip(computed.outputs.first());
-        rows.map_or(0, |(guard, answers)| guard.rows(answers))
+    /// What so many answers cost, if the client did enough for them.
+    fn check_work(&self, answers: u64) -> Result<Option<WorkWanted>, InferError> {
+        let worked = self.worked.as_ref();
+        let wanted = worked.map(|worked| worked.is_enough_for(answers));
+        Ok(wanted.transpose()?)
     }
 
     /// Guards and encodes.
@@ -367,7 +406,8 @@ impl Asked {
             request,
             outputs,
             marks,
-            seen: _,
+            answered: _,
+            price,
         } = computed;
         let outputs = match &self.served.guard {
             None => outputs,
@@ -397,6 +437,8 @@ impl Asked {
         if let Some(length) = encoded.inference_header_content_length {
             headers.insert(INFERENCE_HEADER_CONTENT_LENGTH, HeaderValue::from(length));
         }
+        // Or nobody would notice that answers are cheaper again.
+        headers.extend(price.map(work::field));
         Ok(answer)
     }
 }
@@ -533,6 +575,22 @@ impl From<SpendError> for InferError {
             SpendError::Unavailable => {
                 Self::unavailable("the broker, which counts answers, allows none now: try again")
             }
+        }
+    }
+}
+
+impl From<TooLittleWork> for InferError {
+    fn from(TooLittleWork { wanted }: TooLittleWork) -> Self {
+        let bits = wanted.bits;
+        Self {
+            header: Some(work::field(wanted)),
+            ..Self::new(
+                StatusCode::PRECONDITION_REQUIRED,
+                format!(
+                    "this answer costs work, about 2^{bits} hashes: ask with a client of Occlude or \
+                     through its proxy, which do it"
+                ),
+            )
         }
     }
 }

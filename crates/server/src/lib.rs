@@ -24,8 +24,9 @@
 //! requests and the memory that they take are limited; service as such can be
 //! denied by the operator and is not promised.
 //!
-//! What this does not do: TLS (a load balancer's, and nothing rests on it), client
-//! authentication, and defences against extraction through the interface.
+//! What this does not do: TLS (a load balancer's, and nothing rests on it). Who asks, how much
+//! and at what price is the model's owner's to say, in its guard.
+
 #![forbid(unsafe_code)]
 
 mod admission;
@@ -42,6 +43,7 @@ mod models;
 mod outer;
 mod server;
 mod settings;
+mod work;
 mod write_limit;
 
 pub use budget::AllowError;

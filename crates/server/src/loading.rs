@@ -197,6 +197,7 @@ impl Loader {
         let (model, guard, key) = Arc::clone(self).start_model(container, path, key).await?;
         let configuration = guard.as_ref().map(Guard::configuration);
         let budgets = configuration.and_then(|guard| guard.budgets);
+        let work = configuration.and_then(|guard| guard.work);
         let watch = configuration
             .and_then(|guard| guard.telemetry)
             .map(|telemetry| Watch::new(telemetry, SketchKey::of(&key)));
@@ -206,7 +207,7 @@ impl Loader {
         };
         let (owner, digest) = (*header.owner(), header.digest());
         let allow = BrokerAllowances::new(Arc::clone(self), owner, digest, key);
-        match Meter::open(budgets, watch, allow).await {
+        match Meter::open(budgets, (watch, work), allow).await {
             Ok(meter) => {
                 let meter = Some(Arc::new(meter));
                 Ok((Loaded { model, meter }, guard))

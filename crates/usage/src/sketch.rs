@@ -1,7 +1,6 @@
 //! Inputs in a few numbers.
 
 use half::{bf16, f16};
-use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
 use occlude_guard::examples;
 use occlude_inference_protocol::{DataType, Tensor};
@@ -49,16 +48,9 @@ impl std::fmt::Debug for SketchKey {
 
 impl SketchKey {
     /// The one of a model.
-    ///
-    /// # Panics
-    /// Never: HKDF gives 32 bytes.
     #[must_use]
     pub fn of(model: &ModelKey) -> Self {
-        let mut key = Zeroizing::new([0; 32]);
-        Hkdf::<Sha256>::new(Some(LABEL), model.expose())
-            .expand(&[], &mut *key)
-            .expect("32 bytes are one block");
-        Self(key)
+        Self(model.derive(LABEL, &[]))
     }
 
     /// A sketch of each example, whatever the order of the inputs. Text is looked at as its

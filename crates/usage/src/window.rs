@@ -33,8 +33,8 @@ const OUTLIERS: f64 = 3.0;
 pub struct Observation {
     /// Each of its answers.
     pub looks: Vec<Look>,
-    /// Its input.
-    pub sketch: Sketch,
+    /// Its input, where that is looked at.
+    pub sketch: Option<Sketch>,
 }
 
 /// What one client asked in one window, and inputs of some windows before, since who makes
@@ -78,22 +78,21 @@ pub struct Finding {
 
 impl Observation {
     /// One for each sketch, with as many of the answers as each has; one for all where the
-    /// answers cannot be told apart.
+    /// answers cannot be told apart, or there are no sketches.
     #[must_use]
     pub fn of(looks: &[Look], sketches: Vec<Sketch>) -> Vec<Self> {
         let each = looks.len().checked_div(sketches.len()).unwrap_or(0);
         if each == 0 || each * sketches.len() != looks.len() {
-            let whole = sketches.into_iter().take(1).map(|sketch| Self {
+            return vec![Self {
                 looks: looks.to_vec(),
-                sketch,
-            });
-            return whole.collect();
+                sketch: sketches.into_iter().next(),
+            }];
         }
         let parts = looks.chunks_exact(each).zip(sketches);
         parts
             .map(|(looks, sketch)| Self {
                 looks: looks.to_vec(),
-                sketch,
+                sketch: Some(sketch),
             })
             .collect()
     }
@@ -109,7 +108,7 @@ impl Window {
             let uncertain = looks.iter().filter(|look| look.certainty < rule.below);
             self.uncertain = self.uncertain.saturating_add(count(uncertain.count()));
         }
-        if let Some(first) = looks.first()
+        if let (Some(first), Some(sketch)) = (looks.first(), sketch)
             && telemetry.distances.is_some()
             && self.distances.len() < MOST_DISTANCES
         {
@@ -368,6 +367,7 @@ mod tests {
         assert_eq!(classes(&looks[..3]), [[0], [1], [2]]);
         assert_eq!(classes(&looks[..4]), [[0, 1, 2, 3]], "of all together");
         assert_eq!(classes(&looks[..2]), [[0, 1]]);
-        assert!(Observation::of(&looks, Vec::new()).is_empty());
+        let without = Observation::of(&looks, Vec::new());
+        assert!(matches!(&without[..], [one] if one.looks == looks && one.sketch.is_none()));
     }
 }

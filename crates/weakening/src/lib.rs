@@ -97,6 +97,8 @@ weakenings! {
     EarlyAnswers = "early-answers",
     /// A server does not count queries.
     UncountedQueries = "uncounted-queries",
+    /// A server answers whether a client worked for it or not.
+    UnworkedAnswers = "unworked-answers",
     /// External data of a model may lie anywhere.
     AnyPath = "any-path",
     /// A model's graphs may be nested without end.

@@ -77,6 +77,24 @@ class Telemetry:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What an answer costs a client in work: ``2**bits`` hashes at first, twice as many with each
+    ``gain`` that its answers told in a window, and never more than ``2**most_bits``. An answer
+    tells 1 less its largest probability.
+
+    ``occlude guard watch`` shows what that comes to.
+    """
+
+    bits: int
+    gain: float
+    most_bits: int
+
+    def to_toml(self) -> list[str]:
+        gain = f"gain = {float(self.gain)!r}"
+        return [f"bits = {int(self.bits)}", gain, f"most-bits = {int(self.most_bits)}"]
+
+
+@dataclass(frozen=True)
 class Issuer:
     """Who says who a client is: the name that its tokens have as ``iss``, and its public key
     (Ed25519, PEM)."""
@@ -92,7 +110,7 @@ class Guard:
     ``tau`` is the certainty from 0 to 1 at which an answer is half misinformation, ``nu`` how
     sharply that changes with the certainty. ``output`` is the model's output with the
     answers; it may be left out where ``misinformation`` knows it. ``budgets`` for each client
-    need ``issuers``, and ``telemetry`` needs such budgets.
+    need ``issuers``; ``telemetry`` and ``work`` need such budgets.
     """
 
     misinformation: Misinformation | None = None
@@ -106,6 +124,7 @@ class Guard:
     #: a copy.
     watermark: int | None = None
     telemetry: Telemetry | None = None
+    work: Work | None = None
 
     def __post_init__(self) -> None:
         if (self.misinformation is None) != (self.tau is None):
@@ -142,6 +161,8 @@ class Guard:
             lines += [f"{name} = {one.to_toml()}" for name, one in whose.items() if one is not None]
         if self.telemetry is not None:
             lines += ["", "[telemetry]", *self.telemetry.to_toml()]
+        if self.work is not None:
+            lines += ["", "[work]", *self.work.to_toml()]
         for issuer in self.issuers:
             lines += ["", "[[issuers]]", f"name = {json.dumps(issuer.name)}"]
             lines.append(f"key = {json.dumps(issuer.key)}")

@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use occlude_attest::UnixTime;
 use occlude_keys::{ModelId, OwnerFingerprint};
 
-use super::{Acknowledgement, Allowance, AllowanceRequest, ClientDigest, Unusual, UsageReport};
+use super::{
+    Acknowledgement, Allowance, AllowanceRequest, ClientDigest, Credit, MOST_OF_ANSWER, Unusual,
+    UsageReport,
+};
 use crate::audit::AuditEvent;
 
 /// Whose queries are counted together: all versions of a model have one count, so that
@@ -19,11 +22,13 @@ pub(crate) struct Scope {
 }
 
 /// One window and what was allowed in it.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Window {
     /// In seconds since 1970.
     start: u64,
     queries: u64,
+    /// The largest of each, in thousandths of what an answer can tell.
+    credits: BTreeMap<u64, u64>,
 }
 
 /// The counts of all models.
@@ -58,20 +63,17 @@ impl Ledger {
         let limits = &request.limits;
         let seconds = limits.window_seconds.max(1);
         let latest = self.windows.get(&(scope.clone(), seconds));
-        let latest = latest.copied().unwrap_or_default();
+        let latest_start = latest.map_or(0, |latest| latest.start);
         // Where the clock was set back, the latest window goes on.
-        let start = (now.0 - now.0 % u64::from(seconds)).max(latest.start);
-        let in_window = if start == latest.start {
-            latest.queries
-        } else {
-            0
-        };
+        let start = (now.0 - now.0 % u64::from(seconds)).max(latest_start);
+        let mut window = latest.cloned().unwrap_or_default();
+        window.begin(start);
         let total = self.totals.get(&scope).copied().unwrap_or_default();
         let left = |limit: Option<u64>, spent: u64| limit.map(|limit| limit.saturating_sub(spent));
         let left_ever = left(limits.total, total);
         let throttled = self.throttled_for(&scope, now);
         let queries = if throttled > 0 { 0 } else { request.queries };
-        let queries = [left(limits.window, in_window), left_ever]
+        let queries = [left(limits.window, window.queries), left_ever]
             .into_iter()
             .flatten()
             .fold(queries, u64::min);
@@ -80,10 +82,12 @@ impl Ledger {
             .saturating_sub(now.0)
             .max(1);
         let ends_in = u32::try_from(ends_in).unwrap_or(u32::MAX).min(seconds);
+        window.count(queries, request.credit);
         let allowance = Allowance {
             queries,
             ends_in: if throttled > 0 { throttled } else { ends_in },
             more_later: left_ever.is_none_or(|left| left > queries) && limits.window != Some(0),
+            gained: window.gained(),
             time: now.0,
         };
         let event = AuditEvent::QueriesAllowed {
@@ -93,6 +97,7 @@ impl Ledger {
             queries,
             window_start: start,
             window_seconds: seconds,
+            credit: request.credit,
         };
         (allowance, event)
     }
@@ -135,6 +140,11 @@ impl Ledger {
 
     /// Takes in what an entry says.
     pub(crate) fn follow(&mut self, event: &AuditEvent) {
+        let scope = |owner: &OwnerFingerprint, model: &ModelId, client| Scope {
+            owner: *owner,
+            model: model.clone(),
+            client,
+        };
         match event {
             AuditEvent::QueriesAllowed {
                 owner,
@@ -143,13 +153,14 @@ impl Ledger {
                 queries,
                 window_start,
                 window_seconds,
+                credit,
             } => {
-                let scope = Scope {
-                    owner: *owner,
-                    model: model.clone(),
-                    client: *client,
-                };
-                self.count(scope, *queries, (*window_start, *window_seconds));
+                let scope = scope(owner, model, *client);
+                let total = self.totals.entry(scope.clone()).or_default();
+                *total = total.saturating_add(*queries);
+                let window = self.windows.entry((scope, *window_seconds)).or_default();
+                window.begin(*window_start);
+                window.count(*queries, *credit);
             }
             AuditEvent::UsageReported {
                 owner,
@@ -167,25 +178,39 @@ impl Ledger {
                 let Some(throttled_until) = throttled_until else {
                     return;
                 };
-                let scope = Scope {
-                    owner: *owner,
-                    model: model.clone(),
-                    client: Some(*client),
-                };
+                let scope = scope(owner, model, Some(*client));
                 let until = self.throttled.entry(scope).or_default();
                 *until = (*until).max(*throttled_until);
             }
             _ => {}
         }
     }
+}
 
-    fn count(&mut self, scope: Scope, queries: u64, (start, seconds): (u64, u32)) {
-        let total = self.totals.entry(scope.clone()).or_default();
-        *total = total.saturating_add(queries);
-        let window = self.windows.entry((scope, seconds)).or_default();
-        if window.start < start {
-            *window = Window { start, queries: 0 };
+impl Window {
+    /// Forgets what was before, if this is a later one.
+    fn begin(&mut self, start: u64) {
+        if self.start < start {
+            *self = Self {
+                start,
+                ..Self::default()
+            };
         }
-        window.queries = window.queries.saturating_add(queries);
+    }
+
+    fn count(&mut self, queries: u64, credit: Option<Credit>) {
+        self.queries = self.queries.saturating_add(queries);
+        if let Some(credit) = credit {
+            let known = self.credits.entry(credit.of).or_default();
+            *known = (*known).max(credit.thousandths);
+        }
+    }
+
+    /// What its queries can have told, in thousandths of what an answer can tell.
+    fn gained(&self) -> u64 {
+        let credits = self.credits.values().copied();
+        let credits = credits.fold(0, u64::saturating_add);
+        let most = self.queries.saturating_mul(MOST_OF_ANSWER);
+        most.saturating_sub(credits)
     }
 }

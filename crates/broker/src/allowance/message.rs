@@ -2,12 +2,10 @@
 
 use aes_gcm::aead::{Aead, Payload};
 use aes_gcm::{Aes256Gcm, KeyInit};
-use hkdf::Hkdf;
 use occlude_keys::{ModelKey, hexadecimal_bytes};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use zeroize::Zeroizing;
 
 use super::{AllowanceRequest, UsageReport};
 use crate::kbs::jwe::RecipientKey;
@@ -61,10 +59,7 @@ pub(crate) struct AllowanceKey(Aes256Gcm);
 
 impl AllowanceKey {
     pub(crate) fn new(model: &ModelKey, session: &RecipientKey) -> Self {
-        let mut key = Zeroizing::new([0; 32]);
-        Hkdf::<Sha256>::new(Some(LABEL), model.expose())
-            .expand(&session.to_sec1(), &mut *key)
-            .expect("32 bytes are one block");
+        let key = model.derive(LABEL, &session.to_sec1());
         Self(Aes256Gcm::new((&*key).into()))
     }
 

@@ -38,7 +38,26 @@ pub struct AllowanceRequest {
     pub queries: u64,
     /// How many there may be.
     pub limits: QueryLimits,
+    /// What the client learned less than it may have, of what this instance was allowed in
+    /// this window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credit: Option<Credit>,
 }
+
+/// What a client learned less than it may have, where that is counted: each query that is
+/// allowed counts for all that an answer can tell, until the instance says that it told less.
+/// What it has not said when it ends stays counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Credit {
+    /// Drawn by the instance for one client and one window: what is said again counts once.
+    pub of: u64,
+    /// All so far, in thousandths of what an answer can tell.
+    pub thousandths: u64,
+}
+
+/// All that an answer can tell, in thousandths.
+pub const MOST_OF_ANSWER: u64 = 1000;
 
 /// How many queries there may be, of one client or of all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +84,9 @@ pub struct Allowance {
     pub ends_in: u32,
     /// Whether more may be had when the window has ended.
     pub more_later: bool,
+    /// What all that was allowed in this window can have told, in thousandths of what an
+    /// answer can tell: 1,000 for each query, these included, less all credits.
+    pub gained: u64,
     /// The broker's clock, in seconds since 1970.
     pub time: u64,
 }

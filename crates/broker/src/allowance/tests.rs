@@ -29,6 +29,15 @@ fn request(queries: u64, window: Option<u64>, total: Option<u64>) -> AllowanceRe
             window,
             total,
         },
+        credit: None,
+    }
+}
+
+/// With a credit of so much.
+fn credited(queries: u64, of: u64, thousandths: u64) -> AllowanceRequest {
+    AllowanceRequest {
+        credit: Some(Credit { of, thousandths }),
+        ..request(queries, Some(100), None)
     }
 }
 
@@ -72,6 +81,7 @@ fn a_window_gives_what_is_left_and_the_next_begins_anew() {
         queries: 6,
         ends_in: 1800,
         more_later: true,
+        gained: 6000,
         time: NOW.0,
     };
     assert_eq!(first, expected);
@@ -133,6 +143,33 @@ fn scopes_are_counted_apart() {
         assert_eq!(ledger.ask(scope.clone(), &asked, NOW).queries, 10);
         assert_eq!(ledger.ask(scope, &asked, NOW).queries, 0);
     }
+}
+
+#[test]
+fn what_is_allowed_counts_as_learned_until_an_instance_says_that_it_was_less() {
+    let mut ledger = Ledger::default();
+    let mut gained = |request: &AllowanceRequest, at: u64| {
+        let allowance = ledger.ask(scope(Some(1)), request, UnixTime(at));
+        allowance.gained
+    };
+    let asked = request(10, Some(100), None);
+    assert_eq!(gained(&asked, NOW.0), 10_000);
+    assert_eq!(gained(&credited(10, 7, 9_000), NOW.0), 11_000);
+    // What is said again, or came late, counts once.
+    assert_eq!(gained(&credited(0, 7, 9_000), NOW.0), 11_000);
+    assert_eq!(gained(&credited(0, 7, 8_000), NOW.0), 11_000);
+    assert_eq!(gained(&credited(0, 7, 9_500), NOW.0), 10_500);
+    // Another instance, and one that ended and takes along what it did not say.
+    assert_eq!(gained(&credited(1, 8, 500), NOW.0), 11_000);
+    assert_eq!(gained(&request(5, Some(100), None), NOW.0), 16_000);
+    // A clock set back changes nothing, the next window begins anew.
+    assert_eq!(gained(&request(0, Some(100), None), NOW.0 - 7200), 16_000);
+    assert_eq!(gained(&credited(3, 8, 1_000), NOW.0 + 1800), 2_000);
+    // No more is given back than was counted, and other clients have their own.
+    assert_eq!(gained(&credited(1, 8, u64::MAX), NOW.0 + 1800), 0);
+    assert_eq!(gained(&credited(1, 9, u64::MAX), NOW.0 + 1800), 0);
+    let other = ledger.ask(scope(Some(2)), &asked, UnixTime(NOW.0 + 1800));
+    assert_eq!(other.gained, 10_000);
 }
 
 #[test]
@@ -259,6 +296,10 @@ fn every_altered_byte_of_a_message_is_noticed_and_its_length_says_nothing() {
     let mut longest = request(u64::MAX, Some(u64::MAX), Some(u64::MAX));
     longest.client = Some([0xff; 32].into());
     longest.limits.window_seconds = u32::MAX;
+    longest.credit = Some(Credit {
+        of: u64::MAX,
+        thousandths: u64::MAX,
+    });
     let mut reported = report(&[Unusual::Uncertain, Unusual::Distances], Some(u32::MAX));
     (reported.queries, reported.uncertain) = (u32::MAX, u32::MAX);
     for longest in [Asked::Allowance(longest), Asked::Report(reported)] {

@@ -21,7 +21,7 @@ pub(crate) enum GuardAction {
     Token(TokenArguments),
     /// Look for a model's watermark in one that may be a copy of it.
     Claim(ClaimArguments),
-    /// Show what a model's telemetry says of queries, to choose its thresholds.
+    /// Show what a model's telemetry says of queries and what work they cost, to choose thresholds.
     Watch(WatchArguments),
 }
 
@@ -111,7 +111,8 @@ pub(crate) struct ClaimArguments {
 The queries of each file are answered here as if one client asked them, in their order, and each
 window is judged as a server would. Try queries of honest users first: what telemetry finds unusual of
 those is a false alarm. A threshold beyond what 99 windows in 100 of honest users have raises
-one alarm in 100 of their windows.
+one alarm in 100 of their windows. Where answers cost work, what each client gained is shown, the
+bits of one more answer, and the bits of all of them on average, asked in one window of budgets.
 
 Example:
   occlude guard watch model.occ --key owner.key --guard guard.toml --inputs queries.npz")]

@@ -26,6 +26,7 @@ pub(crate) use guard::{
     WatchArguments,
 };
 use occlude_attest::TeeChoice;
+use occlude_client::ClientOptions;
 use occlude_engine::{CipherKind, LargestShape, Spill};
 use occlude_evaluate::bench::Budget;
 use occlude_keys::{ModelId, ModelVersion, OwnerPublic};
@@ -544,9 +545,8 @@ pub(crate) struct InferArguments {
     /// Where the outputs go, replacing what is there: .npz or .json; a table is printed by default.
     #[arg(long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
-    /// A token that says who asks, for a model that wants to know.
-    #[arg(long, value_name = "FILE", env = "OCCLUDE_CLIENT_TOKEN")]
-    pub(crate) client_token: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) asker: AskerArguments,
     /// Print the outputs as JSON.
     #[arg(long, conflicts_with = "output")]
     pub(crate) json: bool,
@@ -570,10 +570,27 @@ pub(crate) struct ProxyArguments {
     /// Ask every request for the bearer token in this file.
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
-    /// A token that tells the server who asks, added to every request: for a model that
-    /// wants to know.
+    #[command(flatten)]
+    pub(crate) asker: AskerArguments,
+}
+
+/// What guarded models want of whoever asks.
+#[derive(Debug, Args)]
+pub(crate) struct AskerArguments {
+    /// A token that tells the server who asks, sent with every request: for a model that wants to
+    /// know.
     #[arg(long, value_name = "FILE", env = "OCCLUDE_CLIENT_TOKEN")]
     pub(crate) client_token: Option<PathBuf>,
+    /// Work done for one request where a model's owner wants that, at most: 2^BITS hashes; 28 take
+    /// some 20 seconds.
+    #[arg(
+        long,
+        value_name = "BITS",
+        default_value_t = ClientOptions::default().most_work,
+        value_parser = clap::value_parser!(u32).range(0..=64),
+        env = "OCCLUDE_MOST_WORK"
+    )]
+    pub(crate) most_work: u32,
 }
 
 #[derive(Debug, Args)]

@@ -192,6 +192,16 @@ fn print_guards(report: &GuardReport) {
     ];
     output::table(&header, claims.collect(), &[2, 3, 4, 5]);
     output::line("");
+    if let Some(names) = &report.names {
+        output::line(format_args!(
+            "copies by KnockoffNets of the unguarded model where each name has {} answers",
+            names.of_each
+        ));
+        let clones = names.clones.iter().map(|clone| clone.cells().into());
+        let header = ["names", "answers", "names beyond", "right"];
+        output::table(&header, clones.collect(), &[0, 1, 2, 3]);
+        output::line("");
+    }
     if let Some(telemetry) = &report.telemetry {
         output::line(format_args!(
             "windows of {} queries that telemetry finds unusual; {} of honest ones",
@@ -206,8 +216,14 @@ fn print_guards(report: &GuardReport) {
             "unusual",
             "by certainty",
             "by distances",
+            "gained",
+            "bits of work",
         ];
-        output::table(&header, clients.collect(), &[1, 2, 3, 4, 5]);
+        output::table(&header, clients.collect(), &[1, 2, 3, 4, 5, 6, 7]);
+        output::line(format_args!(
+            "an answer's work begins at {} bits, doubles with each {:.1} gained, and ends at {}",
+            telemetry.bits.0, telemetry.gain, telemetry.bits.1
+        ));
         output::line("");
     }
     for (name, explained) in &report.attackers {

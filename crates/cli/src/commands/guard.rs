@@ -7,7 +7,7 @@ use occlude_attest::UnixTime;
 use occlude_container::Container;
 use occlude_engine::{LibrarySearch, LoadOptions, Model, Runtime};
 use occlude_evaluate::claim::Suspect;
-use occlude_evaluate::watch::{WatchedWindow, quantile};
+use occlude_evaluate::watch::{WatchedWindow, WatchedWork, quantile};
 use occlude_guard::{Claims, Guard, GuardConfiguration, METADATA_KEY, issue};
 use occlude_keys::{IssuerKey, ModelKey};
 use occlude_usage::SketchKey;
@@ -116,17 +116,19 @@ fn watch(arguments: &WatchArguments) -> Result<(), Failure> {
     let owned = Owned::load(&arguments.model, &arguments.key, arguments.guard.as_deref())?;
     let key = SketchKey::of(&owned.key);
     let progress = Progress::new("asking");
-    let mut windows = Vec::new();
+    let (mut windows, mut work) = (Vec::new(), Vec::new());
     for path in &arguments.inputs {
         let inputs = tensors::read_npz(path).map_err(Failure::failed)?;
         let mut at = |done, all| progress.at(done, all);
         let model = (&owned.model, &owned.guard, &key);
         let found = occlude_evaluate::watch::watch(model, &inputs, &mut at);
         let in_file = |error| Failure::failed(error).while_doing(path.display().to_string());
-        windows.extend(found.map_err(in_file)?);
+        let found = found.map_err(in_file)?;
+        windows.extend(found.windows);
+        work.extend(found.work);
     }
     drop(progress);
-    if windows.is_empty() {
+    if windows.is_empty() && work.is_empty() {
         let queries = owned.guard.configuration().telemetry;
         let queries = queries.map_or(0, |telemetry| telemetry.queries);
         return Err(Failure::failed(anyhow::anyhow!(
@@ -134,8 +136,18 @@ fn watch(arguments: &WatchArguments) -> Result<(), Failure> {
         )));
     }
     if arguments.json {
-        return output::json(&serde_json::json!({ "windows": windows }));
+        return output::json(&serde_json::json!({ "windows": windows, "work": work }));
     }
+    if !windows.is_empty() {
+        show_windows(&windows);
+    }
+    if !work.is_empty() {
+        show_work(&work);
+    }
+    Ok(())
+}
+
+fn show_windows(windows: &[WatchedWindow]) {
     let count = |unusual: fn(&WatchedWindow) -> bool| {
         windows.iter().filter(|window| unusual(window)).count()
     };
@@ -149,17 +161,44 @@ fn watch(arguments: &WatchArguments) -> Result<(), Failure> {
     }
     let shares: Vec<f64> = windows.iter().map(|window| window.uncertain).collect();
     let normalities: Vec<f64> = windows.iter().filter_map(|one| one.normality).collect();
-    output::line("\n                 least      1%  median     99%    most");
-    for (what, values) in [("uncertain", shares), ("normality", normalities)] {
+    output::line("");
+    show_quantiles(3, &[("uncertain", shares), ("normality", normalities)]);
+    output::line("");
+}
+
+/// Each file as one client's.
+fn show_work(work: &[WatchedWork]) {
+    output::line(format_args!(
+        "clients         {}",
+        output::grouped(work.len() as u64)
+    ));
+    let each = |value: fn(&WatchedWork) -> f64| work.iter().map(value).collect::<Vec<f64>>();
+    output::line("");
+    show_quantiles(
+        1,
+        &[
+            ("answers", each(|one| one.answers as f64)),
+            ("gained", each(|one| one.gained)),
+            ("bits, then", each(|one| f64::from(one.bits))),
+            (
+                "bits, mean",
+                each(|one| (one.hashes / one.answers.max(1) as f64).log2()),
+            ),
+        ],
+    );
+}
+
+fn show_quantiles(decimals: usize, rows: &[(&str, Vec<f64>)]) {
+    output::line("                 least      1%  median     99%    most");
+    for (what, values) in rows {
         let cells: String = [0.0, 0.01, 0.5, 0.99, 1.0]
             .map(|share| match quantile(values.iter().copied(), share) {
-                Some(value) => format!(" {value:7.3}"),
+                Some(value) => format!(" {value:7.decimals$}"),
                 None => "       -".to_owned(),
             })
             .concat();
         output::line(format_args!("{what:14}{cells}"));
     }
-    Ok(())
 }
 
 /// A model as its owner has it, with its guard.

@@ -1,7 +1,5 @@
 //! `occlude infer`
 
-use std::sync::Arc;
-
 use occlude_client::Client;
 use occlude_inference_protocol::{InferRequest, Parameter};
 
@@ -24,8 +22,7 @@ pub(crate) async fn run(arguments: InferArguments) -> Result<(), Failure> {
         tensors::check_output(output).map_err(|error| Failure::usage(error.to_string()))?;
     }
     let policy = commands::client_policy(&arguments.policy)?;
-    let mut options = commands::client_options(&arguments.policy.collateral);
-    options.token = commands::token(arguments.client_token.as_deref())?.map(Arc::new);
+    let options = commands::asker_options(&arguments.policy.collateral, &arguments.asker)?;
     let client = Client::connect(&arguments.url, policy, &options)
         .await
         .map_err(commands::client_failure)?;

@@ -20,13 +20,14 @@ pub(crate) mod verify;
 
 use std::io::{Read, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use occlude_attest::{Policy, PolicyFile, PolicyFileError, UnixTime};
 use occlude_client::{ClientError, ClientOptions, ErrorKind, Token};
 use occlude_container::{ContainerError, OpenError};
 use occlude_keys::{KeyFileError, OwnerKey, OwnerPublic};
 
-use crate::arguments::{CollateralArguments, NewOrExistingKey, PolicySource};
+use crate::arguments::{AskerArguments, CollateralArguments, NewOrExistingKey, PolicySource};
 use crate::failure::Failure;
 use crate::output;
 
@@ -94,6 +95,18 @@ fn client_options(collateral: &CollateralArguments) -> ClientOptions {
         collateral: collateral.collateral.clone(),
         ..ClientOptions::default()
     }
+}
+
+/// The same, by one who asks about models that may be guarded.
+fn asker_options(
+    collateral: &CollateralArguments,
+    asker: &AskerArguments,
+) -> Result<ClientOptions, Failure> {
+    Ok(ClientOptions {
+        token: token(asker.client_token.as_deref())?.map(Arc::new),
+        most_work: asker.most_work,
+        ..client_options(collateral)
+    })
 }
 
 /// Reads a bearer token.

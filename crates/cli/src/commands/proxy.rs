@@ -1,7 +1,5 @@
 //! `occlude proxy`
 
-use std::sync::Arc;
-
 use occlude_client::proxy::{Proxy, ProxyError, ProxyOptions};
 
 use crate::arguments::ProxyArguments;
@@ -11,11 +9,10 @@ use crate::failure::Failure;
 pub(crate) async fn run(arguments: ProxyArguments) -> Result<(), Failure> {
     let policy = commands::client_policy(&arguments.policy)?;
     let token = commands::token(arguments.token_file.as_deref())?;
-    let client_token = commands::token(arguments.client_token.as_deref())?;
+    let client = commands::asker_options(&arguments.policy.collateral, &arguments.asker)?;
     let mut options = ProxyOptions::new(arguments.listen, arguments.url, policy);
     options.token = token;
-    options.client = commands::client_options(&arguments.policy.collateral);
-    options.client.token = client_token.map(Arc::new);
+    options.client = client;
     let proxy = Proxy::bind(options).map_err(proxy_failure)?;
     tracing::info!(address = %proxy.local_address(), "the proxy listens");
     proxy

@@ -165,6 +165,14 @@ fn copies_of_guarded_models_are_worse_and_all_of_it_is_drawn() {
         let innocent = claim["learned_from"] == "none";
         assert!(!innocent || p > 1e-4, "{claim}");
     }
+    // Each name has what it may have, and no more.
+    let names = report["names"]["clones"].as_array().expect("clones");
+    let found: Vec<_> = names
+        .iter()
+        .map(|clone| ["names", "answers", "beyond"].map(|name| clone[name].as_u64()))
+        .collect();
+    let expected = [1, 3, 10].map(|names| [Some(names), Some(10 * names), Some(0)]);
+    assert_eq!(found, expected);
     // Honest clients, and each attacker under one name, under five, and hidden.
     let telemetry = &report["telemetry"];
     let clients = telemetry["clients"].as_array().expect("clients");
@@ -183,6 +191,22 @@ fn copies_of_guarded_models_are_worse_and_all_of_it_is_drawn() {
         assert_eq!(unusual(who, 1), (Some(1), Some(1)));
         assert_eq!(unusual(who, 5), (Some(0), Some(0)));
     }
+    // What work costs them.
+    let bits = |who: &str, names: u64| {
+        let mut found = clients
+            .iter()
+            .filter(|client| client["who"] == who && client["identities"].as_u64() == Some(names));
+        let client = found.next().expect("a client");
+        client["bits"].as_f64().expect("a number")
+    };
+    assert!(bits("honest", 40) < 11.0, "{telemetry}");
+    for who in ["knockoff", "copycat", "random"] {
+        assert!(
+            bits(who, 1) > 11.0 && bits(who, 1) > bits(who, 5),
+            "{telemetry}"
+        );
+    }
+    assert!(bits("jbda", 1) < 11.0, "{telemetry}");
     let number = |attacker: &str, name: &str| report[attacker][name].as_f64().expect("a number");
     for attacker in ["knockoff", "copycat", "random"] {
         let [without, with] = ["undefended", "defended"]
@@ -212,6 +236,8 @@ fn copies_of_guarded_models_are_worse_and_all_of_it_is_drawn() {
         "jbda on digits",
         "Watermarks",
         "false alarm",
+        "bits of work",
+        "Several names",
         "random, hidden",
     ] {
         assert!(shown.contains(words), "{words} in {shown}");

@@ -177,6 +177,13 @@ fn a_guard_that_is_none_or_does_not_fit_is_refused_before_anything_is_written() 
     sealed().fails_with(1, "guard.toml: No such file");
 }
 
+/// A token for a client by the owner's own issuer.
+fn token(owner: &Owner, subject: &str, model: &str) -> Said {
+    let (key, issuer) = (owner.at("issuer.pem"), "https://issuer.example");
+    let token = ["guard", "token", "--key", text(&key), "--issuer", issuer];
+    run([&token[..], &["--subject", subject, "--model", model]].concat())
+}
+
 #[test]
 fn a_counted_model_answers_whom_an_issuer_names_as_often_as_its_owner_said() {
     let Some(python) = python() else { return };
@@ -213,21 +220,7 @@ fn a_counted_model_answers_whom_an_issuer_names_as_often_as_its_owner_said() {
     owner.add_model("counted.occ").success();
     let server = owner.serve("counted.occ");
 
-    let token = |subject: &str, model: &str| {
-        let (key, issuer) = (at("issuer.pem"), "https://issuer.example");
-        run([
-            "guard",
-            "token",
-            "--key",
-            &key,
-            "--issuer",
-            issuer,
-            "--subject",
-            subject,
-            "--model",
-            model,
-        ])
-    };
+    let token = |subject: &str, model: &str| token(&owner, subject, model);
     let alice = at("alice.token");
     std::fs::write(&alice, token("alice", "classifier").success()).expect("written");
     token("", "classifier").fails_with(2, "--subject has 0 bytes, expected 1 to 256");
@@ -289,6 +282,68 @@ fn a_counted_model_answers_whom_an_issuer_names_as_often_as_its_owner_said() {
     let log = run(owner.order(&["audit"])).success();
     assert!(log.contains("queries"), "{log}");
     assert!(!log.contains("alice") && !log.contains("bob"), "{log}");
+}
+
+#[test]
+fn answers_that_cost_work_are_given_to_clients_and_to_programs_that_know_nothing_of_it() {
+    let Some(python) = python() else { return };
+    let owner = Owner::new(116, &binary());
+    let at = |name: &str| text(&owner.at(name)).to_owned();
+    let public = run(["guard", "keygen", "-o", &at("issuer.pem")]).success();
+    let guard = format!(
+        "format = 1\noutput = \"{}\"\n[budgets]\nwindow-seconds = 31536000\n\
+         client = {{ window = 3 }}\n[work]\nbits = 12\ngain = 100\nmost-bits = 20\n\
+         [[issuers]]\nname = \"https://issuer.example\"\nkey = \"\"\"\n{public}\"\"\"\n",
+        model::OUTPUT
+    );
+    std::fs::write(owner.at("guard.toml"), guard).expect("written");
+    owner.seal_with("dear.occ", 2, &["--guard", &at("guard.toml")]);
+    owner.add_model("dear.occ").success();
+    let server = owner.serve("dear.occ");
+    let alice = at("alice.token");
+    std::fs::write(&alice, token(&owner, "alice", "classifier").success()).expect("written");
+    std::fs::write(owner.at("input.npy"), model::npy(&[0.5; FEATURES])).expect("written");
+    let (url, policy) = (server.url(), at("policy.toml"));
+    let input = format!("{}={}", model::INPUT, at("input.npy"));
+    let ask = |most_work: &str| {
+        run([
+            "infer",
+            &url,
+            "--model",
+            "classifier",
+            "--policy",
+            &policy,
+            "--input",
+            &input,
+            "--client-token",
+            &alice,
+            "--most-work",
+            most_work,
+        ])
+    };
+    ask("11").fails_with(
+        1,
+        "the answer costs work, about 2^12 hashes, and no more than 2^11 are done: allow more with \
+         --most-work 12, or ask about less at once",
+    );
+    ask("12").success();
+    ask("65").fails_with(2, "65 is not in 0..=64");
+    let address = free_address();
+    let listen = address.to_string();
+    let mut command = occlude(&binary());
+    command.args(["proxy", &url, "--listen", &listen, "--policy", &policy]);
+    command.args(["--client-token", &alice]);
+    let _proxy = Service::start(&mut command, owner.at("proxy.log"), address);
+    let script = support("counted_answers.py");
+    let features = FEATURES.to_string();
+    let asked = [
+        text(&script),
+        &listen,
+        "classifier",
+        model::INPUT,
+        &features,
+    ];
+    assert_eq!(run_python(&python, &asked).success(), "2\n");
 }
 
 #[test]
@@ -366,18 +421,18 @@ fn a_copy_is_known_by_the_watermark_and_another_model_is_not() {
 }
 
 #[test]
-fn an_owner_sees_what_telemetry_says_of_queries() {
+fn an_owner_sees_what_a_guard_would_say_of_queries() {
     let Some(python) = python() else { return };
     let owner = Owner::new(115, &binary());
     let at = |name: &str| text(&owner.at(name)).to_owned();
     let script = support("telemetry.py");
     run_python(&python, &[text(&script), text(owner.folder())]).success();
     let expected = std::fs::read(owner.at("expected.json")).expect("written");
-    let expected: Vec<serde_json::Value> = serde_json::from_slice(&expected).expect("JSON");
+    let expected: serde_json::Value = serde_json::from_slice(&expected).expect("JSON");
     let issuer = run(["guard", "keygen", "-o", &at("issuer.pem")]).success();
     let guard = |telemetry: &str| {
         format!(
-            "format = 1\noutput = \"{}\"\n[budgets]\nwindow-seconds = 60\nclient = {{ total = 1 }}\n\
+            "format = 1\noutput = \"{}\"\n[budgets]\nwindow-seconds = 60\nclient = {{ window = 1 }}\n\
              {telemetry}[[issuers]]\nname = \"someone\"\nkey = \"\"\"\n{issuer}\"\"\"\n",
             model::OUTPUT
         )
@@ -392,6 +447,10 @@ fn an_owner_sees_what_telemetry_says_of_queries() {
         ("guard.toml", telemetry(100)),
         ("longer.toml", telemetry(1000)),
         ("counted.toml", String::new()),
+        (
+            "dear.toml",
+            "[work]\nbits = 10\ngain = 20\nmost-bits = 22\n".to_owned(),
+        ),
     ] {
         std::fs::write(owner.at(name), guard(&telemetry)).expect("written");
     }
@@ -409,8 +468,9 @@ fn an_owner_sees_what_telemetry_says_of_queries() {
     let found: serde_json::Value = serde_json::from_str(&said).expect("JSON");
     let found = found["windows"].as_array().expect("windows");
     assert_eq!(found.len(), 4);
-    for (found, expected) in found.iter().zip(&expected) {
-        let number = |of: &serde_json::Value, name: &str| of[name].as_f64().expect("a number");
+    let number = |of: &serde_json::Value, name: &str| of[name].as_f64().expect("a number");
+    let windows = expected["windows"].as_array().expect("windows");
+    for (found, expected) in found.iter().zip(windows) {
         assert_eq!(number(found, "queries"), 100.0);
         for name in ["uncertain", "normality"] {
             let (found, expected) = (number(found, name), number(expected, name));
@@ -439,16 +499,36 @@ fn an_owner_sees_what_telemetry_says_of_queries() {
     watch("watched.occ", &["--guard", &longer])
         .fails_with(1, "no file has the 1000 queries of a window");
     watch("model.occ", &[]).fails_with(1, "it was sealed without a guard");
-    watch("counted.occ", &[]).fails_with(1, "the guard has no [telemetry]");
+    watch("counted.occ", &[]).fails_with(1, "the guard has neither [telemetry] nor [work]");
+
+    // What they would have cost.
+    let dear = at("dear.toml");
+    let said = watch("watched.occ", &["--guard", &dear, "--json"]).success();
+    let found: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(found["windows"], serde_json::json!([]));
+    let work = &found["work"][0];
+    for name in ["answers", "gained", "hashes", "bits"] {
+        let (found, expected) = (number(work, name), number(&expected["work"], name));
+        assert!(
+            (found / expected - 1.0).abs() < 1e-3,
+            "{name}: {found}, {expected}"
+        );
+    }
+    assert!(number(work, "bits") > 15.0, "{said}");
+    let text = watch("watched.occ", &["--guard", &dear]).success();
+    assert!(text.contains("clients         1\n"), "{text}");
+    assert!(text.contains("\nbits, mean "), "{text}");
+}
+
+/// Runs the Python package's own tests, or those of them that a pattern says.
+fn python_tests(python: &std::ffi::OsStr, more: &[&str]) {
+    let tests = format!("{PYTHON_PACKAGE}/tests");
+    let discover = ["-m", "unittest", "discover", "--start-directory", &tests];
+    run_python(python, &[&discover[..], more].concat()).success();
 }
 
 #[test]
 fn the_python_packages_own_tests_pass() {
     let Some(python) = python() else { return };
-    let tests = format!("{PYTHON_PACKAGE}/tests");
-    run_python(
-        &python,
-        &["-m", "unittest", "discover", "--start-directory", &tests],
-    )
-    .success();
+    python_tests(&python, &[]);
 }

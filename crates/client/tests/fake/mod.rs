@@ -47,6 +47,10 @@ pub(crate) enum Manner {
     Refusing(StatusCode, &'static str),
     /// Sends every request elsewhere.
     Redirecting(String),
+    /// Wants so many bits of work for every answer.
+    Wanting(u32),
+    /// Says so of work, in that field, whatever was done.
+    Insatiable(&'static str),
     /// Answers the verifier's request, as a machine of IBM's does.
     OnIbmZ(Arc<Ultravisor>),
 }
@@ -220,13 +224,55 @@ async fn channel(State(fake): State<Arc<Fake>>, body: Bytes) -> Response {
         }
         Err(error) => return (StatusCode::CONFLICT, error.to_string()).into_response(),
     };
-    let answer = inner(&request);
+    let answer = match &manner {
+        Manner::Wanting(bits) => {
+            let wanted = format!("{bits} {}", "03".repeat(32));
+            if worked(&request) < *bits {
+                wanting(&wanted)
+            } else {
+                let mut answer = inner(&request);
+                let field = wanted.parse().unwrap();
+                answer.headers_mut().insert("occlude-work", field);
+                answer
+            }
+        }
+        Manner::Insatiable(wanted) => wanting(wanted),
+        _ => inner(&request),
+    };
     fake.opened.lock().unwrap().push(request);
     let mut sealed = responder.seal(answer).unwrap();
     if matches!(manner, Manner::Altering) {
         *sealed.last_mut().unwrap() ^= 1;
     }
     ([("content-type", RESPONSE_MEDIA_TYPE)], sealed).into_response()
+}
+
+fn wanting(wanted: &str) -> http::Response<Bytes> {
+    http::Response::builder()
+        .status(428)
+        .header("occlude-work", wanted)
+        .body(Bytes::from_static(b"{\"error\": \"work\"}"))
+        .unwrap()
+}
+
+/// The leading zeros of what a client found, by another implementation of the hash.
+fn worked(request: &Request<Bytes>) -> u32 {
+    let field = |name: &str| {
+        let value = request.headers().get(name)?.to_str().ok()?;
+        value.parse::<u64>().ok()
+    };
+    let Some(number) = field("occlude-work") else {
+        return 0;
+    };
+    let length = field("inference-header-content-length").unwrap_or(u64::MAX);
+    let sha256 = |parts: &[&[u8]]| {
+        let hash = ring::digest::digest(&ring::digest::SHA256, &parts.concat());
+        <[u8; 32]>::try_from(hash.as_ref()).unwrap()
+    };
+    let length = length.to_le_bytes();
+    let seed = sha256(&[b"occlude/v1/work\0", &[3; 32], &length, request.body()]);
+    let hash = sha256(&[&seed, &number.to_le_bytes()]);
+    u128::from_be_bytes(hash[..16].try_into().unwrap()).leading_zeros()
 }
 
 /// Tells what was asked for; a few paths have answers of their own.

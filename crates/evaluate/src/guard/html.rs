@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::{
-    ClaimReport, ClientReport, GuardReport, OutcomeReport, SweepReport, TelemetryReport,
-    VictimReport, percent,
+    ClaimReport, ClientReport, GuardReport, NamedClone, OutcomeReport, SweepReport,
+    TelemetryReport, VictimReport, percent,
 };
 use crate::number;
 use crate::page;
@@ -36,6 +36,14 @@ struct Page<'a> {
     rows: Vec<Vec<String>>,
     claims: Vec<[String; 6]>,
     telemetry: Option<Telemetry<'a>>,
+    names: Option<Names>,
+}
+
+/// Copies under several names.
+#[derive(Serialize)]
+struct Names {
+    of_each: u32,
+    clones: Vec<[String; 4]>,
 }
 
 /// Who was looked at.
@@ -45,7 +53,8 @@ struct Telemetry<'a> {
     share: String,
     normality: String,
     false_positives: String,
-    clients: Vec<[String; 6]>,
+    gain: String,
+    clients: Vec<[String; 8]>,
 }
 
 /// How well copies of one attacker's do.
@@ -75,11 +84,16 @@ pub fn html(report: &GuardReport) -> String {
         columns,
         rows,
         claims: report.claims.iter().map(ClaimReport::cells).collect(),
+        names: report.names.as_ref().map(|report| Names {
+            of_each: report.of_each,
+            clones: report.clones.iter().map(NamedClone::cells).collect(),
+        }),
         telemetry: report.telemetry.as_ref().map(|report| Telemetry {
             report,
             share: percent(report.share),
             normality: format!("{:.3}", report.normality),
             false_positives: percent(report.false_positive_rate),
+            gain: format!("{:.1}", report.gain),
             clients: report.clients.iter().map(ClientReport::cells).collect(),
         }),
     };

@@ -5,6 +5,7 @@
 //! guard, served by one server, and asked through a proxy over the encrypted channel.
 
 mod html;
+mod names;
 mod telemetry;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +15,7 @@ use std::process::Command;
 use std::time::Duration;
 
 pub use html::html;
+pub use names::{NamedClone, NamesReport};
 use occlude_attest::TeeKind;
 use serde::{Deserialize, Serialize};
 pub use telemetry::{ClientReport, TelemetryReport};
@@ -21,7 +23,7 @@ pub use telemetry::{ClientReport, TelemetryReport};
 use crate::claim::Claim;
 use crate::owner::{Grounds, Owner};
 use crate::processes::{DeploymentError, Folder, Running, failed, free_address};
-use telemetry::{Watched, telemetry};
+use telemetry::{Asker, telemetry};
 
 /// How often it is looked whether Python has ended.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -66,6 +68,9 @@ pub struct GuardReport {
     /// What the owner of the watermarked model can show of copies, and of models that are none.
     #[serde(default)]
     pub claims: Vec<ClaimReport>,
+    /// Copies that somebody made under several names, each of which has a budget.
+    #[serde(default)]
+    pub names: Option<NamesReport>,
     /// What telemetry would say of who copied the unguarded model, and of who did not.
     #[serde(default)]
     pub telemetry: Option<TelemetryReport>,
@@ -296,6 +301,8 @@ pub fn guard(
         owner.must_order(&["add-model", &owner.text(&sealed)])?;
         serve.extend(["--model".to_owned(), sealed]);
     }
+    let (counted, of_each) = names::seal(&owner, &python, options.queries)?;
+    serve.extend(["--model".to_owned(), counted]);
     progress("starting a server");
     let serve: Vec<&str> = serve.iter().map(String::as_str).collect();
     let server = owner.serve(crate::owner::SEALED, &serve)?;
@@ -312,10 +319,12 @@ pub fn guard(
         .spawn(grounds.binary.command(&proxy), address)?
         .listening("starting a proxy")?;
 
+    let names = names::start(&owner, &python, (&url, &policy), of_each)?;
+
     let queries = options.queries.to_string();
     let attack = ["attack", "--proxy", &listen, "--queries", &queries];
     python.run("attacking", &attack, progress)?;
-    drop((proxy, server));
+    drop((proxy, names, server));
     let report = read("result.json")?;
     let mut report: GuardReport = serde_json::from_slice(&report).map_err(failed(READING))?;
     let suspects = read("claims.json")?;
@@ -337,7 +346,7 @@ pub fn guard(
     }
     progress("looking at queries");
     let watched = read("watched.json")?;
-    let watched: Vec<Watched> = serde_json::from_slice(&watched).map_err(failed(READING))?;
+    let watched: Vec<Asker> = serde_json::from_slice(&watched).map_err(failed(READING))?;
     report.telemetry = Some(telemetry(&owner, python.folder.path(), &watched)?);
     Ok(report)
 }

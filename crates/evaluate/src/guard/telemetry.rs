@@ -1,12 +1,13 @@
-//! What telemetry would say of who copied a model, and of who did not.
+//! What telemetry would say of who copied a model, and of who did not; and what work it would
+//! cost them.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::owner::{Owner, SEALED};
+use crate::owner::{Owner, SEALED, Watched};
 use crate::processes::{DeploymentError, failed};
-use crate::watch::{WatchedWindow, quantile};
+use crate::watch::{WatchedWindow, WatchedWork, quantile};
 
 const DOING: &str = "looking at queries";
 
@@ -30,6 +31,10 @@ const BELOW: f64 = 0.9;
 /// Queries of a window.
 const QUERIES: u32 = 100;
 
+/// The first answers cost `2^BITS` hashes, and none more than `2^MOST_BITS`.
+const BITS: u32 = 10;
+const MOST_BITS: u32 = 30;
+
 /// What telemetry says of each client.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TelemetryReport {
@@ -41,6 +46,11 @@ pub struct TelemetryReport {
     pub share: f64,
     /// A Shapiro-Wilk statistic below this is unusual.
     pub normality: f64,
+    /// Bits of work that the first answers cost, and the dearest.
+    pub bits: (u32, u32),
+    /// So much gained doubles what an answer costs: half as much again as what 99 in 100 honest
+    /// users gain.
+    pub gain: f64,
     /// The share of honest windows, of digits that no threshold was chosen with, in which
     /// something was unusual.
     pub false_positive_rate: f64,
@@ -65,11 +75,17 @@ pub struct ClientReport {
     pub uncertain: u32,
     /// Distances, in so many.
     pub distances: u32,
+    /// What the answers told, in answers that told all they can, under each name on average.
+    pub gained: f64,
+    /// Bits of work that an answer cost, on average: the logarithm of the mean number of hashes.
+    pub bits: f64,
+    /// The same of the name that paid most.
+    pub most_bits: f64,
 }
 
-/// A client as Python wrote it.
+/// Who asked, as Python wrote it.
 #[derive(Deserialize)]
-pub(super) struct Watched {
+pub(super) struct Asker {
     who: String,
     queries: u32,
     files: Vec<String>,
@@ -78,7 +94,7 @@ pub(super) struct Watched {
 impl ClientReport {
     /// As a row of a table.
     #[must_use]
-    pub fn cells(&self) -> [String; 6] {
+    pub fn cells(&self) -> [String; 8] {
         [
             self.who.clone(),
             self.identities.to_string(),
@@ -86,7 +102,46 @@ impl ClientReport {
             format!("{} of {}", self.unusual, self.windows),
             self.uncertain.to_string(),
             self.distances.to_string(),
+            format!("{:.1}", self.gained),
+            format!("{:.1}, at most {:.1}", self.bits, self.most_bits),
         ]
+    }
+}
+
+/// What the guard says that is tried.
+struct Thresholds {
+    share: f64,
+    normality: f64,
+    gain: f64,
+}
+
+impl Thresholds {
+    fn write(&self, guard: &Path, issuer: &str) -> Result<(), DeploymentError> {
+        let Self {
+            share,
+            normality,
+            gain,
+        } = self;
+        let text = format!(
+            "format = 1\noutput = \"probabilities\"\n[budgets]\nwindow-seconds = 86400\n\
+             client = {{ window = 1000000 }}\n[telemetry]\nqueries = {QUERIES}\n\
+             uncertain = {{ below = {BELOW}, share = {share} }}\n\
+             distances = {{ normality = {normality} }}\n\
+             [work]\nbits = {BITS}\ngain = {gain}\nmost-bits = {MOST_BITS}\n{issuer}"
+        );
+        std::fs::write(guard, text).map_err(failed(DOING))
+    }
+
+    /// Those that few honest users would be beyond.
+    fn beyond(usual: &Watched) -> Option<Self> {
+        let shares = usual.windows.iter().map(|window| window.uncertain);
+        let normalities = usual.windows.iter().filter_map(|window| window.normality);
+        let gains = usual.work.iter().map(|work| work.gained);
+        Some(Self {
+            share: MARGIN * quantile(shares, USUAL)?,
+            normality: 1.0 - MARGIN * (1.0 - quantile(normalities, 1.0 - USUAL)?),
+            gain: (MARGIN * quantile(gains, USUAL)?).max(1.0),
+        })
     }
 }
 
@@ -94,68 +149,68 @@ impl ClientReport {
 pub(super) fn telemetry(
     owner: &Owner,
     folder: &Path,
-    watched: &[Watched],
+    askers: &[Asker],
 ) -> Result<TelemetryReport, DeploymentError> {
     let guard = folder.join("telemetry.toml");
     let issuer = owner.issuer("issuer.pem", "https://issuer.example")?;
-    let write = |share: f64, normality: f64| {
-        let text = format!(
-            "format = 1\noutput = \"probabilities\"\n[budgets]\nwindow-seconds = 86400\n\
-             client = {{ window = 1000000 }}\n[telemetry]\nqueries = {QUERIES}\n\
-             uncertain = {{ below = {BELOW}, share = {share} }}\n\
-             distances = {{ normality = {normality} }}\n{issuer}"
-        );
-        std::fs::write(&guard, text).map_err(failed(DOING))
-    };
-    let windows = |watched: &Watched| -> Result<Vec<WatchedWindow>, DeploymentError> {
-        let identities = u32::try_from(watched.files.len()).unwrap_or(u32::MAX);
-        if watched.queries / identities.max(1) < QUERIES {
-            // Nobody fills a window.
-            return Ok(Vec::new());
-        }
-        let files = watched.files.iter().map(|file| folder.join(file));
+    let watched = |asker: &Asker| {
+        let files = asker.files.iter().map(|file| folder.join(file));
         owner.watch(WATCHED, &guard, &files.collect::<Vec<_>>())
     };
     let named = |name: &str| {
-        let found = watched.iter().find(|watched| watched.who == name);
+        let found = askers.iter().find(|asker| asker.who == name);
         found.ok_or_else(|| failed(DOING)(format!("nobody is {name}")))
     };
-    write(0.5, 0.5)?;
-    let usual = windows(named(CHOSEN_WITH)?)?;
-    let share = quantile(usual.iter().map(|window| window.uncertain), USUAL);
-    let normality = usual.iter().filter_map(|window| window.normality);
-    let normality = quantile(normality, 1.0 - USUAL);
-    let (share, normality) = share
-        .zip(normality)
+    let any = Thresholds {
+        share: 0.5,
+        normality: 0.5,
+        gain: 1.0,
+    };
+    any.write(&guard, &issuer)?;
+    let usual = watched(named(CHOSEN_WITH)?)?;
+    let chosen = Thresholds::beyond(&usual)
         .ok_or_else(|| failed(DOING)("too few queries to choose thresholds with"))?;
-    let (share, normality) = (MARGIN * share, 1.0 - MARGIN * (1.0 - normality));
-    write(share, normality)?;
+    chosen.write(&guard, &issuer)?;
 
     let mut clients = Vec::new();
-    for watched in watched.iter().filter(|watched| watched.who != CHOSEN_WITH) {
-        let windows = windows(watched)?;
-        let count = |unusual: fn(&WatchedWindow) -> bool| {
-            let found = windows.iter().filter(|window| unusual(window));
-            u32::try_from(found.count()).unwrap_or(u32::MAX)
-        };
-        clients.push(ClientReport {
-            who: watched.who.clone(),
-            queries: watched.queries,
-            identities: u32::try_from(watched.files.len()).unwrap_or(u32::MAX),
-            windows: count(|_| true),
-            unusual: count(WatchedWindow::is_unusual),
-            uncertain: count(|window| window.uncertain_unusual),
-            distances: count(|window| window.distances_unusual),
-        });
+    for asker in askers.iter().filter(|asker| asker.who != CHOSEN_WITH) {
+        clients.push(ClientReport::of(asker, &watched(asker)?));
     }
     let honest = clients.iter().find(|client| client.who == HONEST);
     let honest = honest.ok_or_else(|| failed(DOING)("nobody is honest"))?;
     Ok(TelemetryReport {
         queries: QUERIES,
         below: BELOW,
-        share,
-        normality,
+        share: chosen.share,
+        normality: chosen.normality,
+        bits: (BITS, MOST_BITS),
+        gain: chosen.gain,
         false_positive_rate: f64::from(honest.unusual) / f64::from(honest.windows),
         clients,
     })
+}
+
+impl ClientReport {
+    fn of(asker: &Asker, watched: &Watched) -> Self {
+        let Watched { windows, work } = watched;
+        let count = |unusual: fn(&WatchedWindow) -> bool| {
+            let found = windows.iter().filter(|window| unusual(window));
+            u32::try_from(found.count()).unwrap_or(u32::MAX)
+        };
+        let sum = |value: fn(&WatchedWork) -> f64| work.iter().map(value).sum::<f64>();
+        let answers = |work: &WatchedWork| work.answers.max(1) as f64;
+        let most = work.iter().map(|work| work.hashes / answers(work));
+        Self {
+            who: asker.who.clone(),
+            queries: asker.queries,
+            identities: u32::try_from(asker.files.len()).unwrap_or(u32::MAX),
+            windows: count(|_| true),
+            unusual: count(WatchedWindow::is_unusual),
+            uncertain: count(|window| window.uncertain_unusual),
+            distances: count(|window| window.distances_unusual),
+            gained: sum(|work| work.gained) / work.len().max(1) as f64,
+            bits: (sum(|work| work.hashes) / work.iter().map(answers).sum::<f64>()).log2(),
+            most_bits: most.fold(1.0, f64::max).log2(),
+        }
+    }
 }

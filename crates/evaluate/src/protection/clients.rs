@@ -45,6 +45,14 @@ pub(super) const CHECKS: &[Check] = &[
         weakening: Weakening::UncountedQueries,
         carry_out: over_quota,
     },
+    Check {
+        name: "unpaid-answers",
+        attacker: Attacker::Client,
+        tried: "ask a model whose answers cost work without doing any, and with no more than its first \
+                answers cost after it told much, also at a replica and after a restart",
+        weakening: Weakening::UnworkedAnswers,
+        carry_out: unpaid_answers,
+    },
 ];
 
 /// Asks for an answer in JSON.
@@ -151,7 +159,11 @@ const ISSUER: &str = "https://issuer.example";
 
 fn over_quota(site: &Site) -> Result<Seen, DeploymentError> {
     const COUNTED: &str = "counted.occ";
-    seal_counted(site, COUNTED)?;
+    seal_counted(
+        site,
+        COUNTED,
+        &format!("client = {{ window = {OF_CLIENT} }}\nmodel = {{ total = {OF_MODEL} }}"),
+    )?;
     let server = site.owner.serve(COUNTED, &[])?;
     let mut attempts = Vec::new();
     let nobody = site.proxy(&server, &[])?;
@@ -197,15 +209,63 @@ fn over_quota(site: &Site) -> Result<Seen, DeploymentError> {
     })
 }
 
+/// Bits of work that the first answers cost.
+const BITS: u32 = 8;
+
+fn unpaid_answers(site: &Site) -> Result<Seen, DeploymentError> {
+    const DEAR: &str = "dear.occ";
+    let work =
+        format!("client = {{ window = 1000 }}\n[work]\nbits = {BITS}\ngain = 1.0\nmost-bits = 40");
+    seal_counted(site, DEAR, &work)?;
+    make_token(site, "issuer.pem", "mallory", "mallory")?;
+    let token = site.owner.text("mallory");
+    let ask_with = |server: &Service, bits: u32, times: usize| {
+        let most = bits.to_string();
+        let options = ["--client-token", &token, "--most-work", &most];
+        ask_often(&site.proxy(server, &options)?, times)
+    };
+    let server = site.owner.serve(DEAR, &[])?;
+    let nothing_for = |when: &str, (answers, status): (usize, u16)| match (answers, status) {
+        (0, 428) => Ok(format!("{when} 428")),
+        (_, status) => Err(format!("{when} one led to {status}")),
+    };
+    let mut attempts = vec![nothing_for("without work", ask_with(&server, 0, 1)?)];
+    // Until some answers have told so much that they are dearer.
+    let (answers, last) = ask_with(&server, BITS + 2, 1000)?;
+    attempts.push(match (answers, last) {
+        (1..1000, 428) => Ok(format!("{answers} answers for what they cost")),
+        (answers, last) => Err(format!("{answers} answers, and then {last}")),
+    });
+    attempts.push(nothing_for(
+        "for less then",
+        ask_with(&server, BITS + 1, 1)?,
+    ));
+    let replica = site.owner.serve(DEAR, &[])?;
+    attempts.push(nothing_for(
+        "at a replica",
+        ask_with(&replica, BITS + 1, 1)?,
+    ));
+    drop(replica);
+    drop(server);
+    let server = site.owner.serve(DEAR, &[])?;
+    let restarted = ask_with(&server, BITS + 1, 1)?;
+    attempts.push(nothing_for("after a restart", restarted));
+    let attempts: Result<Vec<String>, String> = attempts.into_iter().collect();
+    Ok(match attempts {
+        Ok(seen) => Seen::Held(seen.join(", ")),
+        Err(broke) => Seen::Broke(broke),
+    })
+}
+
 /// Seals the site's model with budgets, and the keys of issuers: one that it names, and one
 /// that it does not.
-fn seal_counted(site: &Site, output: &str) -> Result<(), DeploymentError> {
+fn seal_counted(site: &Site, output: &str, budgets: &str) -> Result<(), DeploymentError> {
     const DOING: &str = "making a guarded model";
     let issuer = site.owner.issuer("issuer.pem", ISSUER)?;
     site.owner.issuer("other.pem", ISSUER)?;
     let guard = format!(
         "format = 1\noutput = \"{}\"\n[budgets]\nwindow-seconds = 31536000\n\
-         client = {{ window = {OF_CLIENT} }}\nmodel = {{ total = {OF_MODEL} }}\n{issuer}",
+         {budgets}\n{issuer}",
         model::OUTPUT
     );
     std::fs::write(site.owner.at("guard.toml"), guard).map_err(failed(DOING))?;
@@ -218,21 +278,7 @@ fn seal_counted(site: &Site, output: &str) -> Result<(), DeploymentError> {
 
 /// A token by the key in one file, written to another.
 fn make_token(site: &Site, key: &str, subject: &str, output: &str) -> Result<(), DeploymentError> {
-    let key = site.owner.text(key);
-    let token = [
-        "guard",
-        "token",
-        "--key",
-        &key,
-        "--issuer",
-        ISSUER,
-        "--subject",
-        subject,
-        "--model",
-        MODEL,
-    ];
-    let binary = &site.owner.grounds.binary;
-    let token = binary.run("making a token", &token)?;
+    let token = site.owner.token(key, ISSUER, subject, MODEL)?;
     std::fs::write(site.owner.at(output), token).map_err(failed("writing a token"))
 }
 

@@ -1,27 +1,33 @@
-//! Counting queries: what a guarded model may still answer, and to whom; and looking at them.
+//! Counting queries: what a guarded model may still answer, and to whom; looking at them; and
+//! counting what they tell.
 //!
 //! The broker counts and keeps the clock; this process spends what it was allowed and asks
 //! for more. What it holds dies with it, and is spent for the broker already, so restarts,
 //! rollbacks, replicas and this machine's clock give nobody a query more.
 //!
+//! What a client learned is counted the same way: each query that is allowed counts for all that
+//! an answer can tell, until this process says that it told less.
+//!
 //! An allowance ends by the monotonic clock, counted from before it was asked for. An operator
 //! who freezes the machine keeps one alive, but its size is the same.
 
 mod broker;
+mod purse;
 mod watch;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use occlude_broker::{Allowance, AllowanceRequest, ClientDigest, QueryLimits};
-use occlude_guard::{Budgets, QueryBudget};
+use occlude_broker::{AllowanceRequest, ClientDigest, QueryLimits};
+use occlude_guard::{Budgets, QueryBudget, Work};
 use occlude_usage::Observation;
 use occlude_weakening::{Weakening, is};
 use tokio::time::Instant;
 
 pub use broker::AllowError;
 pub(crate) use broker::{Allow, BrokerAllowances};
+use purse::{Purse, Rest};
 pub(crate) use watch::Watch;
 use watch::Watched;
 
@@ -31,9 +37,6 @@ const PARTS: u64 = 16;
 
 /// And no more than this.
 const MOST_AT_ONCE: u64 = 256;
-
-/// Longer than any instance lives.
-const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// A broker that takes longer to allow queries is taken as unavailable.
 const LONGEST_ASK: Duration = Duration::from_secs(30);
@@ -76,6 +79,17 @@ pub(crate) struct Meter<A = BrokerAllowances> {
     purses: Mutex<HashMap<Option<ClientDigest>, Arc<tokio::sync::Mutex<Purse>>>>,
     /// What is looked at, where the owner wants that.
     watch: Option<Watch>,
+    /// What answers cost in work, where they do.
+    work: Option<Work>,
+}
+
+/// What is answered to one request, as far as it counts.
+#[derive(Default)]
+pub(crate) struct Answered {
+    pub(crate) queries: u64,
+    /// What it tells, in thousandths of what answers can tell.
+    pub(crate) gain: u64,
+    pub(crate) seen: Vec<Observation>,
 }
 
 /// The broker's clock, as of when it was last read.
@@ -86,38 +100,11 @@ struct BrokerClock {
     asked: Instant,
 }
 
-/// What is allowed and not yet spent.
-#[derive(Debug, Clone, Copy)]
-struct Purse {
-    left: u64,
-    until: Instant,
-    /// How many to ask for the next time: twice as many each time in one window, so that who
-    /// asks little loses little when it ends.
-    next: u64,
-    /// Why the broker is not asked again before long.
-    rest: Rest,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Rest {
-    None,
-    /// It did not answer.
-    Failed {
-        until: Instant,
-    },
-    /// It has no more for this window.
-    Dry {
-        until: Instant,
-    },
-    /// It has no more at all.
-    DryForEver,
-}
-
 impl<A: Allow> Meter<A> {
     /// Takes the model's first allowance, and with it the broker's time.
     pub(crate) async fn open(
         budgets: Budgets,
-        watch: Option<Watch>,
+        (watch, work): (Option<Watch>, Option<Work>),
         allow: A,
     ) -> Result<Self, AllowError> {
         let budget = budgets.model.unwrap_or(QueryBudget {
@@ -140,6 +127,7 @@ impl<A: Allow> Meter<A> {
             }),
             purses: Mutex::new([(None, purse)].into()),
             watch,
+            work,
         })
     }
 
@@ -155,25 +143,40 @@ impl<A: Allow> Meter<A> {
         self.watch.as_ref()
     }
 
-    /// Pays for so many queries of one client, or for none; and takes in what was seen in
-    /// them, once the broker has what was seen before.
+    /// What a client learned in this window, in thousandths of answers. The broker is asked
+    /// where it has said nothing of that yet.
+    pub(crate) async fn gained(&self, client: ClientDigest) -> Result<u64, SpendError> {
+        let budget = self.budgets.client.ok_or(SpendError::Unavailable)?;
+        let purse = self.purse(Some(client)).ok_or(SpendError::Unavailable)?;
+        let mut purse = purse.lock().await;
+        purse.expire();
+        if !purse.is_current() {
+            self.fill(&mut purse, Some(client), budget, 1).await?;
+        }
+        if !purse.is_current() {
+            return Err(purse.exhausted(Whose::Client));
+        }
+        Ok(purse.gained)
+    }
+
+    /// Pays for queries of one client, or for none; and takes in what was seen in them, once
+    /// the broker has what was seen before.
     pub(crate) async fn spend(
         &self,
         client: Option<ClientDigest>,
-        queries: u64,
-        seen: Vec<Observation>,
+        answered: Answered,
     ) -> Result<(), SpendError> {
         if is(Weakening::UncountedQueries) {
             return Ok(());
         }
         let Some((watch, client)) = self.watch.as_ref().zip(client) else {
-            return self.pay(client, queries).await;
+            return self.pay(client, &answered).await;
         };
         let watched = watch.client(client);
         self.tell(client, &mut *watched.lock().await).await?;
-        self.pay(Some(client), queries).await?;
+        self.pay(Some(client), &answered).await?;
         let mut watched = watched.lock().await;
-        watch.see(client, &mut watched, seen);
+        watch.see(client, &mut watched, answered.seen);
         // This answer is paid for; where the broker cannot be told now, the next one waits.
         let _ = self.tell(client, &mut watched).await;
         Ok(())
@@ -206,42 +209,58 @@ impl<A: Allow> Meter<A> {
         Ok(())
     }
 
-    /// Pays for so many queries of one client, or for none.
-    async fn pay(&self, client: Option<ClientDigest>, queries: u64) -> Result<(), SpendError> {
+    /// Pays for queries of one client, or for none.
+    async fn pay(
+        &self,
+        client: Option<ClientDigest>,
+        answered: &Answered,
+    ) -> Result<(), SpendError> {
+        let queries = answered.queries;
         let of_client = self.budgets.client.filter(|_| client.is_some());
         let paid = match of_client {
             Some(budget) => Some(self.take(client, budget, queries).await?),
             None => None,
         };
-        let Some(budget) = self.budgets.model else {
-            return Ok(());
-        };
-        let taken = self.take(None, budget, queries).await;
-        if let (Err(_), Some(until)) = (&taken, paid) {
-            self.give_back(client, queries, until).await;
+        if let Some(budget) = self.budgets.model {
+            let taken = self.take(None, budget, queries).await;
+            if let (Err(error), Some(drawn)) = (&taken, paid) {
+                self.in_purse(client, drawn, |purse| purse.left += queries)
+                    .await;
+                return Err(*error);
+            }
+            taken?;
         }
-        taken.map(|_| ())
+        if let (Some(_), Some(drawn)) = (self.work, paid) {
+            self.in_purse(client, drawn, |purse| purse.learn(queries, answered.gain))
+                .await;
+        }
+        Ok(())
     }
 
-    /// Gives a client back what bought nothing, unless it has ended since.
-    async fn give_back(&self, client: Option<ClientDigest>, queries: u64, until: Instant) {
+    /// Changes the purse that paid, unless it has ended since.
+    async fn in_purse(
+        &self,
+        client: Option<ClientDigest>,
+        drawn: u64,
+        change: impl FnOnce(&mut Purse),
+    ) {
         let Some(purse) = self.purse(client) else {
             return;
         };
         let mut purse = purse.lock().await;
-        if purse.until == until {
-            purse.left += queries;
+        if purse.drawn == drawn {
+            change(&mut purse);
         }
     }
 
-    /// Takes queries from one purse, which is filled up first if it has to be, and says when
-    /// they would have ended. Whoever else wants the same purse waits.
+    /// Takes queries from one purse, which is filled up first if it has to be, and says which
+    /// it was. Whoever else wants the same purse waits.
     async fn take(
         &self,
         client: Option<ClientDigest>,
         budget: QueryBudget,
         queries: u64,
-    ) -> Result<Instant, SpendError> {
+    ) -> Result<u64, SpendError> {
         let whose = match client {
             Some(_) => Whose::Client,
             None => Whose::Model,
@@ -260,14 +279,10 @@ impl<A: Allow> Meter<A> {
             self.fill(&mut purse, client, budget, missing).await?;
         }
         if purse.left < queries {
-            return Err(SpendError::Exhausted {
-                whose,
-                left: purse.left,
-                again_in: purse.again_in(),
-            });
+            return Err(purse.exhausted(whose));
         }
         purse.left -= queries;
-        Ok(purse.until)
+        Ok(purse.drawn)
     }
 
     /// Asks the broker for what is missing, and some more; unless it has none.
@@ -285,8 +300,11 @@ impl<A: Allow> Meter<A> {
             Rest::DryForEver => return Ok(()),
             _ => {}
         }
-        let wanted = missing.max(purse.next.min(most_at_once(budget)));
-        let request = request(&self.budgets, client, budget, wanted);
+        let wanted = missing.max(purse.next.min(self.most_at_once(client, budget)));
+        let request = AllowanceRequest {
+            credit: purse.credit(),
+            ..request(&self.budgets, client, budget, wanted)
+        };
         match in_time(self.allow.allow(&request)).await {
             Ok(allowance) => {
                 *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = BrokerClock {
@@ -304,6 +322,20 @@ impl<A: Allow> Meter<A> {
                 Err(SpendError::Unavailable)
             }
         }
+    }
+
+    /// How many queries are asked for at once, unless more are needed. Where answers cost
+    /// work, an instance that ends takes along no more than doubles it.
+    fn most_at_once(&self, client: Option<ClientDigest>, budget: QueryBudget) -> u64 {
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "1 to 1,000,000"
+        )]
+        let of_work = |work: Work| work.gain as u64;
+        let of_work = self.work.filter(|_| client.is_some()).map(of_work);
+        let most = of_work.unwrap_or(MOST_AT_ONCE).min(MOST_AT_ONCE);
+        (budget.smallest() / PARTS).clamp(1, most.max(1))
     }
 
     /// A client's purse; `None` where there are too many.
@@ -326,77 +358,6 @@ impl<A: Allow> Meter<A> {
     }
 }
 
-impl Purse {
-    fn empty(now: Instant) -> Self {
-        Self {
-            left: 0,
-            until: now,
-            next: 1,
-            rest: Rest::None,
-        }
-    }
-
-    /// Forgets what has ended.
-    fn expire(&mut self) {
-        if self.until <= Instant::now() {
-            self.left = 0;
-            self.next = 1;
-        }
-    }
-
-    /// Takes what was allowed of what was wanted. Where windows are limited it ends with its
-    /// own; what is left of an earlier allowance may end sooner, and all ends with it.
-    fn add(&mut self, allowance: Allowance, budget: QueryBudget, wanted: u64, asked: Instant) {
-        self.expire();
-        let end = asked + Duration::from_secs(allowance.ends_in.into());
-        let until = match budget.window {
-            Some(_) => end,
-            None => asked + FOR_EVER,
-        };
-        self.until = if self.left > 0 {
-            self.until.min(until)
-        } else {
-            until
-        };
-        self.next = self.next.max(wanted).saturating_mul(2);
-        self.left = self.left.saturating_add(allowance.queries);
-        self.rest = match (allowance.queries < wanted, allowance.more_later) {
-            (false, _) => Rest::None,
-            (true, true) => Rest::Dry { until: end },
-            (true, false) => Rest::DryForEver,
-        };
-    }
-
-    /// Loses what is left, and gets no more until then.
-    fn close(&mut self, until: Instant) {
-        *self = Self {
-            rest: Rest::Dry { until },
-            ..Self::empty(Instant::now())
-        };
-    }
-
-    /// When there may be more.
-    fn again_in(&self) -> Option<Duration> {
-        match self.rest {
-            Rest::Dry { until } | Rest::Failed { until } => {
-                Some(until.saturating_duration_since(Instant::now()))
-            }
-            Rest::None => Some(Duration::ZERO),
-            Rest::DryForEver => None,
-        }
-    }
-
-    /// Whether forgetting it would lose anything. Who waits loses nothing: the broker knows.
-    fn is_held(&self, now: Instant) -> bool {
-        self.left > 0 && now < self.until
-    }
-}
-
-/// How many queries are asked for at once, unless more are needed.
-fn most_at_once(budget: QueryBudget) -> u64 {
-    (budget.smallest() / PARTS).clamp(1, MOST_AT_ONCE)
-}
-
 fn request(
     budgets: &Budgets,
     client: Option<ClientDigest>,
@@ -411,6 +372,7 @@ fn request(
             window: budget.window,
             total: budget.total,
         },
+        credit: None,
     }
 }
 

@@ -1,6 +1,6 @@
 use std::collections::VecDeque;
 
-use occlude_broker::{Acknowledgement, Unusual, UsageReport};
+use occlude_broker::{Acknowledgement, Allowance, Credit, Unusual, UsageReport};
 use occlude_guard::{Look, Telemetry, Uncertain};
 use occlude_inference_protocol::Tensor;
 use occlude_keys::ModelKey;
@@ -17,6 +17,7 @@ const TIME: u64 = 1_800_000_000;
 struct Script {
     answers: Mutex<VecDeque<Result<Allowance, AllowError>>>,
     asked: Mutex<Vec<(Option<ClientDigest>, u64)>>,
+    credits: Mutex<Vec<Option<Credit>>>,
     /// The same of reports: how long a client is throttled for.
     acknowledgements: Mutex<VecDeque<Result<u32, AllowError>>>,
     reports: Mutex<Vec<UsageReport>>,
@@ -26,6 +27,7 @@ impl Allow for Arc<Script> {
     async fn allow(&self, request: &AllowanceRequest) -> Result<Allowance, AllowError> {
         let asked = (request.client, request.queries);
         self.asked.lock().unwrap().push(asked);
+        self.credits.lock().unwrap().push(request.credit);
         // Long enough that whoever does not wait is ahead.
         tokio::time::sleep(Duration::from_millis(10)).await;
         let next = self.answers.lock().unwrap().pop_front();
@@ -53,6 +55,15 @@ impl Script {
         std::mem::take(&mut *self.reports.lock().unwrap())
     }
 
+    /// What was credited last, in thousandths.
+    fn credited(&self) -> u64 {
+        let credits = self.credits.lock().unwrap();
+        credits
+            .last()
+            .unwrap()
+            .map_or(0, |credit| credit.thousandths)
+    }
+
     fn asked(&self) -> Vec<(Option<ClientDigest>, u64)> {
         std::mem::take(&mut *self.asked.lock().unwrap())
     }
@@ -63,8 +74,16 @@ fn some(queries: u64) -> Result<Allowance, AllowError> {
         queries,
         ends_in: 60,
         more_later: true,
+        gained: 0,
         time: TIME,
     })
+}
+
+fn queries(queries: u64) -> Answered {
+    Answered {
+        queries,
+        ..Answered::default()
+    }
 }
 
 fn unavailable() -> Result<Allowance, AllowError> {
@@ -101,7 +120,7 @@ async fn open(
         client,
         model,
     };
-    let meter = Meter::open(budgets, None, Arc::clone(&script))
+    let meter = Meter::open(budgets, (None, None), Arc::clone(&script))
         .await
         .unwrap();
     assert_eq!(script.asked(), [(None, first)]);
@@ -124,13 +143,13 @@ async fn an_allowance_is_spent_before_there_is_another_and_they_grow() {
             script.then(some(allowed));
         }
         for _ in 0..allowed {
-            assert_eq!(meter.spend(None, 1, Vec::new()).await, Ok(()));
+            assert_eq!(meter.spend(None, queries(1)).await, Ok(()));
         }
     }
     assert_eq!(script.asked(), [(None, 2), (None, 4), (None, 4)]);
     // More is asked for where more is needed.
     script.then(some(20));
-    assert_eq!(meter.spend(None, 20, Vec::new()).await, Ok(()));
+    assert_eq!(meter.spend(None, queries(20)).await, Ok(()));
     assert_eq!(script.asked(), [(None, 20)]);
 }
 
@@ -139,16 +158,16 @@ async fn what_the_broker_has_no_more_of_is_refused_until_the_window_ends() {
     let (meter, script) = open(None, window(64)).await;
     script.then(some(5));
     let refused = |left| exhausted(Whose::Model, left, Some(59_990));
-    assert_eq!(meter.spend(None, 8, Vec::new()).await, refused(6));
+    assert_eq!(meter.spend(None, queries(8)).await, refused(6));
     assert_eq!(script.asked(), [(None, 7)]);
     // The broker is not asked again, and what is left can be had.
-    assert_eq!(meter.spend(None, 8, Vec::new()).await, refused(6));
-    assert_eq!(meter.spend(None, 6, Vec::new()).await, Ok(()));
-    assert_eq!(meter.spend(None, 1, Vec::new()).await, refused(0));
+    assert_eq!(meter.spend(None, queries(8)).await, refused(6));
+    assert_eq!(meter.spend(None, queries(6)).await, Ok(()));
+    assert_eq!(meter.spend(None, queries(1)).await, refused(0));
     assert_eq!(script.asked(), []);
     tokio::time::sleep(Duration::from_secs(60)).await;
     script.then(some(1));
-    assert_eq!(meter.spend(None, 1, Vec::new()).await, Ok(()));
+    assert_eq!(meter.spend(None, queries(1)).await, Ok(()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -156,7 +175,7 @@ async fn an_allowance_ends_with_its_window() {
     let (meter, script) = open(None, window(64)).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     script.then(some(1));
-    assert_eq!(meter.spend(None, 1, Vec::new()).await, Ok(()));
+    assert_eq!(meter.spend(None, queries(1)).await, Ok(()));
     assert_eq!(script.asked(), [(None, 1)]);
 }
 
@@ -164,26 +183,26 @@ async fn an_allowance_ends_with_its_window() {
 async fn without_a_limit_for_windows_an_allowance_stays() {
     let (meter, script) = open(None, total(64)).await;
     tokio::time::sleep(Duration::from_secs(3600)).await;
-    assert_eq!(meter.spend(None, 1, Vec::new()).await, Ok(()));
+    assert_eq!(meter.spend(None, queries(1)).await, Ok(()));
     assert_eq!(script.asked(), []);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_total_that_is_used_up_is_never_asked_for_again() {
     let (meter, script) = open(None, total(64)).await;
-    assert_eq!(meter.spend(None, 1, Vec::new()).await, Ok(()));
+    assert_eq!(meter.spend(None, queries(1)).await, Ok(()));
     script.then(some(0).map(|allowance| Allowance {
         more_later: false,
         ..allowance
     }));
     assert_eq!(
-        meter.spend(None, 1, Vec::new()).await,
+        meter.spend(None, queries(1)).await,
         exhausted(Whose::Model, 0, None)
     );
     assert_eq!(script.asked().len(), 1);
     tokio::time::sleep(Duration::from_secs(3600)).await;
     assert_eq!(
-        meter.spend(None, 1, Vec::new()).await,
+        meter.spend(None, queries(1)).await,
         exhausted(Whose::Model, 0, None)
     );
     assert_eq!(script.asked(), []);
@@ -193,14 +212,14 @@ async fn a_total_that_is_used_up_is_never_asked_for_again() {
 async fn clients_have_their_own_and_the_models_is_everyones() {
     let (meter, script) = open(window(32), window(64)).await;
     script.then(some(1));
-    assert_eq!(meter.spend(client(1), 1, Vec::new()).await, Ok(()));
+    assert_eq!(meter.spend(client(1), queries(1)).await, Ok(()));
     script.then(some(1));
     script.then(some(0));
     let none = exhausted(Whose::Model, 0, Some(59_990));
-    assert_eq!(meter.spend(client(2), 1, Vec::new()).await, none);
+    assert_eq!(meter.spend(client(2), queries(1)).await, none);
     assert_eq!(script.asked(), [(client(1), 1), (client(2), 1), (None, 2)]);
     // The second client has its own left: it bought nothing.
-    assert_eq!(meter.spend(client(2), 1, Vec::new()).await, none);
+    assert_eq!(meter.spend(client(2), queries(1)).await, none);
     assert_eq!(script.asked(), []);
 }
 
@@ -209,33 +228,32 @@ async fn a_client_without_any_is_not_paid_for_by_the_model() {
     let (meter, script) = open(window(32), window(64)).await;
     script.then(some(0));
     let none = exhausted(Whose::Client, 0, Some(59_990));
-    assert_eq!(meter.spend(client(1), 1, Vec::new()).await, none);
+    assert_eq!(meter.spend(client(1), queries(1)).await, none);
     script.then(some(1));
-    assert_eq!(meter.spend(client(2), 1, Vec::new()).await, Ok(()));
+    assert_eq!(meter.spend(client(2), queries(1)).await, Ok(()));
     assert_eq!(script.asked(), [(client(1), 1), (client(2), 1)]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_a_client_gets_back_does_not_outlive_its_window() {
     let (meter, script) = open(window(32), window(64)).await;
-    assert_eq!(meter.spend(None, 1, Vec::new()).await, Ok(()));
+    assert_eq!(meter.spend(None, queries(1)).await, Ok(()));
     script.then(some(1));
     script.then(unavailable());
     assert_eq!(
-        meter.spend(client(1), 1, Vec::new()).await,
+        meter.spend(client(1), queries(1)).await,
         Err(SpendError::Unavailable)
     );
     tokio::time::sleep(Duration::from_secs(60)).await;
     script.then(some(1));
     script.then(some(1));
-    assert_eq!(meter.spend(client(1), 1, Vec::new()).await, Ok(()));
+    assert_eq!(meter.spend(client(1), queries(1)).await, Ok(()));
     assert_eq!(script.asked().len(), 4);
     // Nor comes it back into another.
-    let other = Instant::now() - Duration::from_secs(1);
-    meter.give_back(client(1), 1, other).await;
+    meter.in_purse(client(1), 0, |purse| purse.left += 1).await;
     script.then(some(0));
     let none = exhausted(Whose::Client, 0, Some(59_990));
-    assert_eq!(meter.spend(client(1), 1, Vec::new()).await, none);
+    assert_eq!(meter.spend(client(1), queries(1)).await, none);
 }
 
 #[tokio::test(start_paused = true)]
@@ -243,11 +261,11 @@ async fn more_at_once_than_can_ever_be_is_not_asked_for() {
     let (meter, script) = open(window(32), window(64)).await;
     let too_many = |whose, limit| Err(SpendError::TooMany { whose, limit });
     assert_eq!(
-        meter.spend(client(1), 33, Vec::new()).await,
+        meter.spend(client(1), queries(33)).await,
         too_many(Whose::Client, 32)
     );
     assert_eq!(
-        meter.spend(None, 65, Vec::new()).await,
+        meter.spend(None, queries(65)).await,
         too_many(Whose::Model, 64)
     );
     assert_eq!(script.asked(), []);
@@ -258,14 +276,14 @@ async fn a_broker_that_is_away_is_left_alone_for_a_while() {
     let (meter, script) = open(None, window(64)).await;
     script.then(unavailable());
     let refused = Err(SpendError::Unavailable);
-    assert_eq!(meter.spend(None, 2, Vec::new()).await, refused);
-    assert_eq!(meter.spend(None, 2, Vec::new()).await, refused);
+    assert_eq!(meter.spend(None, queries(2)).await, refused);
+    assert_eq!(meter.spend(None, queries(2)).await, refused);
     // What is there can be spent all the same.
-    assert_eq!(meter.spend(None, 1, Vec::new()).await, Ok(()));
+    assert_eq!(meter.spend(None, queries(1)).await, Ok(()));
     assert_eq!(script.asked(), [(None, 2)]);
     tokio::time::sleep(PAUSE).await;
     script.then(some(2));
-    assert_eq!(meter.spend(None, 1, Vec::new()).await, Ok(()));
+    assert_eq!(meter.spend(None, queries(1)).await, Ok(()));
     assert_eq!(script.asked(), [(None, 2)]);
 }
 
@@ -280,7 +298,7 @@ async fn a_flood_is_answered_as_often_as_there_is_budget() {
     let mut flood = tokio::task::JoinSet::new();
     for _ in 0..200 {
         let meter = Arc::clone(&meter);
-        flood.spawn(async move { meter.spend(None, 1, Vec::new()).await.is_ok() });
+        flood.spawn(async move { meter.spend(None, queries(1)).await.is_ok() });
     }
     let answered = flood.join_all().await;
     assert_eq!(answered.iter().filter(|answered| **answered).count(), 5);
@@ -304,7 +322,9 @@ async fn without_a_first_answer_there_is_no_meter() {
         client: window(1),
         model: None,
     };
-    let refused = Meter::open(budgets, None, Arc::clone(&script)).await.err();
+    let refused = Meter::open(budgets, (None, None), Arc::clone(&script))
+        .await
+        .err();
     assert_eq!(
         refused,
         Some(AllowError::Refused("no such path".to_owned()))
@@ -342,7 +362,11 @@ fn seen(watch: &Watch, answers: usize, uncertain: usize) -> Vec<Observation> {
 impl Meter<Arc<Script>> {
     async fn ask(&self, number: u8, answers: usize, uncertain: usize) -> Result<(), SpendError> {
         let seen = seen(self.watch().unwrap(), answers, uncertain);
-        self.spend(client(number), answers as u64, seen).await
+        let answered = Answered {
+            seen,
+            ..queries(answers as u64)
+        };
+        self.spend(client(number), answered).await
     }
 }
 
@@ -459,4 +483,111 @@ async fn who_asked_longest_ago_is_forgotten_for_others_unless_something_is_due()
     assert!(Arc::ptr_eq(kept, &watch.client(digest(*last))));
     let (second, forgotten) = &of_all[0];
     assert!(!Arc::ptr_eq(forgotten, &watch.client(digest(*second))));
+}
+
+/// A client's answers double their work with each 8 gained.
+async fn working() -> (Meter<Arc<Script>>, Arc<Script>) {
+    let (mut meter, script) = open(window(1000), None).await;
+    meter.work = Some(Work {
+        bits: 10,
+        gain: 8.0,
+        most_bits: 20,
+    });
+    (meter, script)
+}
+
+/// So many queries that tell so much.
+fn telling(queries: u64, gain: u64) -> Answered {
+    Answered {
+        queries,
+        gain,
+        ..Answered::default()
+    }
+}
+
+/// What the broker gives, and says that the client learned by then.
+fn some_after(queries: u64, gained: u64) -> Result<Allowance, AllowError> {
+    some(queries).map(|allowance| Allowance {
+        gained,
+        ..allowance
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_client_learned_is_what_the_broker_counts_less_what_is_not_spent() {
+    let (meter, script) = working().await;
+    let digest = client(1).unwrap();
+    // Another instance was allowed three more, which tell all they can until it says so.
+    script.then(some_after(1, 4_000));
+    assert_eq!(meter.gained(digest).await, Ok(3_000));
+    assert_eq!(meter.gained(digest).await, Ok(3_000));
+    assert_eq!(script.asked(), [(client(1), 1)]);
+    assert_eq!(script.credited(), 0);
+    assert_eq!(meter.spend(client(1), telling(1, 50)).await, Ok(()));
+    assert_eq!(meter.gained(digest).await, Ok(3_050));
+
+    // What it told less is said with the next request.
+    script.then(some_after(2, 5_050));
+    assert_eq!(meter.spend(client(1), telling(1, 600)).await, Ok(()));
+    assert_eq!(script.credited(), 950);
+    assert_eq!(meter.gained(digest).await, Ok(3_050 + 600));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_holds_no_more_than_doubles_the_work() {
+    let (meter, script) = working().await;
+    for allowed in [1, 2, 4, 8, 8] {
+        script.then(some(allowed));
+        for _ in 0..allowed {
+            assert_eq!(meter.spend(client(1), telling(1, 500)).await, Ok(()));
+        }
+        assert_eq!(script.asked(), [(client(1), allowed)]);
+    }
+    // All of it so far, but for what is told with the next request.
+    assert_eq!(script.credited(), 500 * (1 + 2 + 4 + 8));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_learned_and_credited_ends_with_its_window() {
+    let (meter, script) = working().await;
+    let digest = client(1).unwrap();
+    script.then(some_after(1, 50_000));
+    assert_eq!(meter.spend(client(1), telling(1, 100)).await, Ok(()));
+    assert_eq!(meter.gained(digest).await, Ok(49_100));
+    let purse = meter.purse(client(1)).unwrap();
+    let before = purse.lock().await.drawn;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    script.then(some_after(1, 1_000));
+    assert_eq!(meter.gained(digest).await, Ok(0));
+    assert_eq!(script.credited(), 0);
+    // An answer that was paid for before tells nothing of this one.
+    let learn = |purse: &mut Purse| purse.learn(1, 100);
+    meter.in_purse(client(1), before, learn).await;
+    assert_eq!(meter.gained(digest).await, Ok(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_begins_knows_what_was_learned_at_others_or_answers_nothing() {
+    let (meter, script) = working().await;
+    let digest = client(1).unwrap();
+    script.then(unavailable());
+    let refused = Err(SpendError::Unavailable);
+    assert_eq!(meter.gained(digest).await, refused);
+    assert_eq!(meter.gained(digest).await, refused);
+    assert_eq!(script.asked().len(), 1, "not again within a second");
+    tokio::time::sleep(PAUSE).await;
+    script.then(some_after(0, 77_000));
+    assert_eq!(meter.gained(digest).await, Ok(77_000));
+    let none = exhausted(Whose::Client, 0, Some(59_990));
+    assert_eq!(meter.spend(client(1), queries(1)).await, none);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_throttled_is_told_before_anything_is_computed() {
+    let (meter, _) = working().await;
+    let purse = meter.purse(client(1)).unwrap();
+    let until = Instant::now() + Duration::from_secs(600);
+    purse.lock().await.close(until);
+    let waits = exhausted(Whose::Client, 0, Some(600_000));
+    assert_eq!(meter.gained(client(1).unwrap()).await.map(|_| ()), waits);
 }

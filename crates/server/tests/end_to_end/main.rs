@@ -8,4 +8,5 @@ mod middle;
 mod service;
 mod starting;
 mod telemetry;
+mod work;
 mod world;

@@ -14,13 +14,13 @@ use crate::middle::LyingBroker;
 use crate::world::{CLASSES, FEATURES, World, http, id, serve};
 
 /// One query.
-type Image = [f32; FEATURES];
+pub(crate) type Image = [f32; FEATURES];
 
 /// The model is not certain of it.
-const UNCERTAIN: Image = [0.0; FEATURES];
+pub(crate) const UNCERTAIN: Image = [0.0; FEATURES];
 
 /// The model is certain of it.
-const CERTAIN: Image = {
+pub(crate) const CERTAIN: Image = {
     let mut image = UNCERTAIN;
     image[3] = 10.0;
     image
@@ -48,7 +48,7 @@ async fn watched(telemetry: &str) -> (World, Issuer, PathBuf) {
 }
 
 /// How many answers came, or the reason why none did.
-async fn ask(client: &Client, images: &[Image]) -> Result<usize, String> {
+pub(crate) async fn ask(client: &Client, images: &[Image]) -> Result<usize, String> {
     let shape = vec![images.len() as u64, FEATURES as u64];
     let request = InferRequest {
         inputs: vec![Tensor::from_values("image", shape, images.as_flattened()).unwrap()],

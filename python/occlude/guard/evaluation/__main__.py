@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from occlude.guard.evaluation.attackers import ATTACKERS, EQUATIONS, Ask, Attacker
+from occlude.guard.evaluation.attackers import ATTACKERS, EQUATIONS, Ask, Attacker, knockoff
 from occlude.guard.evaluation.data import Digits, digits, letters, strokes
 from occlude.guard.evaluation.victims import INPUT, OUTPUT, to_onnx, victims
 
@@ -124,6 +124,7 @@ def attack(arguments: argparse.Namespace) -> None:
                 if victim["id"] == "digits-none" and budget == budgets[-1]:
                     rows = np.concatenate(asked)
                     watched += _watched(arguments.folder, attacker.name, rows, data, random)
+    names = _names(arguments.folder, data, arguments.seed)
     say("timing answers")
     result = {
         "format": 1,
@@ -132,12 +133,17 @@ def attack(arguments: argparse.Namespace) -> None:
         "victims": listed,
         "sweeps": json.loads((arguments.folder / "sweeps.json").read_text()),
         "clones": clones,
+        "names": names,
         "latency": _latency(client, data.held_out[:1]),
     }
     result |= _summaries(result)
     (arguments.folder / "result.json").write_text(json.dumps(result))
     (arguments.folder / "claims.json").write_text(json.dumps(claims))
     (arguments.folder / "watched.json").write_text(json.dumps(watched))
+
+
+class ExhaustedError(RuntimeError):
+    """A client has no answers left."""
 
 
 class Client:
@@ -160,6 +166,8 @@ class Client:
         self.connection.request("POST", f"/v2/models/{model}/infer", body)
         answer = self.connection.getresponse()
         said = json.loads(answer.read())
+        if answer.status == 429:
+            raise ExhaustedError(model)
         if answer.status != 200:
             raise RuntimeError(f"{model}: {answer.status}: {said.get('error')}")
         output = said["outputs"][0]
@@ -180,6 +188,56 @@ def counted(ask: Ask, budget: int, asked: list[np.ndarray] | None = None) -> Ask
         return ask(rows)
 
     return ask_counted
+
+
+def under_names(asks: list[Ask], batch: int) -> Ask:
+    """Asks as one client, and as the next where that one has no answers left."""
+    left = list(asks)
+
+    def ask_some(rows: np.ndarray) -> np.ndarray:
+        while left:
+            try:
+                return left[0](rows)
+            except ExhaustedError:
+                left.pop(0)
+        raise ExhaustedError("no name has answers left")
+
+    def ask(rows: np.ndarray) -> np.ndarray:
+        return np.concatenate([ask_some(rows[at : at + batch]) for at in range(0, len(rows), batch)])
+
+    return ask
+
+
+def _names(folder: Path, data: Digits, seed: int) -> Entry:
+    """Copies of a model with budgets by one who has several names, a proxy for each."""
+    given = json.loads((folder / "names.json").read_text())
+    clones = []
+    for proxies in given["groups"]:
+        say(f"knockoff on {given['model']}, {len(proxies)} names")
+        asks = [Client(proxy).of(given["model"]) for proxy in proxies]
+        budget = given["of_each"] * len(proxies)
+        random = np.random.default_rng([seed, budget])
+        asked: list[np.ndarray] = []
+        limited = counted(under_names(asks, given["batch"]), budget, asked)
+        clone = knockoff(limited, budget, data.seeds, random)
+        labels = clone.probabilities(data.held_out.astype(np.float64)).argmax(axis=1)
+        clones.append(
+            {
+                "names": len(proxies),
+                "answers": sum(map(len, asked)),
+                "beyond": sum(_answers(ask, data.held_out[:1]) for ask in asks),
+                "accuracy": _share(labels == data.held_out_labels),
+            }
+        )
+    return {"of_each": given["of_each"], "clones": clones}
+
+
+def _answers(ask: Ask, rows: np.ndarray) -> bool:
+    try:
+        ask(rows)
+    except ExhaustedError:
+        return False
+    return True
 
 
 def _honest(folder: Path, data: Digits, random: np.random.Generator) -> list[Entry]:

@@ -2,8 +2,8 @@
 
 use super::rig::{MODEL_KEY, Rig, digest, model_key, policy, record, refusal};
 use crate::allowance::{
-    Allowance, AllowanceKey, AllowanceRequest, Asked, ClientDigest, QueryLimits, SealedMessage,
-    Unusual, UsageReport,
+    Allowance, AllowanceKey, AllowanceRequest, Asked, ClientDigest, Credit, QueryLimits,
+    SealedMessage, Unusual, UsageReport,
 };
 use crate::audit::AuditEvent;
 use crate::client::{AttestedSession, FetchError};
@@ -18,6 +18,7 @@ on_both_databases! {
     clients_are_counted_apart_and_versions_together,
     a_withdrawn_version_and_another_measurement_get_no_queries,
     every_allowance_is_in_the_audit_log,
+    what_a_client_did_not_learn_is_credited_once_at_every_broker,
     who_is_throttled_waits_at_every_broker,
 }
 
@@ -33,6 +34,7 @@ fn asked(queries: u64, client: Option<u8>) -> AllowanceRequest {
             window: Some(10),
             total: Some(1000),
         },
+        credit: None,
     }
 }
 
@@ -143,6 +145,25 @@ async fn every_allowance_is_in_the_audit_log(database: TestDatabase) {
     }
     let client = ClientDigest::from([5; 32]);
     assert_eq!(allowed, [(client, 10), (client, 0)]);
+}
+
+async fn what_a_client_did_not_learn_is_credited_once_at_every_broker(database: TestDatabase) {
+    let rig = Rig::start_on(database).await;
+    let gained = |allowance: Allowance| allowance.gained;
+    assert_eq!(rig.ask(&asked(4, Some(5))).await.map(gained).unwrap(), 4000);
+    let mut credited = asked(1, Some(5));
+    credited.credit = Some(Credit {
+        of: u64::MAX,
+        thousandths: 3500,
+    });
+    assert_eq!(rig.ask(&credited).await.map(gained).unwrap(), 1500);
+    // The instance was not told, and says it again.
+    assert_eq!(rig.ask(&credited).await.map(gained).unwrap(), 2500);
+    let other = rig.session_at_another_broker().await;
+    for (request, expected) in [(&asked(0, Some(5)), 2500), (&credited, 3500)] {
+        let allowance = rig.ask_as(&other, &digest(7), request).await;
+        assert_eq!(allowance.map(gained).unwrap(), expected);
+    }
 }
 
 /// What an instance says of client 5.

@@ -30,6 +30,7 @@ told = {
     "answers_may_be_changed": True,
     "token_required": False,
     "queries_watched": False,
+    "work_required": False,
 }
 assert metadata["parameters"] == told, metadata
 

@@ -6,6 +6,7 @@ import tempfile
 import tomllib
 import unittest
 from pathlib import Path
+from unittest import mock
 from xml.etree import ElementTree
 
 import numpy as np
@@ -27,6 +28,7 @@ from occlude.guard import (
     sweep,
     train,
 )
+from occlude.guard import _torch
 from occlude.guard._network import Network, cross_entropy, reverse_cross_entropy, softmax
 from occlude.guard._plot import plot
 from occlude.guard._run import run
@@ -65,7 +67,8 @@ def classifier() -> onnx.ModelProto:
 def trained(**options):
     inputs, labels = blobs(600, 1)
     outliers = np.random.default_rng(2).uniform(-4, 8, (600, FEATURES)).astype(np.float32)
-    return train(classifier(), inputs, labels, outliers, epochs=20, **options)
+    options = {"epochs": 20, "backend": "numpy"} | options
+    return train(classifier(), inputs, labels, outliers, **options)
 
 
 class Training(unittest.TestCase):
@@ -121,6 +124,47 @@ class Training(unittest.TestCase):
             arguments.setdefault("output", "probabilities")
             with self.assertRaisesRegex(ValueError, reason):
                 train(model, **arguments)
+
+
+    def test_a_backend_that_is_none_or_not_there_is_refused(self):
+        with self.assertRaisesRegex(ValueError, "found 'abacus', expected one of auto, numpy, torch"):
+            trained(backend="abacus")
+        with mock.patch.object(_torch, "is_installed", lambda: False):
+            with self.assertRaisesRegex(ValueError, "torch is not installed"):
+                trained(backend="torch")
+            self.assertIsNotNone(trained(backend="auto", epochs=1))
+
+
+@unittest.skipUnless(_torch.is_installed(), "PyTorch is not installed")
+class TrainingWithTorch(unittest.TestCase):
+    def test_its_loss_has_the_slopes_of_the_other(self):
+        import torch
+
+        random = np.random.default_rng(0)
+        network = Network.drawn([4, 5, 3], random)
+        rows, labels = random.normal(size=(7, 4)), random.integers(3, size=7)
+        layers = [[torch.from_numpy(array.copy()) for array in layer] for layer in network.layers]
+        arrays = [array.requires_grad_() for layer in layers for array in layer]
+        found = _torch.logits(torch.from_numpy(rows), layers)
+        np.testing.assert_allclose(found.detach().numpy(), network.logits(rows), atol=1e-12)
+        loss = _torch.reverse_cross_entropy(found, torch.from_numpy(labels))
+        loss.backward()
+        kind = reverse_cross_entropy(labels)
+        expected, gradients = network.gradients(rows, lambda z: kind(z, np.arange(7)))
+        self.assertAlmostEqual(loss.item(), expected, places=10)
+        for array, gradient in zip(arrays, gradients):
+            np.testing.assert_allclose(array.grad.numpy(), gradient, atol=1e-10)
+
+    def test_it_is_wrong_where_the_model_is_right(self):
+        inputs, labels = blobs(400, 3)
+        for backend in ("torch", "auto"):
+            heard = []
+            options = {"trunk": "features", "progress": lambda *said: heard.append(said)}
+            right, wrong = trained(backend=backend, **options).answer(classifier(), inputs)
+            self.assertGreater((right.argmax(axis=1) == labels).mean(), 0.9)
+            self.assertLess((wrong.argmax(axis=1) == labels).mean(), 0.05)
+            self.assertEqual([said[:2] for said in heard], [(at, 20) for at in range(1, 21)])
+            self.assertLess(heard[-1][2], heard[0][2] / 2)
 
 
 class Merging(unittest.TestCase):

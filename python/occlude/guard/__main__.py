@@ -13,7 +13,7 @@ import onnx
 from occlude.guard import Guard, Misinformation, Outcome, sweep, train
 from occlude.guard._plot import plot
 from occlude.guard._run import run
-from occlude.guard._train import answers_of
+from occlude.guard._train import BACKENDS, answers_of
 
 DATA = """The data is a NumPy archive (.npz): `inputs`, rows of the model's input; `labels`, their
 classes from 0 on; `outliers`, rows that are not of the model's kind, such as what somebody without
@@ -54,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--hidden", type=int, default=64, help="units of its layer (default: 64)")
     one.add_argument("--epochs", type=int, default=40, help="(default: 40)")
     one.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    one.add_argument("--backend", choices=BACKENDS, default="auto",
+                     help="what trains (default: PyTorch where it is installed, else NumPy)")
     one.set_defaults(run=run_train)
     two = commands.add_parser(
         "tune",
@@ -93,6 +95,7 @@ def run_train(arguments: argparse.Namespace) -> None:
         hidden=arguments.hidden,
         epochs=arguments.epochs,
         seed=arguments.seed,
+        backend=arguments.backend,
         progress=progress,
     )
     onnx.save(wrong.attach(model), arguments.output)

@@ -8,9 +8,14 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 
+from occlude.guard import _torch
 from occlude.guard._misinformation import NUMBERS, Misinformation
 from occlude.guard._network import Network, reverse_cross_entropy
 from occlude.guard._run import input_of, run
+
+#: What trains: PyTorch where it is installed, or one of the two.
+BACKENDS = ("auto", "numpy", "torch")
+
 
 def train(
     model: str | os.PathLike[str] | onnx.ModelProto,
@@ -24,6 +29,7 @@ def train(
     epochs: int = 40,
     rate: float = 1e-3,
     seed: int = 0,
+    backend: str = "auto",
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Misinformation:
     """Fits a model that is wrong: it minimises ``-log(1 - g_t(x))`` (reverse cross-entropy), on
@@ -33,8 +39,15 @@ def train(
     ``output`` is the output with the probabilities, by default the last one that is of
     floating point. ``trunk`` is a tensor of the model that holds features of an input, such
     as what its last layer takes: what comes before is computed once for both models. By
-    default it is the input. ``progress`` hears of each epoch, of how many, and the loss.
+    default it is the input. ``backend`` is ``"numpy"``, ``"torch"`` or ``"auto"``: PyTorch where
+    it is installed, on a GPU where there is one. ``progress`` hears of each epoch, of how many,
+    and the loss.
     """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: found {backend!r}, expected one of {', '.join(BACKENDS)}")
+    with_torch = backend != "numpy" and _torch.is_installed()
+    if backend == "torch" and not with_torch:
+        raise ValueError("backend: torch is not installed: pip install torch, or use numpy")
     loaded = model if isinstance(model, onnx.ModelProto) else onnx.load(model)
     answers = output or answers_of(loaded)
     trunk = trunk or input_of(loaded)
@@ -46,14 +59,14 @@ def train(
     mean, deviation = features.mean(axis=0), features.std(axis=0) + 1e-6
     random = np.random.default_rng(seed)
     network = Network.drawn([features.shape[1], hidden, right.shape[1]], random)
-    network.fit(
-        (features - mean) / deviation,
-        reverse_cross_entropy(targets),
-        epochs=epochs,
-        rate=rate,
-        random=random,
-        progress=progress,
-    )
+    rows = (features - mean) / deviation
+    if with_torch:
+        _torch.fit_wrong(
+            network, rows, targets, epochs=epochs, rate=rate, seed=seed, progress=progress
+        )
+    else:
+        loss = reverse_cross_entropy(targets)
+        network.fit(rows, loss, epochs=epochs, rate=rate, random=random, progress=progress)
     (weights, biases), last = network.layers
     weights = weights / deviation[:, None]
     return Misinformation(trunk, answers, ((weights, biases - mean @ weights), last))

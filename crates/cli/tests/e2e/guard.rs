@@ -1,5 +1,6 @@
 //! A model that is guarded against being copied by asking it: made, sealed and served as its
 //! owner would.
+#![allow(clippy::print_stdout, reason = "says that a test was skipped")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -531,4 +532,14 @@ fn python_tests(python: &std::ffi::OsStr, more: &[&str]) {
 fn the_python_packages_own_tests_pass() {
     let Some(python) = python() else { return };
     python_tests(&python, &[]);
+}
+
+#[test]
+fn guards_are_trained_with_pytorch_where_it_is_installed() {
+    let Some(python) = python() else { return };
+    if run_python(&python, &["-c", "import torch"]).code != 0 {
+        println!("skipped: PyTorch is not installed, which takes gigabytes");
+        return;
+    }
+    python_tests(&python, &["-k", "TrainingWithTorch"]);
 }

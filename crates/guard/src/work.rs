@@ -75,6 +75,17 @@ impl Work {
         let steps = steps.min(MOST_BITS.into()) as u32;
         (self.bits + steps).min(self.most_bits)
     }
+
+    /// Bits that so many answers to one request cost: each as much as one alone.
+    #[must_use]
+    pub fn bits_of(&self, gained: u64, answers: u64) -> u32 {
+        self.bits_after(gained) + doublings(answers)
+    }
+}
+
+/// How often 1 is doubled until it is so many.
+fn doublings(answers: u64) -> u32 {
+    u64::BITS - answers.saturating_sub(1).leading_zeros()
 }
 
 /// What answers tell, in thousandths: up to 1,000 each.
@@ -105,7 +116,7 @@ impl Price {
     #[must_use]
     pub fn of(&self, answers: u64) -> WorkWanted {
         WorkWanted {
-            bits: self.bits + u64::BITS - answers.saturating_sub(1).leading_zeros(),
+            bits: self.bits + doublings(answers),
             salt: self.salt,
         }
     }

@@ -225,7 +225,10 @@ async fn infer(
             drop(session);
             let mut computed = computed?;
             let answered = std::mem::take(&mut computed.answered);
-            spend(meter, client, answered).await?;
+            let queries = answered.queries;
+            spend(meter, client, answered)
+                .await
+                .map_err(|error| asked.refused(error, client, queries))?;
             blocking(move || asked.answer(computed)).await
         }
     };
@@ -297,10 +300,10 @@ async fn spend(
     meter: Arc<Meter>,
     client: Option<ClientDigest>,
     answered: Answered,
-) -> Result<(), InferError> {
+) -> Result<(), SpendError> {
     let spending = tokio::spawn(async move { meter.spend(client, answered).await });
     match spending.await {
-        Ok(spent) => spent.map_err(InferError::from),
+        Ok(spent) => spent,
         // Nothing cancels it but the end of the runtime.
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
@@ -382,6 +385,7 @@ impl Asked {
         let answered = Answered {
             queries,
             gain: gain(&looks),
+            worked: self.worked.as_ref().map_or(0, |worked| worked.bits),
             seen: watch.map_or_else(Vec::new, |_| Observation::of(&looks, sketches)),
         };
         Ok(Computed {
@@ -391,6 +395,22 @@ impl Asked {
             answered,
             price,
         })
+    }
+
+    /// Why so many answers are not given.
+    fn refused(&self, error: SpendError, client: Option<ClientDigest>, answers: u64) -> InferError {
+        let price = match (error, &self.served.guard, client) {
+            (SpendError::Dearer { gained }, Some(guard), Some(client)) => {
+                guard.price(client.as_bytes(), gained)
+            }
+            _ => None,
+        };
+        match price {
+            Some(price) => InferError::from(TooLittleWork {
+                wanted: price.of(answers),
+            }),
+            None => error.into(),
+        }
     }
 
     /// What so many answers cost, if the client did enough for them.
@@ -572,7 +592,8 @@ impl From<SpendError> for InferError {
                     )
                 }
             }
-            SpendError::Unavailable => {
+            // A price that there is not has not risen.
+            SpendError::Dearer { .. } | SpendError::Unavailable => {
                 Self::unavailable("the broker, which counts answers, allows none now: try again")
             }
         }

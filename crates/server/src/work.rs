@@ -9,7 +9,7 @@ use occlude_weakening::{Weakening, is};
 pub(crate) struct Worked {
     price: Price,
     /// Leading zeros; 0 where nothing was found.
-    bits: u32,
+    pub(crate) bits: u32,
 }
 
 /// Less was done than the answer costs.

@@ -66,6 +66,8 @@ pub(crate) enum SpendError {
     },
     /// More at once than can ever be.
     TooMany { whose: Whose, limit: u64 },
+    /// Answers became dearer meanwhile than the client worked for: it gained so many thousandths.
+    Dearer { gained: u64 },
     /// The broker allows nothing now.
     Unavailable,
 }
@@ -89,6 +91,8 @@ pub(crate) struct Answered {
     pub(crate) queries: u64,
     /// What it tells, in thousandths of what answers can tell.
     pub(crate) gain: u64,
+    /// What the client did for it, where answers cost work: the dearest that it pays for.
+    pub(crate) worked: u32,
     pub(crate) seen: Vec<Observation>,
 }
 
@@ -215,26 +219,25 @@ impl<A: Allow> Meter<A> {
         client: Option<ClientDigest>,
         answered: &Answered,
     ) -> Result<(), SpendError> {
-        let queries = answered.queries;
         let of_client = self.budgets.client.filter(|_| client.is_some());
         let paid = match of_client {
-            Some(budget) => Some(self.take(client, budget, queries).await?),
+            Some(budget) => Some(self.take(client, budget, answered).await?),
             None => None,
         };
-        if let Some(budget) = self.budgets.model {
-            let taken = self.take(None, budget, queries).await;
-            if let (Err(error), Some(drawn)) = (&taken, paid) {
-                self.in_purse(client, drawn, |purse| purse.left += queries)
-                    .await;
-                return Err(*error);
-            }
-            taken?;
+        let taken = match self.budgets.model {
+            Some(budget) => self.take(None, budget, answered).await.map(|_| ()),
+            None => Ok(()),
+        };
+        if let Some(drawn) = paid {
+            let Answered { queries, gain, .. } = *answered;
+            let change = |purse: &mut Purse| match taken {
+                Ok(()) if self.work.is_some() => purse.credit(queries, gain),
+                Ok(()) => {}
+                Err(_) => purse.give_back(queries, gain),
+            };
+            self.in_purse(client, drawn, change).await;
         }
-        if let (Some(_), Some(drawn)) = (self.work, paid) {
-            self.in_purse(client, drawn, |purse| purse.learn(queries, answered.gain))
-                .await;
-        }
-        Ok(())
+        taken
     }
 
     /// Changes the purse that paid, unless it has ended since.
@@ -259,8 +262,9 @@ impl<A: Allow> Meter<A> {
         &self,
         client: Option<ClientDigest>,
         budget: QueryBudget,
-        queries: u64,
+        answered: &Answered,
     ) -> Result<u64, SpendError> {
+        let queries = answered.queries;
         let whose = match client {
             Some(_) => Whose::Client,
             None => Whose::Model,
@@ -281,7 +285,14 @@ impl<A: Allow> Meter<A> {
         if purse.left < queries {
             return Err(purse.exhausted(whose));
         }
-        purse.left -= queries;
+        if let Some(work) = self.work.filter(|_| client.is_some())
+            && work.bits_of(purse.gained, queries) > answered.worked
+            && !is(Weakening::UnworkedAnswers)
+        {
+            let gained = purse.gained;
+            return Err(SpendError::Dearer { gained });
+        }
+        purse.spend(queries, answered.gain);
         Ok(purse.drawn)
     }
 
@@ -302,7 +313,7 @@ impl<A: Allow> Meter<A> {
         }
         let wanted = missing.max(purse.next.min(self.most_at_once(client, budget)));
         let request = AllowanceRequest {
-            credit: purse.credit(),
+            credit: purse.credited(),
             ..request(&self.budgets, client, budget, wanted)
         };
         match in_time(self.allow.allow(&request)).await {

@@ -79,17 +79,28 @@ impl Purse {
     }
 
     /// What the broker is told with the next request.
-    pub(super) fn credit(&self) -> Option<Credit> {
+    pub(super) fn credited(&self) -> Option<Credit> {
         (self.credit > 0).then_some(Credit {
             of: self.drawn,
             thousandths: self.credit,
         })
     }
 
-    /// Counts what a client learned from so many queries that this purse paid for.
-    pub(super) fn learn(&mut self, queries: u64, gain: u64) {
+    /// Pays for so many queries, from which the client learns so much.
+    pub(super) fn spend(&mut self, queries: u64, gain: u64) {
+        self.left -= queries;
+        self.gained = self.gained.saturating_add(gain);
+    }
+
+    /// Takes that back, where they are not answered.
+    pub(super) fn give_back(&mut self, queries: u64, gain: u64) {
+        self.left = self.left.saturating_add(queries);
+        self.gained = self.gained.saturating_sub(gain);
+    }
+
+    /// Credits what so many queries that were answered told less than they may have.
+    pub(super) fn credit(&mut self, queries: u64, gain: u64) {
         let most = queries.saturating_mul(MOST_OF_ANSWER);
-        self.gained = self.gained.saturating_add(gain.min(most));
         self.credit = self.credit.saturating_add(most.saturating_sub(gain));
     }
 

@@ -501,6 +501,7 @@ fn telling(queries: u64, gain: u64) -> Answered {
     Answered {
         queries,
         gain,
+        worked: u32::MAX,
         ..Answered::default()
     }
 }
@@ -561,9 +562,12 @@ async fn what_was_learned_and_credited_ends_with_its_window() {
     assert_eq!(meter.gained(digest).await, Ok(0));
     assert_eq!(script.credited(), 0);
     // An answer that was paid for before tells nothing of this one.
-    let learn = |purse: &mut Purse| purse.learn(1, 100);
-    meter.in_purse(client(1), before, learn).await;
-    assert_eq!(meter.gained(digest).await, Ok(0));
+    let credit = |purse: &mut Purse| purse.credit(1, 100);
+    meter.in_purse(client(1), before, credit).await;
+    assert_eq!(
+        meter.purse(client(1)).unwrap().lock().await.credited(),
+        None
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -579,7 +583,61 @@ async fn an_instance_that_begins_knows_what_was_learned_at_others_or_answers_not
     script.then(some_after(0, 77_000));
     assert_eq!(meter.gained(digest).await, Ok(77_000));
     let none = exhausted(Whose::Client, 0, Some(59_990));
-    assert_eq!(meter.spend(client(1), queries(1)).await, none);
+    assert_eq!(meter.spend(client(1), telling(1, 0)).await, none);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_at_the_same_time_pay_what_answers_cost_after_each_other() {
+    let (meter, script) = working().await;
+    script.then(some_after(200, 200_000));
+    let meter = Arc::new(meter);
+    let mut flood = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let meter = Arc::clone(&meter);
+        // Ten bits are what the first ones cost, until 8 are gained.
+        let answered = Answered {
+            worked: 10,
+            ..telling(1, 900)
+        };
+        flood.spawn(async move { meter.spend(client(1), answered).await });
+    }
+    let found = flood.join_all().await;
+    let paid = found.iter().filter(|found| found.is_ok()).count();
+    assert_eq!(paid, 9);
+    let dearer = Err(SpendError::Dearer { gained: 8_100 });
+    assert_eq!(found.iter().filter(|found| **found == dearer).count(), 91);
+    // Two at once cost twice as much.
+    let both = |worked| Answered {
+        worked,
+        ..telling(2, 0)
+    };
+    assert_eq!(meter.spend(client(1), both(11)).await, dearer);
+    assert_eq!(meter.spend(client(1), both(12)).await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_model_has_none_of_tells_and_credits_nothing() {
+    let (meter, script) = open(window(1000), window(64)).await;
+    let work = Some(Work {
+        bits: 10,
+        gain: 8.0,
+        most_bits: 20,
+    });
+    let meter = Meter { work, ..meter };
+    script.then(some(1));
+    assert_eq!(meter.spend(client(1), telling(1, 300)).await, Ok(()));
+    script.then(some_after(2, 2_300));
+    script.then(some(0));
+    let none = exhausted(Whose::Model, 0, Some(59_990));
+    assert_eq!(meter.spend(client(1), telling(1, 300)).await, none);
+    assert_eq!(script.credits.lock().unwrap()[2].unwrap().thousandths, 700);
+    assert_eq!(meter.gained(client(1).unwrap()).await, Ok(300));
+    let purse = meter.purse(client(1)).unwrap();
+    let purse = *purse.lock().await;
+    assert_eq!(
+        (purse.left, purse.credited().unwrap().thousandths),
+        (2, 700)
+    );
 }
 
 #[tokio::test(start_paused = true)]

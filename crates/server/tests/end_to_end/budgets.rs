@@ -55,23 +55,11 @@ impl Issuer {
 
     /// A client of a server, by its name.
     pub(crate) async fn client(&self, world: &World, url: &Url, subject: &str) -> Client {
-        let most_work = ClientOptions::default().most_work;
-        self.working_client(world, url, (subject, most_work)).await
-    }
-
-    /// The same, who does so much work for a request at most.
-    pub(crate) async fn working_client(
-        &self,
-        world: &World,
-        url: &Url,
-        (subject, most_work): (&str, u32),
-    ) -> Client {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
         std::fs::write(&path, self.token(subject)).unwrap();
         let options = ClientOptions {
             token: Some(Arc::new(Token::read(&path).unwrap())),
-            most_work,
             ..ClientOptions::default()
         };
         Client::connect(url, world.policy(), &options)

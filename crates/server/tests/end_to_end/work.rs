@@ -1,11 +1,12 @@
 //! Work: what answers cost, and what an operator or a client does about it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::{Request, Response, StatusCode};
-use occlude_client::{Client, ClientError};
+use occlude_client::{Client, ClientOptions};
 use occlude_inference_protocol::{InferRequest, Parameter, Puzzle, Tensor, WORK, WorkWanted};
 use url::Url;
 
@@ -38,26 +39,23 @@ fn request_of(images: &[Image]) -> InferRequest {
     }
 }
 
-/// What an answer to so many would cost a client, who does no more work than the first
-/// answers cost.
+/// What an answer to these would cost a client.
 async fn price(
     (world, issuer): (&World, &Issuer),
     url: &Url,
     subject: &str,
     images: &[Image],
 ) -> u32 {
-    let most_work = if images.len() == 1 { 0 } else { BITS };
-    let client = issuer
-        .working_client(world, url, (subject, most_work))
-        .await;
-    let asked = client.infer(&id("digits"), None, &request_of(images)).await;
-    match asked.unwrap_err() {
-        ClientError::TooMuchWork { bits, limit } => {
-            assert_eq!(limit, most_work);
-            bits
-        }
-        error => panic!("{error}"),
+    let options = ClientOptions::default();
+    let client = Client::connect(url, world.policy(), &options).await;
+    let (client, token) = (client.unwrap(), issuer.token(subject));
+    let of_one = wanted(&answer(&client, &token, images, &["x"]).await);
+    if images.len() == 1 {
+        return of_one.bits;
     }
+    // How many they are is looked at where it would be enough for one.
+    let found = puzzle(of_one, images).exactly(of_one.bits);
+    wanted(&answer(&client, &token, images, &[&found]).await).bits
 }
 
 /// Asks one by one.
@@ -101,6 +99,31 @@ async fn answers_cost_the_more_the_less_certain_those_before_were_and_clients_pa
     assert_eq!(costs("alice", &[CERTAIN]).await, BITS, "nobody else's");
 }
 
+/// A client floods while answers are cheap.
+#[tokio::test]
+async fn answers_that_are_asked_for_at_once_cost_what_they_do_one_by_one() {
+    let (world, issuer, model) = working().await;
+    let serving = world.serve(&[&model]).await;
+    let client = Arc::new(serving.client(world.policy()).await.unwrap());
+    let token = issuer.token("mallory");
+    let price = wanted(&answer(&client, &token, &[UNCERTAIN], &["x"]).await);
+    let mut flood = tokio::task::JoinSet::new();
+    for number in 0..40_u8 {
+        let image = UNCERTAIN.map(|value| value + 1e-3 * f32::from(number));
+        let found = puzzle(price, &[image]).exactly(BITS);
+        let (client, token) = (Arc::clone(&client), token.clone());
+        flood.spawn(async move {
+            let answer = answer(&client, &token, &[image], &[&found]).await;
+            answer.status()
+        });
+    }
+    let statuses = flood.join_all().await;
+    let count = |status| statuses.iter().filter(|found| **found == status).count();
+    // Five of them tell more than 4.
+    assert_eq!(count(StatusCode::OK), 5, "{statuses:?}");
+    assert_eq!(count(StatusCode::PRECONDITION_REQUIRED), 35);
+}
+
 /// The operator starts servers again, and another beside them.
 #[tokio::test]
 async fn nothing_that_is_started_makes_answers_cheaper() {
@@ -133,8 +156,8 @@ async fn nothing_that_is_started_makes_answers_cheaper() {
 }
 
 /// A request as it is, with what was found, or none.
-async fn answer(client: &Client, token: &str, image: Image, found: &[&str]) -> Response<Bytes> {
-    let encoded = request_of(&[image]).encode(false).unwrap();
+async fn answer(client: &Client, token: &str, images: &[Image], found: &[&str]) -> Response<Bytes> {
+    let encoded = request_of(images).encode(false).unwrap();
     let mut builder = Request::post("/v2/models/digits/infer");
     for number in found {
         builder = builder.header(WORK, *number);
@@ -149,16 +172,31 @@ fn wanted(answer: &Response<Bytes>) -> WorkWanted {
     answer.headers()[WORK].to_str().unwrap().parse().unwrap()
 }
 
+/// What is to be solved for these.
+fn puzzle(wanted: WorkWanted, images: &[Image]) -> Puzzle {
+    let encoded = request_of(images).encode(false).unwrap();
+    Puzzle::new(&wanted.salt, None, &encoded.body)
+}
+
+trait Solve {
+    fn exactly(&self, bits: u32) -> String;
+}
+
+impl Solve for Puzzle {
+    /// A number that is worth no more than so many bits, as others are by chance.
+    fn exactly(&self, bits: u32) -> String {
+        let found = (0..).find(|number| self.bits(*number) == bits);
+        found.unwrap().to_string()
+    }
+}
+
 /// A number that is enough for one image alone.
 fn solved(wanted: WorkWanted, image: Image, others: &[(WorkWanted, Image)]) -> String {
-    let puzzle = |(wanted, image): (WorkWanted, Image)| {
-        let encoded = request_of(&[image]).encode(false).unwrap();
-        Puzzle::new(&wanted.salt, None, &encoded.body)
-    };
-    let (own, others) = (
-        puzzle((wanted, image)),
-        others.iter().copied().map(puzzle).collect::<Vec<_>>(),
-    );
+    let own = puzzle(wanted, &[image]);
+    let others: Vec<Puzzle> = others
+        .iter()
+        .map(|(wanted, image)| puzzle(*wanted, &[*image]))
+        .collect();
     let enough = |puzzle: &Puzzle, number| puzzle.bits(number) >= wanted.bits;
     (0..)
         .find(|number| enough(&own, *number) && !others.iter().any(|other| enough(other, *number)))
@@ -173,7 +211,7 @@ async fn what_was_found_is_for_one_request_of_one_client() {
     let client = serving.client(world.policy()).await.unwrap();
     let (alice, bob) = (issuer.token("alice"), issuer.token("bob"));
     let asked =
-        async |token: &str, image, found: &[&str]| answer(&client, token, image, found).await;
+        async |token: &str, image, found: &[&str]| answer(&client, token, &[image], found).await;
     let nothing = asked(&alice, CERTAIN, &["x"]).await;
     assert_eq!(
         inner_refusal(&nothing),

@@ -19,6 +19,8 @@ pub(crate) enum GuardAction {
     Keygen(IssuerKeygenArguments),
     /// Make a token that says who a client is.
     Token(TokenArguments),
+    /// Show what each threshold of misinformation does to held-out data, and choose one.
+    Tune(TuneArguments),
     /// Look for a model's watermark in one that may be a copy of it.
     Claim(ClaimArguments),
     /// Show what a model's telemetry says of queries and what work they cost, to choose thresholds.
@@ -69,6 +71,48 @@ pub(crate) struct TokenArguments {
     /// How long it holds.
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3650))]
     pub(crate) days: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The model is what `python -m occlude.guard train` wrote; the data has `inputs`, `labels` and
+`outliers`, as numpy.savez writes them. For each threshold it shows how many of the inputs stay
+right and how many outliers keep their label. With --tau and --guard the threshold that you chose
+by looking is written for occlude seal --guard.
+
+The Python package of this project does it, and has to be installed (docs/guard.md).
+
+Example:
+  occlude guard tune guarded.onnx --data held-out.npz --plot tune.svg
+  occlude guard tune guarded.onnx --data held-out.npz --tau 0.8 --guard guard.toml")]
+pub(crate) struct TuneArguments {
+    /// The model with its misinformation model.
+    #[arg(value_name = "GUARDED.onnx")]
+    pub(crate) model: PathBuf,
+    /// Held-out data, which nothing was trained with.
+    #[arg(long, value_name = "FILE.npz")]
+    pub(crate) data: PathBuf,
+    /// The output with the probabilities; the last but the misinformation by default.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) answers: Option<String>,
+    /// How sharp the threshold is [default: 1000].
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) nu: Option<f64>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Draw it into this file.
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
+    /// The threshold that was chosen.
+    #[arg(long, value_name = "NUMBER", requires = "guard")]
+    pub(crate) tau: Option<f64>,
+    /// Where the guard with that threshold goes.
+    #[arg(long, value_name = "GUARD.toml", requires = "tau")]
+    pub(crate) guard: Option<PathBuf>,
+    /// Python [default: .venv/bin/python if it is there, else python3].
+    #[arg(long, value_name = "PYTHON")]
+    pub(crate) python: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -23,7 +23,7 @@ pub(crate) use evaluate::{
 };
 pub(crate) use guard::{
     ClaimArguments, GuardAction, GuardArguments, IssuerKeygenArguments, TokenArguments,
-    WatchArguments,
+    TuneArguments, WatchArguments,
 };
 use occlude_attest::TeeChoice;
 use occlude_client::ClientOptions;

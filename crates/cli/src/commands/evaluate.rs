@@ -1,8 +1,6 @@
 //! `occlude evaluate`
 
-use std::ffi::OsString;
 use std::path::Path;
-use std::process::Command;
 
 use occlude_attest::{Machine, TeeChoice, TeeKind, automatic, survey};
 use occlude_engine::LibrarySearch;
@@ -18,7 +16,7 @@ use crate::arguments::{
     EvaluateAction, EvaluateArguments, EvaluateCostArguments, EvaluateGuardArguments,
     EvaluateProtectionArguments, WrittenArguments,
 };
-use crate::commands::{self, bench};
+use crate::commands::{self, bench, python};
 use crate::failure::Failure;
 use crate::output::{self, Activity};
 
@@ -123,7 +121,10 @@ fn guard(arguments: &EvaluateGuardArguments, running: Running) -> Result<(), Fai
         binary: "/proc/self/exe".into(),
         tee: some_tee(arguments.machine.tee)?,
         collateral: arguments.machine.collateral.collateral.clone(),
-        python: python(arguments.python.as_deref())?,
+        python: python::with(
+            arguments.python.as_deref(),
+            &["occlude.guard.evaluation", "sklearn", "onnx"],
+        )?,
         queries: arguments.queries,
         seed: arguments.seed,
         running,
@@ -134,31 +135,6 @@ fn guard(arguments: &EvaluateGuardArguments, running: Running) -> Result<(), Fai
     drop(activity);
     print_guards(&report);
     write(&arguments.written, &report, guard::html)
-}
-
-/// Python that has what is needed, before anything else is begun.
-fn python(named: Option<&Path>) -> Result<OsString, Failure> {
-    let local = Path::new(".venv/bin/python");
-    let python = match named {
-        Some(named) => named.as_os_str().to_owned(),
-        None if local.exists() => local.into(),
-        None => "python3".into(),
-    };
-    let imports = ["-B", "-c", "import occlude.guard.evaluation, sklearn, onnx"];
-    let tried = Command::new(&python).args(imports).output();
-    let reason = match tried {
-        Ok(output) if output.status.success() => return Ok(python),
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            said.lines().last().unwrap_or("it fails").to_owned()
-        }
-        Err(error) => error.to_string(),
-    };
-    Err(Failure::usage(format!(
-        "{}: {reason}: `make venv` in a checkout makes an environment that has what is needed; name \
-         it with --python .venv/bin/python",
-        python.display()
-    )))
 }
 
 fn print_guards(report: &GuardReport) {

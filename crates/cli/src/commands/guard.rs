@@ -1,6 +1,7 @@
 //! `occlude guard`
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use occlude_attest::UnixTime;
@@ -14,8 +15,9 @@ use occlude_usage::SketchKey;
 
 use crate::arguments::{
     ClaimArguments, GuardAction, GuardArguments, IssuerKeygenArguments, TokenArguments,
-    WatchArguments,
+    TuneArguments, WatchArguments,
 };
+use crate::commands::python;
 use crate::failure::Failure;
 use crate::output::{self, Progress};
 use crate::{commands, tensors};
@@ -26,6 +28,7 @@ pub(crate) fn run(arguments: &GuardArguments) -> Result<(), Failure> {
     match &arguments.action {
         GuardAction::Keygen(arguments) => keygen(arguments),
         GuardAction::Token(arguments) => token(arguments),
+        GuardAction::Tune(arguments) => tune(arguments),
         GuardAction::Claim(arguments) => claim(arguments),
         GuardAction::Watch(arguments) => watch(arguments),
     }
@@ -62,6 +65,49 @@ fn token(arguments: &TokenArguments) -> Result<(), Failure> {
         exp: UnixTime::now().0 + arguments.days * SECONDS_A_DAY,
     };
     output::line(issue(&key, &claims));
+    Ok(())
+}
+
+/// As the Python package does it.
+fn tune(arguments: &TuneArguments) -> Result<(), Failure> {
+    let python = python::with(arguments.python.as_deref(), &["occlude.guard"])?;
+    let mut command = Command::new(python);
+    command.args(["-B", "-m", "occlude.guard", "tune"]);
+    command
+        .arg(&arguments.model)
+        .arg("--data")
+        .arg(&arguments.data);
+    let numbers = [("--nu", arguments.nu), ("--tau", arguments.tau)];
+    for (name, number) in numbers {
+        command.args(number.map(|number| format!("{name}={number}")));
+    }
+    for (name, file) in [("--plot", &arguments.plot), ("--guard", &arguments.guard)] {
+        if let Some(file) = file {
+            command.arg(name).arg(file);
+        }
+    }
+    if let Some(answers) = &arguments.answers {
+        command.args(["--answers", answers]);
+    }
+    if arguments.json {
+        command.arg("--json");
+    }
+    let said = command.output().map_err(Failure::failed)?;
+    let notes = String::from_utf8_lossy(&said.stderr).into_owned();
+    if !said.status.success() {
+        // Its own errors begin so; any other ends with what it is.
+        let own = notes
+            .split_once("occlude.guard: ")
+            .map(|(_, reason)| reason);
+        let mut lines = notes.lines().rev();
+        let last = lines.find(|line| !line.trim().is_empty());
+        let reason = own.or(last).unwrap_or("Python said nothing").trim();
+        return Err(Failure::failed(anyhow::Error::msg(reason.to_owned())));
+    }
+    output::raw(&said.stdout);
+    for note in notes.lines() {
+        output::note(note);
+    }
     Ok(())
 }
 

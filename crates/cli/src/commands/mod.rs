@@ -12,6 +12,7 @@ pub(crate) mod inspect;
 pub(crate) mod keygen;
 pub(crate) mod policy;
 pub(crate) mod proxy;
+mod python;
 pub(crate) mod seal;
 pub(crate) mod serve;
 pub(crate) mod tee;

@@ -70,6 +70,7 @@ fn the_help_teaches() {
             "proxy --help",
             "guard --help",
             "guard keygen --help",
+            "guard tune --help",
             "guard token --help",
             "guard claim --help",
             "guard watch --help",

@@ -48,19 +48,33 @@ fn a_guarded_model_answers_as_the_paper_says_and_shows_nothing_else() {
         &guarded,
     ]);
     let guard = at("guard.toml");
-    let table = by_python(&[
-        "-m",
-        "occlude.guard",
-        "tune",
-        &guarded,
-        "--data",
-        &held_out,
-        "--tau",
-        "0.8",
-        "--guard",
-        &guard,
-    ]);
-    assert!(table.contains("0.80"), "{table}");
+    let tuned = |more: &[&str]| {
+        let mut command = occlude(&binary());
+        command.args(["guard", "tune", &guarded, "--data", &held_out]);
+        command.arg("--python").arg(&python).args(more);
+        command.env("PYTHONPATH", PYTHON_PACKAGE);
+        said(&command.output().expect("it runs"))
+    };
+    let table = tuned(&["--tau", "0.8", "--guard", &guard]);
+    assert!(
+        table.err.contains("seal with occlude seal"),
+        "{}",
+        table.err
+    );
+    let table = table.success();
+    assert!(table.contains("\n0.80 "), "{table}");
+    let tune = ["-m", "occlude.guard", "tune", &guarded, "--data", &held_out];
+    assert_eq!(table, by_python(&tune));
+    let plot = at("tune.svg");
+    let json = tuned(&["--json", "--nu", "10", "--plot", &plot]).success();
+    let outcomes: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert!(outcomes[0]["benign_accuracy"].is_number(), "{json}");
+    let drawn = std::fs::read_to_string(owner.at("tune.svg")).expect("written");
+    assert!(drawn.starts_with("<svg"), "{drawn}");
+    tuned(&["--answers", "others"]).fails_with(1, "others");
+    tuned(&["--tau", "0.8"]).fails_with(2, "--guard <GUARD.toml>");
+    let elsewhere = at("nowhere");
+    tuned(&["--python", &elsewhere]).fails_with(2, "cannot be used multiple times");
     let written = std::fs::read_to_string(owner.at("guard.toml")).expect("written");
     let more = format!("{written}\n[shaping]\ndecimals = 2\n");
     std::fs::write(owner.at("guard.toml"), more).expect("written");

@@ -191,10 +191,16 @@ async fn infer(
     }
 
     let price = price(&served, &loaded, client).await?;
-    let worked = price.map(|price| Worked::new(price, &parts.headers, header_length, &body));
-    if let Some(worked) = &worked {
-        worked.is_enough_for(1)?;
-    }
+    let worked = match price {
+        Some(price) => {
+            let (headers, body) = (parts.headers, body.clone());
+            let hash = move || Worked::new(price, &headers, header_length, &body);
+            let worked = blocking(hash).await;
+            worked.is_enough_for(1)?;
+            Some(worked)
+        }
+        None => None,
+    };
 
     let session = Arc::clone(&served.sessions).acquire_owned();
     let Ok(Ok(session)) = tokio::time::timeout(inner.queue_time, session).await else {

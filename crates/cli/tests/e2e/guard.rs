@@ -199,6 +199,41 @@ fn token(owner: &Owner, subject: &str, model: &str) -> Said {
     run([&token[..], &["--subject", subject, "--model", model]].concat())
 }
 
+/// Asks the owner's classifier once, as a user does.
+fn infer(owner: &Owner, server: &Service, more: &[&str]) -> Said {
+    std::fs::write(owner.at("input.npy"), model::npy(&[0.5; FEATURES])).expect("written");
+    let (url, policy) = (server.url(), owner.at("policy.toml"));
+    let input = format!("{}={}", model::INPUT, text(&owner.at("input.npy")));
+    let infer = ["infer", &url, "--model", "classifier", "--input", &input];
+    run([&infer[..], &["--policy", text(&policy)], more].concat())
+}
+
+/// How many answers a program gets that knows nothing of tokens or work, through a proxy.
+fn counted_answers(
+    python: &std::ffi::OsStr,
+    owner: &Owner,
+    server: &Service,
+    token: &str,
+) -> String {
+    let address = free_address();
+    let listen = address.to_string();
+    let mut command = occlude(&binary());
+    command.args(["proxy", &server.url(), "--listen", &listen]);
+    command.arg("--policy").arg(owner.at("policy.toml"));
+    command.args(["--client-token", token]);
+    let _proxy = Service::start(&mut command, owner.at("proxy.log"), address);
+    let script = support("counted_answers.py");
+    let features = FEATURES.to_string();
+    let asked = [
+        text(&script),
+        &listen,
+        "classifier",
+        model::INPUT,
+        &features,
+    ];
+    run_python(python, &asked).success()
+}
+
 #[test]
 fn a_counted_model_answers_whom_an_issuer_names_as_often_as_its_owner_said() {
     let Some(python) = python() else { return };
@@ -239,26 +274,9 @@ fn a_counted_model_answers_whom_an_issuer_names_as_often_as_its_owner_said() {
     let alice = at("alice.token");
     std::fs::write(&alice, token("alice", "classifier").success()).expect("written");
     token("", "classifier").fails_with(2, "--subject has 0 bytes, expected 1 to 256");
-    std::fs::write(owner.at("input.npy"), model::npy(&[0.5; FEATURES])).expect("written");
-    let (url, policy) = (server.url(), at("policy.toml"));
-    let input = format!("{}={}", model::INPUT, at("input.npy"));
     let ask = |token: Option<&str>| {
-        let mut infer = vec![
-            "infer",
-            &url,
-            "--model",
-            "classifier",
-            "--policy",
-            &policy,
-            "--input",
-            &input,
-        ];
-        infer.extend(
-            token
-                .into_iter()
-                .flat_map(|token| ["--client-token", token]),
-        );
-        run(infer)
+        let token = token.map(|token| ["--client-token", token]);
+        infer(&owner, &server, token.as_slice().as_flattened())
     };
     ask(None).fails_with(1, "401 Unauthorized: this model wants to know who asks");
     for _ in 0..3 {
@@ -276,22 +294,7 @@ fn a_counted_model_answers_whom_an_issuer_names_as_often_as_its_owner_said() {
 
     // Another issuer's client, through a proxy, with a program that knows nothing of tokens.
     ask(Some(&bob)).success();
-    let address = free_address();
-    let listen = address.to_string();
-    let mut command = occlude(&binary());
-    command.args(["proxy", &url, "--listen", &listen, "--policy", &policy]);
-    command.args(["--client-token", &bob]);
-    let _proxy = Service::start(&mut command, owner.at("proxy.log"), address);
-    let script = support("counted_answers.py");
-    let features = FEATURES.to_string();
-    let asked = [
-        text(&script),
-        &listen,
-        "classifier",
-        model::INPUT,
-        &features,
-    ];
-    assert_eq!(run_python(&python, &asked).success(), "2\n");
+    assert_eq!(counted_answers(&python, &owner, &server, &bob), "2\n");
 
     // The owner sees how often, and of whom no more than a digest.
     let log = run(owner.order(&["audit"])).success();
@@ -317,24 +320,9 @@ fn answers_that_cost_work_are_given_to_clients_and_to_programs_that_know_nothing
     let server = owner.serve("dear.occ");
     let alice = at("alice.token");
     std::fs::write(&alice, token(&owner, "alice", "classifier").success()).expect("written");
-    std::fs::write(owner.at("input.npy"), model::npy(&[0.5; FEATURES])).expect("written");
-    let (url, policy) = (server.url(), at("policy.toml"));
-    let input = format!("{}={}", model::INPUT, at("input.npy"));
     let ask = |most_work: &str| {
-        run([
-            "infer",
-            &url,
-            "--model",
-            "classifier",
-            "--policy",
-            &policy,
-            "--input",
-            &input,
-            "--client-token",
-            &alice,
-            "--most-work",
-            most_work,
-        ])
+        let asker = ["--client-token", &alice, "--most-work", most_work];
+        infer(&owner, &server, &asker)
     };
     ask("11").fails_with(
         1,
@@ -343,22 +331,7 @@ fn answers_that_cost_work_are_given_to_clients_and_to_programs_that_know_nothing
     );
     ask("12").success();
     ask("65").fails_with(2, "65 is not in 0..=64");
-    let address = free_address();
-    let listen = address.to_string();
-    let mut command = occlude(&binary());
-    command.args(["proxy", &url, "--listen", &listen, "--policy", &policy]);
-    command.args(["--client-token", &alice]);
-    let _proxy = Service::start(&mut command, owner.at("proxy.log"), address);
-    let script = support("counted_answers.py");
-    let features = FEATURES.to_string();
-    let asked = [
-        text(&script),
-        &listen,
-        "classifier",
-        model::INPUT,
-        &features,
-    ];
-    assert_eq!(run_python(&python, &asked).success(), "2\n");
+    assert_eq!(counted_answers(&python, &owner, &server, &alice), "2\n");
 }
 
 #[test]

@@ -250,11 +250,7 @@ fn unpaid_answers(site: &Site) -> Result<Seen, DeploymentError> {
     let server = site.owner.serve(DEAR, &[])?;
     let restarted = ask_with(&server, BITS + 1, 1)?;
     attempts.push(nothing_for("after a restart", restarted));
-    let attempts: Result<Vec<String>, String> = attempts.into_iter().collect();
-    Ok(match attempts {
-        Ok(seen) => Seen::Held(seen.join(", ")),
-        Err(broke) => Seen::Broke(broke),
-    })
+    Ok(judge(attempts))
 }
 
 /// Seals the site's model with budgets, and the keys of issuers: one that it names, and one

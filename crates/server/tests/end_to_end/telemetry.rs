@@ -230,10 +230,14 @@ async fn a_client_gets_no_more_until_the_owner_can_hear_of_it() {
 /// What no certainty can be read from is not answered: or nobody would be looked at.
 #[tokio::test]
 async fn answers_that_are_no_probabilities_are_not_given() {
+    let telemetry = "[telemetry]\nqueries = 100\ndistances = { normality = 0.9 }";
+    needs_probabilities(telemetry).await;
+}
+
+/// A model whose answers are none, guarded by something that goes by them, gives none.
+pub(crate) async fn needs_probabilities(section: &str) {
     let (world, issuer) = (World::new().await, Issuer::new());
-    let guard = issuer.guard(
-        "client = { window = 10 }\n[telemetry]\nqueries = 100\ndistances = { normality = 0.9 }",
-    );
+    let guard = issuer.guard(&format!("client = {{ window = 10 }}\n{section}"));
     let model = world.publish_guarded("digits", 1, &guard).await;
     let serving = world.serve(&[&model]).await;
     let alice = issuer.client(&world, &serving.url, "alice").await;

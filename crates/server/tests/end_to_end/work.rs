@@ -11,7 +11,7 @@ use occlude_inference_protocol::{InferRequest, Parameter, Puzzle, Tensor, WORK, 
 use url::Url;
 
 use crate::budgets::Issuer;
-use crate::telemetry::{CERTAIN, Image, UNCERTAIN, ask};
+use crate::telemetry::{CERTAIN, Image, UNCERTAIN, ask, needs_probabilities};
 use crate::world::{FEATURES, World, id, inner_refusal};
 
 /// What the first answers cost.
@@ -249,14 +249,5 @@ async fn what_was_found_is_for_one_request_of_one_client() {
 /// What no certainty can be read from is not answered: or nothing would ever cost more.
 #[tokio::test]
 async fn answers_that_are_no_probabilities_are_not_given() {
-    let (world, issuer) = (World::new().await, Issuer::new());
-    let guard =
-        issuer.guard("client = { window = 10 }\n[work]\nbits = 1\ngain = 4.0\nmost-bits = 2\n");
-    let model = world.publish_guarded("digits", 1, &guard).await;
-    let serving = world.serve(&[&model]).await;
-    let alice = issuer.client(&world, &serving.url, "alice").await;
-    assert_eq!(
-        ask(&alice, &[CERTAIN]).await.unwrap_err(),
-        "400 the model's answers are not probabilities, which its guard needs"
-    );
+    needs_probabilities("[work]\nbits = 1\ngain = 4.0\nmost-bits = 2\n").await;
 }

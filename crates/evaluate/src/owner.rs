@@ -219,17 +219,18 @@ impl Owner {
         ))
     }
 
-    /// A token by the issuer's key in a file, which says who a client is.
+    /// A token by the issuer's key in a file, which says who a client is and what it may ask.
     pub(crate) fn token(
         &self,
         key: &str,
         issuer: &str,
         subject: &str,
-        model: &str,
+        models: &[&str],
     ) -> Result<String, DeploymentError> {
         let key = self.text(key);
         let mut token = vec!["guard", "token", "--key", &key, "--issuer", issuer];
-        token.extend(["--subject", subject, "--model", model]);
+        token.extend(["--subject", subject]);
+        token.extend(models.iter().flat_map(|model| ["--model", model]));
         self.grounds.binary.run("making a token", &token)
     }
 

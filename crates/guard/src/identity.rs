@@ -71,8 +71,8 @@ pub struct Claims {
     pub iss: String,
     /// The client's name, 1 to 256 bytes.
     pub sub: String,
-    /// The model's id.
-    pub aud: String,
+    /// The ids of the models that may be asked: a list, also of one (RFC 7519, section 4.1.3).
+    pub aud: Vec<String>,
     /// When it ends, in seconds since 1970.
     pub exp: u64,
 }
@@ -216,7 +216,7 @@ mod tests {
         Claims {
             iss: "https://issuer.example".to_owned(),
             sub: "alice".to_owned(),
-            aud: "digits".to_owned(),
+            aud: vec!["digits".to_owned()],
             exp: NOW + 60,
         }
     }
@@ -247,6 +247,15 @@ mod tests {
         for aud in [json!("digits"), json!(["other", "digits"])] {
             let token = token_with(&key, "aud", aud);
             assert_eq!(identify(&issuers, &token, &model(), NOW), Ok(alice.clone()));
+        }
+        let of_two = Claims {
+            aud: vec!["other".to_owned(), "digits".to_owned()],
+            ..claims()
+        };
+        let token = issue(&key, &of_two);
+        for model in ["other", "digits"] {
+            let found = identify(&issuers, &token, &model.parse().unwrap(), NOW);
+            assert_eq!(found, Ok(alice.clone()), "{model}");
         }
     }
 

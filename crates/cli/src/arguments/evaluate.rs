@@ -56,8 +56,8 @@ through the encrypted channel, with more and more queries. The table shows how m
 digits the copies have right. Nothing prevents copying: what matters is how much dearer it is,
 and what the owner's own users lose.
 
-Python needs this repository's package, scikit-learn and NumPy; in a checkout `make venv` makes
-an environment that has them, .venv/bin/python.
+Python needs this repository's package, NumPy, ONNX, scikit-learn, Pillow and three fonts; in a
+checkout `make venv` makes an environment that has them, .venv/bin/python.
 
 Examples:
   occlude evaluate guard

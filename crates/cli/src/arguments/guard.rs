@@ -65,9 +65,9 @@ pub(crate) struct TokenArguments {
     /// The client's name, whatever tells it from the others.
     #[arg(long, value_name = "NAME")]
     pub(crate) subject: String,
-    /// The model that may be asked.
-    #[arg(long, value_name = "NAME")]
-    pub(crate) model: ModelId,
+    /// A model that may be asked; may be repeated.
+    #[arg(long, value_name = "NAME", required = true)]
+    pub(crate) model: Vec<ModelId>,
     /// How long it holds.
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3650))]
     pub(crate) days: u64,

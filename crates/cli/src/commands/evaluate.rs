@@ -123,7 +123,7 @@ fn guard(arguments: &EvaluateGuardArguments, running: Running) -> Result<(), Fai
         collateral: arguments.machine.collateral.collateral.clone(),
         python: python::with(
             arguments.python.as_deref(),
-            &["occlude.guard.evaluation", "sklearn", "onnx"],
+            &["occlude.guard.evaluation.outliers", "sklearn", "onnx"],
         )?,
         queries: arguments.queries,
         seed: arguments.seed,
@@ -178,6 +178,7 @@ fn print_guards(report: &GuardReport) {
         output::table(&header, clones.collect(), &[0, 1, 2, 3]);
         output::line("");
     }
+    print_counted(report);
     if let Some(telemetry) = &report.telemetry {
         output::line(format_args!(
             "windows of {} queries that telemetry finds unusual; {} of honest ones",
@@ -221,10 +222,29 @@ fn print_guards(report: &GuardReport) {
             }
         ));
     }
-    output::line(format_args!(
-        "latency over the channel: {:.2} ms unguarded, {:.2} ms guarded, ratio {:.2}",
-        report.latency.unguarded_ms, report.latency.guarded_ms, report.latency.ratio
-    ));
+    output::line("");
+    output::line("milliseconds of an answer over the channel");
+    let each = report.latency.each.iter().map(|one| one.cells().into());
+    let header = ["model", "defence", "without", "with", "ratio"];
+    output::table(&header, each.collect(), &[2, 3, 4]);
+}
+
+/// What comes of who asks models that telemetry watches, and whose answers cost work.
+fn print_counted(report: &GuardReport) {
+    if !report.throttled.is_empty() {
+        output::line("answers before telemetry stops who asks, and copies of so many");
+        let clients = report.throttled.iter().map(|client| client.cells().into());
+        let header = ["who asks", "names", "answers", "right"];
+        output::table(&header, clients.collect(), &[1, 2, 3]);
+        output::line("");
+    }
+    if !report.worked.is_empty() {
+        output::line("seconds that all answers take where they cost (cheap) work");
+        let clients = report.worked.iter().map(|client| client.cells().into());
+        let header = ["who asks", "names", "answers", "without", "with work"];
+        output::table(&header, clients.collect(), &[1, 2, 3, 4]);
+        output::line("");
+    }
 }
 
 fn percent(share: f64) -> String {

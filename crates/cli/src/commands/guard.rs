@@ -61,7 +61,7 @@ fn token(arguments: &TokenArguments) -> Result<(), Failure> {
     let claims = Claims {
         iss: arguments.issuer.clone(),
         sub: arguments.subject.clone(),
-        aud: arguments.model.to_string(),
+        aud: arguments.model.iter().map(ToString::to_string).collect(),
         exp: UnixTime::now().0 + arguments.days * SECONDS_A_DAY,
     };
     output::line(issue(&key, &claims));

@@ -135,6 +135,32 @@ fn shown(home: &Path, page: &Path) -> Option<String> {
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// What is asked of models that count each client.
+fn who_is_counted_is_in_it(report: &Value) {
+    let listed = |name: &str| report[name].as_array().expect("a list").clone();
+    let count = |one: &Value, name: &str| one[name].as_u64().expect("a number");
+    let throttled = listed("throttled");
+    // Honest ones, six who ask different things, two of them under five names, and one hidden.
+    assert_eq!(throttled.len(), 1 + 6 + 2 + 1);
+    for one in &throttled {
+        let [answers, queries] = ["answers", "queries"].map(|name| count(one, name));
+        match one["who"].as_str() {
+            // A false alarm would be one of fifteen windows.
+            Some("honest") => assert!(answers > queries / 2, "{one}"),
+            Some("knockoff, hidden") => assert!(answers < queries, "{one}"),
+            // Their only window is over when they have all.
+            _ => assert_eq!(answers, queries, "{one}"),
+        }
+    }
+    let worked = listed("worked");
+    let names: Vec<_> = worked.iter().map(|one| count(one, "names")).collect();
+    assert_eq!(names, [1, 1, 1, 5]);
+    let latency = report["latency"]["each"].as_array().expect("a list");
+    let ratio = |one: &Value| one["ratio"].as_f64().is_some_and(|ratio| ratio > 0.0);
+    assert_eq!(latency.len(), 8);
+    assert!(latency.iter().all(ratio), "{latency:?}");
+}
+
 /// Few queries: that all of it runs, and which way the numbers point.
 #[test]
 fn copies_of_guarded_models_are_worse_and_all_of_it_is_drawn() {
@@ -155,11 +181,11 @@ fn copies_of_guarded_models_are_worse_and_all_of_it_is_drawn() {
     let report: Value =
         serde_json::from_slice(&std::fs::read(&json).expect("written")).expect("one JSON document");
     let clones = report["clones"].as_array().expect("clones");
-    // Seven attackers on seven defences of one network, two on six of the larger, one on
+    // Eight attackers on seven defences of one network, two on six of the larger, one on
     // three of the logistic regression.
-    assert_eq!(clones.len(), 7 * 7 + 2 * 6 + 3);
+    assert_eq!(clones.len(), 8 * 7 + 2 * 6 + 3);
     let claims = report["claims"].as_array().expect("claims");
-    assert_eq!(claims.len(), 7 * 2);
+    assert_eq!(claims.len(), 8 * 2);
     for claim in claims {
         let p = claim["p_value"].as_f64().expect("a number");
         let innocent = claim["learned_from"] == "none";
@@ -173,10 +199,11 @@ fn copies_of_guarded_models_are_worse_and_all_of_it_is_drawn() {
         .collect();
     let expected = [1, 3, 10].map(|names| [Some(names), Some(10 * names), Some(0)]);
     assert_eq!(found, expected);
+    who_is_counted_is_in_it(&report);
     // Honest clients, and each attacker under one name, under five, and hidden.
     let telemetry = &report["telemetry"];
     let clients = telemetry["clients"].as_array().expect("clients");
-    assert_eq!(clients.len(), 1 + 7 * 3);
+    assert_eq!(clients.len(), 1 + 8 * 3);
     let false_positives = telemetry["false_positive_rate"].as_f64().expect("a number");
     assert!(false_positives < 0.1, "{telemetry}");
     let unusual = |who: &str, names: u64| {
@@ -208,7 +235,7 @@ fn copies_of_guarded_models_are_worse_and_all_of_it_is_drawn() {
     }
     assert!(bits("jbda", 1) < 11.0, "{telemetry}");
     let number = |attacker: &str, name: &str| report[attacker][name].as_f64().expect("a number");
-    for attacker in ["knockoff", "copycat", "random"] {
+    for attacker in ["knockoff", "letters", "random"] {
         let [without, with] = ["undefended", "defended"]
             .map(|side| number(attacker, &format!("{side}_clone_accuracy")));
         assert!(without > with + 0.05, "{attacker}: {without} and {with}");
@@ -238,6 +265,8 @@ fn copies_of_guarded_models_are_worse_and_all_of_it_is_drawn() {
         "false alarm",
         "bits of work",
         "Several names",
+        "Stopped by telemetry",
+        "Slowed by work",
         "random, hidden",
     ] {
         assert!(shown.contains(words), "{words} in {shown}");

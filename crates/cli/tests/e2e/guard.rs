@@ -193,10 +193,14 @@ fn a_guard_that_is_none_or_does_not_fit_is_refused_before_anything_is_written() 
 }
 
 /// A token for a client by the owner's own issuer.
-fn token(owner: &Owner, subject: &str, model: &str) -> Said {
+fn token(owner: &Owner, subject: &str, models: &[&str]) -> Said {
     let (key, issuer) = (owner.at("issuer.pem"), "https://issuer.example");
     let token = ["guard", "token", "--key", text(&key), "--issuer", issuer];
-    run([&token[..], &["--subject", subject, "--model", model]].concat())
+    let models = models.iter().flat_map(|model| ["--model", model]);
+    run([&token[..], &["--subject", subject]]
+        .concat()
+        .into_iter()
+        .chain(models))
 }
 
 /// Asks the owner's classifier once, as a user does.
@@ -270,10 +274,10 @@ fn a_counted_model_answers_whom_an_issuer_names_as_often_as_its_owner_said() {
     owner.add_model("counted.occ").success();
     let server = owner.serve("counted.occ");
 
-    let token = |subject: &str, model: &str| token(&owner, subject, model);
+    let token = |subject: &str, models: &[&str]| token(&owner, subject, models);
     let alice = at("alice.token");
-    std::fs::write(&alice, token("alice", "classifier").success()).expect("written");
-    token("", "classifier").fails_with(2, "--subject has 0 bytes, expected 1 to 256");
+    std::fs::write(&alice, token("alice", &["others", "classifier"]).success()).expect("written");
+    token("", &["classifier"]).fails_with(2, "--subject has 0 bytes, expected 1 to 256");
     let ask = |token: Option<&str>| {
         let token = token.map(|token| ["--client-token", token]);
         infer(&owner, &server, token.as_slice().as_flattened())
@@ -289,7 +293,7 @@ fn a_counted_model_answers_whom_an_issuer_names_as_often_as_its_owner_said() {
         "429 Too Many Requests: your budget has 0 answers left: there is more in ",
     );
     let others = at("others.token");
-    std::fs::write(&others, token("alice", "others").success()).expect("written");
+    std::fs::write(&others, token("alice", &["others"]).success()).expect("written");
     ask(Some(&others)).fails_with(1, "401 Unauthorized: the token is for another model");
 
     // Another issuer's client, through a proxy, with a program that knows nothing of tokens.
@@ -319,7 +323,7 @@ fn answers_that_cost_work_are_given_to_clients_and_to_programs_that_know_nothing
     owner.add_model("dear.occ").success();
     let server = owner.serve("dear.occ");
     let alice = at("alice.token");
-    std::fs::write(&alice, token(&owner, "alice", "classifier").success()).expect("written");
+    std::fs::write(&alice, token(&owner, "alice", &["classifier"]).success()).expect("written");
     let ask = |most_work: &str| {
         let asker = ["--client-token", &alice, "--most-work", most_work];
         infer(&owner, &server, &asker)

@@ -3,10 +3,9 @@
 use serde::Serialize;
 
 use super::{
-    ClaimReport, ClientReport, GuardReport, NamedClone, OutcomeReport, SweepReport,
-    TelemetryReport, VictimReport, percent,
+    ClaimReport, ClientReport, DefenceLatency, GuardReport, NamedClone, OutcomeReport, SweepReport,
+    TelemetryReport, ThrottledReport, VictimReport, WorkedReport, percent,
 };
-use crate::number;
 use crate::page;
 use crate::page::chart::{self, Axis, Colour, Line};
 
@@ -28,15 +27,15 @@ struct Page<'a> {
     occlude: &'static str,
     report: &'a GuardReport,
     victims: Vec<[String; 6]>,
-    unguarded: String,
-    guarded: String,
-    ratio: String,
+    latency: Vec<[String; 5]>,
     charts: Vec<Chart>,
     columns: Vec<String>,
     rows: Vec<Vec<String>>,
     claims: Vec<[String; 6]>,
     telemetry: Option<Telemetry<'a>>,
     names: Option<Names>,
+    throttled: Vec<[String; 4]>,
+    worked: Vec<[String; 5]>,
 }
 
 /// Copies under several names.
@@ -72,14 +71,13 @@ struct Chart {
 #[must_use]
 pub fn html(report: &GuardReport) -> String {
     let (columns, rows) = report.table();
-    let latency = &report.latency;
     let page = Page {
         occlude: env!("CARGO_PKG_VERSION"),
         report,
         victims: report.victims.iter().map(VictimReport::cells).collect(),
-        unguarded: number(latency.unguarded_ms),
-        guarded: number(latency.guarded_ms),
-        ratio: format!("{:.2}", latency.ratio),
+        latency: (report.latency.each.iter().map(DefenceLatency::cells)).collect(),
+        throttled: (report.throttled.iter().map(ThrottledReport::cells)).collect(),
+        worked: report.worked.iter().map(WorkedReport::cells).collect(),
         charts: charts(report),
         columns,
         rows,

@@ -5,8 +5,9 @@
 //! guard, served by one server, and asked through a proxy over the encrypted channel.
 
 mod html;
-mod names;
+mod named;
 mod telemetry;
+mod thresholds;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -15,7 +16,7 @@ use std::process::Command;
 use std::time::Duration;
 
 pub use html::html;
-pub use names::{NamedClone, NamesReport};
+pub use named::{NamedClone, NamesReport, ThrottledReport, WorkedReport};
 use occlude_attest::TeeKind;
 use serde::{Deserialize, Serialize};
 pub use telemetry::{ClientReport, TelemetryReport};
@@ -23,7 +24,8 @@ pub use telemetry::{ClientReport, TelemetryReport};
 use crate::claim::Claim;
 use crate::owner::{Grounds, Owner};
 use crate::processes::{DeploymentError, Folder, Running, failed, free_address};
-use telemetry::{Asker, telemetry};
+use named::Named;
+use telemetry::{Asker, Watching};
 
 /// How often it is looked whether Python has ended.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -71,6 +73,12 @@ pub struct GuardReport {
     /// Copies that somebody made under several names, each of which has a budget.
     #[serde(default)]
     pub names: Option<NamesReport>,
+    /// How far each comes whom telemetry watches.
+    #[serde(default)]
+    pub throttled: Vec<ThrottledReport>,
+    /// How long those wait whose answers cost work.
+    #[serde(default)]
+    pub worked: Vec<WorkedReport>,
     /// What telemetry would say of who copied the unguarded model, and of who did not.
     #[serde(default)]
     pub telemetry: Option<TelemetryReport>,
@@ -169,6 +177,24 @@ pub struct LatencyReport {
     pub guarded_ms: f64,
     /// The second by the first.
     pub ratio: f64,
+    /// Each defence.
+    #[serde(default)]
+    pub each: Vec<DefenceLatency>,
+}
+
+/// Times of one answer with one defence, beside those of the same network without.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DefenceLatency {
+    /// Which network.
+    pub network: String,
+    /// What defends it.
+    pub defence: String,
+    /// Median without, in milliseconds.
+    pub unguarded_ms: f64,
+    /// Median with it.
+    pub guarded_ms: f64,
+    /// The second by the first.
+    pub ratio: f64,
 }
 
 /// What a guard did to one attacker.
@@ -225,6 +251,20 @@ impl VictimReport {
             percent(self.accuracy),
             percent(self.guarded_accuracy),
             self.outliers_kept.map_or_else(String::new, percent),
+        ]
+    }
+}
+
+impl DefenceLatency {
+    /// As a row of a table.
+    #[must_use]
+    pub fn cells(&self) -> [String; 5] {
+        [
+            self.network.clone(),
+            self.defence.clone(),
+            format!("{:.2}", self.unguarded_ms),
+            format!("{:.2}", self.guarded_ms),
+            format!("{:.2}", self.ratio),
         ]
     }
 }
@@ -301,8 +341,16 @@ pub fn guard(
         owner.must_order(&["add-model", &owner.text(&sealed)])?;
         serve.extend(["--model".to_owned(), sealed]);
     }
-    let (counted, of_each) = names::seal(&owner, &python, options.queries)?;
-    serve.extend(["--model".to_owned(), counted]);
+    progress("choosing thresholds");
+    let askers = || -> Result<Vec<Asker>, DeploymentError> {
+        serde_json::from_slice(&read("watched.json")?).map_err(failed(READING))
+    };
+    let mut named = Named::new(&owner, &python)?;
+    let issuers = named.issuers().to_owned();
+    let watching = Watching::new(&owner, python.folder.path(), &issuers, &askers()?)?;
+    for counted in named.seal(watching.thresholds())? {
+        serve.extend(["--model".to_owned(), counted]);
+    }
     progress("starting a server");
     let serve: Vec<&str> = serve.iter().map(String::as_str).collect();
     let server = owner.serve(crate::owner::SEALED, &serve)?;
@@ -319,12 +367,13 @@ pub fn guard(
         .spawn(grounds.binary.command(&proxy), address)?
         .listening("starting a proxy")?;
 
-    let names = names::start(&owner, &python, (&url, &policy), of_each)?;
+    progress("starting a proxy for each name");
+    let proxies = named.start(&url, &policy)?;
 
     let queries = options.queries.to_string();
     let attack = ["attack", "--proxy", &listen, "--queries", &queries];
     python.run("attacking", &attack, progress)?;
-    drop((proxy, names, server));
+    drop((proxy, proxies, server));
     let report = read("result.json")?;
     let mut report: GuardReport = serde_json::from_slice(&report).map_err(failed(READING))?;
     let suspects = read("claims.json")?;
@@ -345,9 +394,7 @@ pub fn guard(
         });
     }
     progress("looking at queries");
-    let watched = read("watched.json")?;
-    let watched: Vec<Asker> = serde_json::from_slice(&watched).map_err(failed(READING))?;
-    report.telemetry = Some(telemetry(&owner, python.folder.path(), &watched)?);
+    report.telemetry = Some(watching.report(&askers()?)?);
     Ok(report)
 }
 

@@ -1,15 +1,16 @@
 //! What telemetry would say of who copied a model, and of who did not; and what work it would
 //! cost them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::thresholds::{BELOW, GuardText, PLENTY, QUERIES, Thresholds};
 use crate::owner::{Owner, SEALED, Watched};
 use crate::processes::{DeploymentError, failed};
-use crate::watch::{WatchedWindow, WatchedWork, quantile};
+use crate::watch::{WatchedWindow, WatchedWork};
 
-const DOING: &str = "looking at queries";
+pub(super) const DOING: &str = "looking at queries";
 
 /// The model that is looked at, unguarded otherwise: the first one.
 const WATCHED: &str = SEALED;
@@ -19,21 +20,8 @@ const WATCHED: &str = SEALED;
 const CHOSEN_WITH: &str = "chosen with";
 const HONEST: &str = "honest";
 
-/// Thresholds are beyond this share of honest windows, each.
-const USUAL: f64 = 0.99;
-
-/// And further by so much: windows of few digits are more alike than those of many.
-const MARGIN: f64 = 1.5;
-
-/// An answer whose largest probability is below it is uncertain.
-const BELOW: f64 = 0.9;
-
-/// Queries of a window.
-const QUERIES: u32 = 100;
-
-/// The first answers cost `2^BITS` hashes, and none more than `2^MOST_BITS`.
-const BITS: u32 = 10;
-const MOST_BITS: u32 = 30;
+/// The first answers cost `2^bits` hashes, and none more than `2^most_bits`.
+const BITS: (u32, u32) = (10, 30);
 
 /// What telemetry says of each client.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -108,86 +96,73 @@ impl ClientReport {
     }
 }
 
-/// What the guard says that is tried.
-struct Thresholds {
-    share: f64,
-    normality: f64,
-    gain: f64,
+/// What one guard says of everybody.
+pub(super) struct Watching<'a> {
+    owner: &'a Owner,
+    folder: &'a Path,
+    issuers: &'a str,
+    thresholds: Thresholds,
 }
 
-impl Thresholds {
-    fn write(&self, guard: &Path, issuer: &str) -> Result<(), DeploymentError> {
-        let Self {
-            share,
-            normality,
-            gain,
-        } = self;
-        let text = format!(
-            "format = 1\noutput = \"probabilities\"\n[budgets]\nwindow-seconds = 86400\n\
-             client = {{ window = 1000000 }}\n[telemetry]\nqueries = {QUERIES}\n\
-             uncertain = {{ below = {BELOW}, share = {share} }}\n\
-             distances = {{ normality = {normality} }}\n\
-             [work]\nbits = {BITS}\ngain = {gain}\nmost-bits = {MOST_BITS}\n{issuer}"
-        );
-        std::fs::write(guard, text).map_err(failed(DOING))
+impl<'a> Watching<'a> {
+    /// Chooses thresholds as an owner would.
+    pub(super) fn new(
+        owner: &'a Owner,
+        folder: &'a Path,
+        issuers: &'a str,
+        askers: &[Asker],
+    ) -> Result<Self, DeploymentError> {
+        let mut watching = Self {
+            owner,
+            folder,
+            issuers,
+            thresholds: Thresholds::ANY,
+        };
+        let named = askers.iter().find(|asker| asker.who == CHOSEN_WITH);
+        let named = named.ok_or_else(|| failed(DOING)("nobody is there to choose with"))?;
+        let usual = watching.watched(named, &watching.guard()?)?;
+        watching.thresholds = Thresholds::beyond(&usual)?;
+        Ok(watching)
     }
 
-    /// Those that few honest users would be beyond.
-    fn beyond(usual: &Watched) -> Option<Self> {
-        let shares = usual.windows.iter().map(|window| window.uncertain);
-        let normalities = usual.windows.iter().filter_map(|window| window.normality);
-        let gains = usual.work.iter().map(|work| work.gained);
-        Some(Self {
-            share: MARGIN * quantile(shares, USUAL)?,
-            normality: 1.0 - MARGIN * (1.0 - quantile(normalities, 1.0 - USUAL)?),
-            gain: (MARGIN * quantile(gains, USUAL)?).max(1.0),
+    /// What was chosen.
+    pub(super) fn thresholds(&self) -> &Thresholds {
+        &self.thresholds
+    }
+
+    /// Looks at everybody.
+    pub(super) fn report(&self, askers: &[Asker]) -> Result<TelemetryReport, DeploymentError> {
+        let guard = self.guard()?;
+        let mut clients = Vec::new();
+        for asker in askers.iter().filter(|asker| asker.who != CHOSEN_WITH) {
+            clients.push(ClientReport::of(asker, &self.watched(asker, &guard)?));
+        }
+        let honest = clients.iter().find(|client| client.who == HONEST);
+        let honest = honest.ok_or_else(|| failed(DOING)("nobody is honest"))?;
+        Ok(TelemetryReport {
+            queries: QUERIES,
+            below: BELOW,
+            share: self.thresholds.share,
+            normality: self.thresholds.normality,
+            bits: BITS,
+            gain: self.thresholds.gain,
+            false_positive_rate: f64::from(honest.unusual) / f64::from(honest.windows),
+            clients,
         })
     }
-}
 
-/// Chooses thresholds as an owner would, and looks at everybody.
-pub(super) fn telemetry(
-    owner: &Owner,
-    folder: &Path,
-    askers: &[Asker],
-) -> Result<TelemetryReport, DeploymentError> {
-    let guard = folder.join("telemetry.toml");
-    let issuer = owner.issuer("issuer.pem", "https://issuer.example")?;
-    let watched = |asker: &Asker| {
-        let files = asker.files.iter().map(|file| folder.join(file));
-        owner.watch(WATCHED, &guard, &files.collect::<Vec<_>>())
-    };
-    let named = |name: &str| {
-        let found = askers.iter().find(|asker| asker.who == name);
-        found.ok_or_else(|| failed(DOING)(format!("nobody is {name}")))
-    };
-    let any = Thresholds {
-        share: 0.5,
-        normality: 0.5,
-        gain: 1.0,
-    };
-    any.write(&guard, &issuer)?;
-    let usual = watched(named(CHOSEN_WITH)?)?;
-    let chosen = Thresholds::beyond(&usual)
-        .ok_or_else(|| failed(DOING)("too few queries to choose thresholds with"))?;
-    chosen.write(&guard, &issuer)?;
-
-    let mut clients = Vec::new();
-    for asker in askers.iter().filter(|asker| asker.who != CHOSEN_WITH) {
-        clients.push(ClientReport::of(asker, &watched(asker)?));
+    fn guard(&self) -> Result<PathBuf, DeploymentError> {
+        let guard = self.folder.join("telemetry.toml");
+        let text = GuardText::budgets(PLENTY).telemetry(&self.thresholds, false);
+        let text = text.work(&self.thresholds, BITS);
+        std::fs::write(&guard, text.with(self.issuers)).map_err(failed(DOING))?;
+        Ok(guard)
     }
-    let honest = clients.iter().find(|client| client.who == HONEST);
-    let honest = honest.ok_or_else(|| failed(DOING)("nobody is honest"))?;
-    Ok(TelemetryReport {
-        queries: QUERIES,
-        below: BELOW,
-        share: chosen.share,
-        normality: chosen.normality,
-        bits: (BITS, MOST_BITS),
-        gain: chosen.gain,
-        false_positive_rate: f64::from(honest.unusual) / f64::from(honest.windows),
-        clients,
-    })
+
+    fn watched(&self, asker: &Asker, guard: &Path) -> Result<Watched, DeploymentError> {
+        let files = asker.files.iter().map(|file| self.folder.join(file));
+        self.owner.watch(WATCHED, guard, &files.collect::<Vec<_>>())
+    }
 }
 
 impl ClientReport {

@@ -274,7 +274,7 @@ fn seal_counted(site: &Site, output: &str, budgets: &str) -> Result<(), Deployme
 
 /// A token by the key in one file, written to another.
 fn make_token(site: &Site, key: &str, subject: &str, output: &str) -> Result<(), DeploymentError> {
-    let token = site.owner.token(key, ISSUER, subject, MODEL)?;
+    let token = site.owner.token(key, ISSUER, subject, &[MODEL])?;
     std::fs::write(site.owner.at(output), token).map_err(failed("writing a token"))
 }
 

@@ -44,7 +44,7 @@ impl Issuer {
         Claims {
             iss: ISSUER.to_owned(),
             sub: subject.to_owned(),
-            aud: "digits".to_owned(),
+            aud: vec!["digits".to_owned()],
             exp: UnixTime::now().0 + 3600,
         }
     }
@@ -160,7 +160,7 @@ async fn whoever_asks_shows_a_token_of_an_issuer_whom_the_owner_names() {
             "an issuer whom the model's owner does not name",
         ),
         (
-            of(&|claims| claims.aud = "others".to_owned()),
+            of(&|claims| claims.aud = vec!["others".to_owned()]),
             "the token is for another model",
         ),
         (

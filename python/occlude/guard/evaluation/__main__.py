@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import sys
 import time
@@ -13,24 +12,23 @@ from typing import Any
 import numpy as np
 import onnx
 
-from occlude.guard.evaluation.attackers import ATTACKERS, EQUATIONS, Ask, Attacker, knockoff
-from occlude.guard.evaluation.data import Digits, digits, letters, strokes
-from occlude.guard.evaluation.victims import INPUT, OUTPUT, to_onnx, victims
+from occlude.guard.evaluation.attackers import ATTACKERS, EQUATIONS, Ask, Attacker
+from occlude.guard.evaluation.clients import Client, Named, counted
+from occlude.guard.evaluation.data import digits
+from occlude.guard.evaluation.named import (
+    Asker,
+    Entry,
+    budgeted,
+    disguised,
+    honest,
+    throttled,
+    worked,
+)
+from occlude.guard.evaluation.outliers import strangers
+from occlude.guard.evaluation.victims import INPUT, to_onnx, victims
 
-#: Rows that are asked at once.
-BATCH = 100
-
-#: One object of the report.
-Entry = dict[str, Any]
-
-#: How many times a latency is measured.
-TIMES = 300
-
-#: How many clients are honest.
-HONEST = 40
-
-#: How many clients somebody may be, and how many digits each query is hidden among.
-IDENTITIES, HIDDEN_AMONG = 5, 9
+#: How many times a latency is measured, and how many times before that.
+TIMES, BEFORE = 1000, 20
 
 
 def main() -> int:
@@ -53,8 +51,9 @@ def make(arguments: argparse.Namespace) -> None:
     """Trains, and writes each model with its guard into the folder."""
     say("training models and guards")
     random = np.random.default_rng(arguments.seed)
+    data = digits(random)
     listed = []
-    models, sweeps = victims(digits(random), random)
+    models, sweeps = victims(data, random)
     for victim in models:
         model = victim.model
         entry: Entry = {"id": victim.id, "network": victim.network, "defence": victim.defence}
@@ -76,6 +75,7 @@ def make(arguments: argparse.Namespace) -> None:
         for one in sweeps
     ]
     (arguments.folder / "sweeps.json").write_text(json.dumps(of_networks))
+    _write_askers(arguments.folder, honest(data, np.random.default_rng(arguments.seed)))
 
 
 def attack(arguments: argparse.Namespace) -> None:
@@ -86,7 +86,9 @@ def attack(arguments: argparse.Namespace) -> None:
     budgets = [n for n in (100, 300, 1000, 3000, 10000) if n <= arguments.queries]
     clones: list[Entry] = []
     claims: list[Entry] = []
-    watched = _honest(arguments.folder, data, np.random.default_rng(arguments.seed))
+    askers = honest(data, np.random.default_rng(arguments.seed))
+    named = Named(arguments.folder)
+    looked_at = max(n for n in budgets if n <= named.looked_at)
     for victim in listed:
         ask = client.of(victim["id"])
         found = ask(data.held_out)
@@ -121,10 +123,15 @@ def attack(arguments: argparse.Namespace) -> None:
                     claim = {"attacker": attacker.name, "queries": budget, "suspect": suspect}
                     claim |= {"learned_from": victim["defence"], "inputs": inputs}
                     claims.append(claim)
-                if victim["id"] == "digits-none" and budget == budgets[-1]:
-                    rows = np.concatenate(asked)
-                    watched += _watched(arguments.folder, attacker.name, rows, data, random)
-    names = _names(arguments.folder, data, arguments.seed)
+                if victim["id"] == "digits-none" and budget == looked_at:
+                    askers += disguised(attacker, np.concatenate(asked), data, random)
+    plain = client.of("digits-none")
+    say("asking under several names")
+    names = budgeted(named, data, arguments.seed)
+    say("asking where somebody watches")
+    stopped = throttled(named, askers, plain, data, arguments.seed)
+    say("asking where answers cost work")
+    paid = worked(named, askers)
     say("timing answers")
     result = {
         "format": 1,
@@ -134,145 +141,20 @@ def attack(arguments: argparse.Namespace) -> None:
         "sweeps": json.loads((arguments.folder / "sweeps.json").read_text()),
         "clones": clones,
         "names": names,
-        "latency": _latency(client, data.held_out[:1]),
+        "throttled": stopped,
+        "worked": paid,
+        "latency": _latency(client, named, data.held_out[:1]),
     }
     result |= _summaries(result)
     (arguments.folder / "result.json").write_text(json.dumps(result))
     (arguments.folder / "claims.json").write_text(json.dumps(claims))
-    (arguments.folder / "watched.json").write_text(json.dumps(watched))
+    _write_askers(arguments.folder, askers)
 
 
-class ExhaustedError(RuntimeError):
-    """A client has no answers left."""
-
-
-class Client:
-    """Asks through a proxy, by the Open Inference Protocol."""
-
-    def __init__(self, address: str) -> None:
-        self.connection = http.client.HTTPConnection(address, timeout=60)
-
-    def of(self, model: str) -> Ask:
-        def ask(rows: np.ndarray) -> np.ndarray:
-            parts = [self._ask(model, rows[at : at + BATCH]) for at in range(0, len(rows), BATCH)]
-            return np.concatenate(parts)
-
-        return ask
-
-    def _ask(self, model: str, rows: np.ndarray) -> np.ndarray:
-        shape = list(rows.shape)
-        tensor = {"name": INPUT, "datatype": "FP32", "shape": shape, "data": rows.ravel().tolist()}
-        body = json.dumps({"inputs": [tensor], "outputs": [{"name": OUTPUT}]})
-        self.connection.request("POST", f"/v2/models/{model}/infer", body)
-        answer = self.connection.getresponse()
-        said = json.loads(answer.read())
-        if answer.status == 429:
-            raise ExhaustedError(model)
-        if answer.status != 200:
-            raise RuntimeError(f"{model}: {answer.status}: {said.get('error')}")
-        output = said["outputs"][0]
-        return np.array(output["data"]).reshape(output["shape"])
-
-
-def counted(ask: Ask, budget: int, asked: list[np.ndarray] | None = None) -> Ask:
-    """Lets no attacker ask more than it says, and adds what it does to ``asked``."""
-    left = budget
-
-    def ask_counted(rows: np.ndarray) -> np.ndarray:
-        nonlocal left
-        left -= len(rows)
-        if left < 0:
-            raise RuntimeError(f"an attacker asked {-left} rows more than its {budget}")
-        if asked is not None:
-            asked.append(np.asarray(rows, np.float32))
-        return ask(rows)
-
-    return ask_counted
-
-
-def under_names(asks: list[Ask], batch: int) -> Ask:
-    """Asks as one client, and as the next where that one has no answers left."""
-    left = list(asks)
-
-    def ask_some(rows: np.ndarray) -> np.ndarray:
-        while left:
-            try:
-                return left[0](rows)
-            except ExhaustedError:
-                left.pop(0)
-        raise ExhaustedError("no name has answers left")
-
-    def ask(rows: np.ndarray) -> np.ndarray:
-        return np.concatenate([ask_some(rows[at : at + batch]) for at in range(0, len(rows), batch)])
-
-    return ask
-
-
-def _names(folder: Path, data: Digits, seed: int) -> Entry:
-    """Copies of a model with budgets by one who has several names, a proxy for each."""
-    given = json.loads((folder / "names.json").read_text())
-    clones = []
-    for proxies in given["groups"]:
-        say(f"knockoff on {given['model']}, {len(proxies)} names")
-        asks = [Client(proxy).of(given["model"]) for proxy in proxies]
-        budget = given["of_each"] * len(proxies)
-        random = np.random.default_rng([seed, budget])
-        asked: list[np.ndarray] = []
-        limited = counted(under_names(asks, given["batch"]), budget, asked)
-        clone = knockoff(limited, budget, data.seeds, random)
-        labels = clone.probabilities(data.held_out.astype(np.float64)).argmax(axis=1)
-        clones.append(
-            {
-                "names": len(proxies),
-                "answers": sum(map(len, asked)),
-                "beyond": sum(_answers(ask, data.held_out[:1]) for ask in asks),
-                "accuracy": _share(labels == data.held_out_labels),
-            }
-        )
-    return {"of_each": given["of_each"], "clones": clones}
-
-
-def _answers(ask: Ask, rows: np.ndarray) -> bool:
-    try:
-        ask(rows)
-    except ExhaustedError:
-        return False
-    return True
-
-
-def _honest(folder: Path, data: Digits, random: np.random.Generator) -> list[Entry]:
-    """Clients who ask about digits: some to choose thresholds with, and others."""
-
-    return [
-        _client(folder, name, [random.permutation(digits) for _ in range(HONEST)])
-        for name, digits in (("chosen with", data.chosen_with), ("honest", data.held_out))
-    ]
-
-
-def _watched(
-    folder: Path, name: str, rows: np.ndarray, data: Digits, random: np.random.Generator
-) -> list[Entry]:
-    """The same queries of one client, of several, and hidden among nine times as many digits."""
-    several = [rows[one::IDENTITIES] for one in range(IDENTITIES)]
-    digits = data.seeds[random.integers(len(data.seeds), size=HIDDEN_AMONG * len(rows))]
-    moved = np.clip(digits + random.normal(0, 0.05, digits.shape), 0, 1).astype(np.float32)
-    hidden = random.permutation(np.concatenate([rows, moved]))
-    return [
-        _client(folder, name, [rows]),
-        _client(folder, name, several),
-        _client(folder, f"{name}, hidden", [hidden]),
-    ]
-
-
-def _client(folder: Path, name: str, of_each: list[np.ndarray]) -> Entry:
-    files = []
-    for number, rows in enumerate(of_each):
-        of_all = len(of_each)
-        file = f"watched-{name.replace(', ', '-').replace(' ', '-')}-{number}-of-{of_all}.npz"
-        arrays: dict[str, Any] = {INPUT: rows}
-        np.savez(folder / file, **arrays)
-        files.append(file)
-    return {"who": name, "queries": sum(len(rows) for rows in of_each), "files": files}
+def _write_askers(folder: Path, askers: list[Asker]) -> None:
+    """What everybody asks, for thresholds to be chosen and to be looked at."""
+    written = [asker.written(folder) for asker in askers]
+    (folder / "watched.json").write_text(json.dumps(written))
 
 
 def _attackers(victim: Entry) -> list[Attacker]:
@@ -286,26 +168,46 @@ def _kept(client: Client, victim: Entry, listed: list[Entry]) -> float | None:
     """How many outliers keep the label that the same network gives unguarded."""
     if victim["defence"] not in ("misinformation", "together"):
         return None
-    rows = np.concatenate(
-        [make(300, np.random.default_rng(11)) for make in (strokes, letters)]
-    )
+    rows = strangers(300, np.random.default_rng(11))
     own = client.of(f"{victim['network']}-exposure")(rows)
     guarded = client.of(victim["id"])(rows)
     return _share(own.argmax(axis=1) == guarded.argmax(axis=1))
 
 
-def _latency(client: Client, row: np.ndarray) -> dict[str, float]:
-    """Medians in turns, the same network with and without misinformation."""
-    times: dict[str, list[float]] = {"exposure": [], "misinformation": []}
-    for run in range(TIMES + 20):
-        for defence, measured in times.items():
-            ask = client.of(f"large-{defence}")
+def _latency(client: Client, named: Named, row: np.ndarray) -> Entry:
+    """Medians in turns: each defence beside the same network without."""
+    without = {"digits": "none", "large": "exposure"}
+    asks = {
+        (network, defence): client.of(f"{network}-{defence}")
+        for network, defences in (
+            ("digits", ("none", "rounded", "labels", "watermark")),
+            ("large", ("exposure", "misinformation", "together")),
+        )
+        for defence in defences
+    }
+    asks |= {
+        ("digits", defence): named.clients[0].of(named.models[model])
+        for model, defence in (
+            ("counted", "budgets"),
+            ("telemetry", "budgets and telemetry"),
+            ("work", "budgets and work"),
+        )
+    }
+    times: dict[tuple[str, str], list[float]] = {which: [] for which in asks}
+    for _ in range(BEFORE + TIMES):
+        for which, ask in asks.items():
             begun = time.perf_counter()
             ask(row)
-            if run >= 20:
-                measured.append(time.perf_counter() - begun)
-    without, guarded = (float(np.median(one)) * 1e3 for one in times.values())
-    return {"unguarded_ms": without, "guarded_ms": guarded, "ratio": guarded / without}
+            times[which].append(1e3 * (time.perf_counter() - begun))
+    medians = {which: float(np.median(all[BEFORE:])) for which, all in times.items()}
+    each = []
+    for (network, defence), guarded in medians.items():
+        unguarded = medians[network, without[network]]
+        if defence != without[network]:
+            entry: Entry = {"network": network, "defence": defence, "unguarded_ms": unguarded}
+            each.append(entry | {"guarded_ms": guarded, "ratio": guarded / unguarded})
+    main = next(one for one in each if one["defence"] == "misinformation")
+    return {**{name: main[name] for name in ("unguarded_ms", "guarded_ms", "ratio")}, "each": each}
 
 
 def _summaries(result: Entry) -> dict[str, dict[str, float | int | None]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from occlude.guard._network import BATCH, Network, cross_entropy, reverse_cross_entropy
-from occlude.guard.evaluation.data import SIDE, noise, strokes
+from occlude.guard.evaluation.outliers import SIDE, STRANGE, letters, noise, photographs, strokes
 from occlude.guard.evaluation.victims import CLASSES
 
 Ask = Callable[[np.ndarray], np.ndarray]
@@ -32,6 +32,13 @@ class Attacker:
 
 def knockoff(ask: Ask, budget: int, seeds: np.ndarray, random: Random) -> Network:
     rows = _surrogate(budget, random)
+    return _clone(rows, ask(rows), random)
+
+
+def of_letters(ask: Ask, budget: int, seeds: np.ndarray, random: Random) -> Network:
+    half = budget // 2
+    rows = np.concatenate([letters(half, random, STRANGE), photographs(budget - half, random)])
+    rows = random.permutation(rows)
     return _clone(rows, ask(rows), random)
 
 
@@ -100,6 +107,7 @@ def equations(ask: Ask, budget: int, seeds: np.ndarray, random: Random) -> Netwo
 ATTACKERS = [
     Attacker("knockoff", "KnockoffNets: probabilities of drawn strokes and noise", knockoff),
     Attacker("copycat", "CopycatCNN: labels of drawn strokes and noise", copycat),
+    Attacker("letters", "KnockoffNets: probabilities of letters and photographs", of_letters),
     Attacker("random", "probabilities of noise alone", at_random),
     Attacker("jbda", "Jacobian-based augmentation from 150 digits of its own", jacobian),
     Attacker("averaging", "adaptive: each input three times, moved a little, averaged", averaging),

@@ -10,7 +10,8 @@ from onnx import TensorProto, helper
 
 from occlude.guard import Guard, Misinformation, Outcome, Shaping, sweep, train
 from occlude.guard._network import Network, append_layers, cross_entropy
-from occlude.guard.evaluation.data import SIDE, Digits, letters, noise, strokes
+from occlude.guard.evaluation.data import Digits
+from occlude.guard.evaluation.outliers import SIDE, letters, noise, strangers
 
 CLASSES = 10
 INPUT, OUTPUT = "image", "probabilities"
@@ -57,8 +58,7 @@ def victims(data: Digits, random: np.random.Generator) -> tuple[list[Victim], li
     the paper has it; what that alone does is a defence of its own here. And what thresholds do
     to those, and to ones that were not."""
     outliers = np.concatenate([letters(1000, random), noise(1000, random)])
-    others = np.random.default_rng(13)
-    strange = np.concatenate([letters(500, others), strokes(500, others)])
+    strange = strangers(500, np.random.default_rng(13))
     found, sweeps = [], []
     for network, shape in SHAPES.items():
         plain = _trained(shape, data, None, random)
@@ -80,8 +80,8 @@ def victims(data: Digits, random: np.random.Generator) -> tuple[list[Victim], li
             (to_onnx(plain), _wrong(to_onnx(plain), data, outliers), False),
             (model, wrong, True),
         ):
-            benign, strangers = (its_wrong.answer(one, rows) for rows in (data.held_out, strange))
-            outcomes = sweep(benign, data.held_out_labels, strangers, taus=TAUS)
+            benign, others = (its_wrong.answer(one, rows) for rows in (data.held_out, strange))
+            outcomes = sweep(benign, data.held_out_labels, others, taus=TAUS)
             sweeps.append(Sweep(network, exposed_too, outcomes))
         found += [
             _victim(network, "exposure", exposed, None, data),

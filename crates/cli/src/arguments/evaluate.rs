@@ -67,7 +67,7 @@ pub(crate) struct EvaluateGuardArguments {
     #[arg(long, value_name = "PROGRAM", env = "OCCLUDE_PYTHON")]
     pub(crate) python: Option<PathBuf>,
     /// How many inputs an attacker may ask about, at most.
-    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(100..))]
+    #[arg(long, value_name = "N", default_value_t = 3000, value_parser = clap::value_parser!(u32).range(100..))]
     pub(crate) queries: u32,
     /// What decides all that is drawn.
     #[arg(long, value_name = "N", default_value_t = 0)]

@@ -150,7 +150,7 @@ fn print_guards(report: &GuardReport) {
     ];
     output::table(&header, victims.collect(), &[2, 3, 4, 5]);
     output::line("");
-    output::line("held-out digits that copies have right");
+    output::line("held-out digits that copies have right (and answer as the served model does)");
     let (header, rows) = report.table();
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let numbers: Vec<usize> = (2..header.len()).collect();

@@ -214,8 +214,8 @@ pub struct SummaryReport {
 }
 
 impl GuardReport {
-    /// Accuracies of copies: a row for each model, defence and attacker, a column for each
-    /// number of queries.
+    /// Accuracies of copies, and their fidelity in brackets: a row for each model, defence and
+    /// attacker, a column for each number of queries.
     #[must_use]
     pub fn table(&self) -> (Vec<String>, Vec<Vec<String>>) {
         let budgets: BTreeSet<u32> = self.clones.iter().map(|clone| clone.queries).collect();
@@ -230,10 +230,10 @@ impl GuardReport {
             let found = rows
                 .iter_mut()
                 .find(|row| row[0] == name && row[1] == clone.defence);
-            let accuracy = percent(clone.accuracy);
+            let cell = format!("{} ({})", percent(clone.accuracy), percent(clone.fidelity));
             match found {
-                Some(row) => row.push(accuracy),
-                None => rows.push(vec![name, clone.defence.clone(), accuracy]),
+                Some(row) => row.push(cell),
+                None => rows.push(vec![name, clone.defence.clone(), cell]),
             }
         }
         (header, rows)
@@ -345,9 +345,8 @@ pub fn guard(
     let askers = || -> Result<Vec<Asker>, DeploymentError> {
         serde_json::from_slice(&read("watched.json")?).map_err(failed(READING))
     };
-    let mut named = Named::new(&owner, &python)?;
-    let issuers = named.issuers().to_owned();
-    let watching = Watching::new(&owner, python.folder.path(), &issuers, &askers()?)?;
+    let named = Named::new(&owner, &python)?;
+    let watching = Watching::new(&owner, python.folder.path(), named.issuers(), &askers()?)?;
     for counted in named.seal(watching.thresholds())? {
         serve.extend(["--model".to_owned(), counted]);
     }

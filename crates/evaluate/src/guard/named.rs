@@ -13,6 +13,14 @@ use crate::processes::{DeploymentError, Service, failed, free_address};
 /// The model that they all are, which is guarded by nothing else.
 const PLAIN: &str = "digits-none";
 
+/// What each guard does, and the model's id.
+const MODELS: [(&str, &str); 4] = [
+    ("budgets", "digits-budgets"),
+    ("counted", "digits-counted"),
+    ("telemetry", "digits-telemetry"),
+    ("work", "digits-work"),
+];
+
 /// How many clients have a name.
 const NAMES: usize = 20;
 
@@ -126,7 +134,7 @@ impl WorkedReport {
 #[derive(Serialize)]
 struct Told {
     /// What each model's guard does, and its id.
-    models: BTreeMap<&'static str, String>,
+    models: BTreeMap<&'static str, &'static str>,
     looked_at: u32,
     of_each: u32,
     batch: u32,
@@ -140,8 +148,6 @@ pub(super) struct Named<'a> {
     python: &'a Python<'a>,
     issuers: String,
     of_each: u32,
-    /// What each guard does.
-    models: Vec<&'static str>,
 }
 
 impl<'a> Named<'a> {
@@ -153,7 +159,6 @@ impl<'a> Named<'a> {
             python,
             issuers: owner.issuer(KEY, ISSUER)?,
             of_each,
-            models: Vec::new(),
         })
     }
 
@@ -162,28 +167,27 @@ impl<'a> Named<'a> {
         &self.issuers
     }
 
-    /// Seals the unguarded model with each of these guards: the containers.
-    pub(super) fn seal(&mut self, thresholds: &Thresholds) -> Result<Vec<String>, DeploymentError> {
+    /// Seals the unguarded model with each guard: the containers.
+    pub(super) fn seal(&self, thresholds: &Thresholds) -> Result<Vec<String>, DeploymentError> {
         const DOING: &str = "sealing models that count";
         let plenty = || GuardText::budgets(PLENTY);
         let guards = [
-            ("budgets", GuardText::budgets(self.of_each)),
-            ("counted", plenty()),
-            ("telemetry", plenty().telemetry(thresholds, true)),
-            ("work", plenty().work(thresholds, BITS)),
+            GuardText::budgets(self.of_each),
+            plenty(),
+            plenty().telemetry(thresholds, true),
+            plenty().work(thresholds, BITS),
         ];
         let plain = self.python.folder.at(&format!("{PLAIN}.onnx"));
         let mut containers = Vec::new();
-        for (does, guard) in guards {
-            let (id, path) = (id(does), self.python.folder.at(&format!("{does}.toml")));
+        for ((_, id), guard) in MODELS.into_iter().zip(guards) {
+            let (sealed, path) = (format!("{id}.occ"), format!("{id}.toml"));
+            let path = self.python.folder.at(&path);
             std::fs::write(&path, guard.with(&self.issuers)).map_err(failed(DOING))?;
-            let (sealed, path) = (format!("{id}.occ"), path.display().to_string());
-            self.owner
-                .seal_with(&plain, &sealed, &id, 1, &["--guard", &path])?;
-            self.owner
-                .must_order(&["add-model", &self.owner.text(&sealed)])?;
+            let guard = ["--guard", &path.display().to_string()];
+            self.owner.seal_with(&plain, &sealed, id, 1, &guard)?;
+            let add = ["add-model", &self.owner.text(&sealed)];
+            self.owner.must_order(&add)?;
             containers.push(sealed);
-            self.models.push(does);
         }
         Ok(containers)
     }
@@ -191,8 +195,7 @@ impl<'a> Named<'a> {
     /// A proxy for each name, and Python told of them.
     pub(super) fn start(&self, url: &str, policy: &str) -> Result<Vec<Service>, DeploymentError> {
         const DOING: &str = "starting a proxy for each name";
-        let ids: Vec<String> = self.models.iter().copied().map(id).collect();
-        let may_ask: Vec<&str> = ids.iter().map(String::as_str).collect();
+        let may_ask = MODELS.map(|(_, id)| id);
         let (mut proxies, mut addresses) = (Vec::new(), Vec::new());
         for name in 0..NAMES {
             let token = (self.owner).token(KEY, ISSUER, &format!("client {name}"), &may_ask)?;
@@ -207,7 +210,7 @@ impl<'a> Named<'a> {
             addresses.push(address);
         }
         let told = Told {
-            models: self.models.iter().copied().zip(ids).collect(),
+            models: BTreeMap::from(MODELS),
             looked_at: LOOKED_AT,
             of_each: self.of_each,
             batch: BATCH,
@@ -217,8 +220,4 @@ impl<'a> Named<'a> {
         std::fs::write(self.python.folder.at("named.json"), told).map_err(failed(DOING))?;
         Ok(proxies)
     }
-}
-
-fn id(does: &str) -> String {
-    format!("digits-{does}")
 }

@@ -175,39 +175,43 @@ def _kept(client: Client, victim: Entry, listed: list[Entry]) -> float | None:
 
 
 def _latency(client: Client, named: Named, row: np.ndarray) -> Entry:
-    """Medians in turns: each defence beside the same network without."""
-    without = {"digits": "none", "large": "exposure"}
-    asks = {
-        (network, defence): client.of(f"{network}-{defence}")
-        for network, defences in (
-            ("digits", ("none", "rounded", "labels", "watermark")),
-            ("large", ("exposure", "misinformation", "together")),
-        )
-        for defence in defences
-    }
-    asks |= {
-        ("digits", defence): named.clients[0].of(named.models[model])
+    """Medians, of each defence beside the same network without."""
+    counting = named.clients[0]
+    pairs = [
+        ("digits", "none", defence, client.of(f"digits-{defence}"))
+        for defence in ("rounded", "labels", "watermark")
+    ]
+    pairs += [
+        ("large", "exposure", defence, client.of(f"large-{defence}"))
+        for defence in ("misinformation", "together")
+    ]
+    pairs += [
+        ("digits", "none", defence, counting.of(named.models[model]))
         for model, defence in (
             ("counted", "budgets"),
             ("telemetry", "budgets and telemetry"),
             ("work", "budgets and work"),
         )
-    }
-    times: dict[tuple[str, str], list[float]] = {which: [] for which in asks}
-    for _ in range(BEFORE + TIMES):
-        for which, ask in asks.items():
-            begun = time.perf_counter()
-            ask(row)
-            times[which].append(1e3 * (time.perf_counter() - begun))
-    medians = {which: float(np.median(all[BEFORE:])) for which, all in times.items()}
+    ]
     each = []
-    for (network, defence), guarded in medians.items():
-        unguarded = medians[network, without[network]]
-        if defence != without[network]:
-            entry: Entry = {"network": network, "defence": defence, "unguarded_ms": unguarded}
-            each.append(entry | {"guarded_ms": guarded, "ratio": guarded / unguarded})
+    for network, without, defence, ask in pairs:
+        unguarded, guarded = _medians(client.of(f"{network}-{without}"), ask, row)
+        entry: Entry = {"network": network, "defence": defence, "unguarded_ms": unguarded}
+        each.append(entry | {"guarded_ms": guarded, "ratio": guarded / unguarded})
     main = next(one for one in each if one["defence"] == "misinformation")
     return {**{name: main[name] for name in ("unguarded_ms", "guarded_ms", "ratio")}, "each": each}
+
+
+def _medians(first: Ask, second: Ask, row: np.ndarray) -> tuple[float, float]:
+    """Milliseconds of an answer of each, in turns; every other time the second goes first."""
+    times: dict[Ask, list[float]] = {first: [], second: []}
+    for run in range(BEFORE + TIMES):
+        for ask in (first, second) if run % 2 else (second, first):
+            begun = time.perf_counter()
+            ask(row)
+            times[ask].append(1e3 * (time.perf_counter() - begun))
+    before, after = (float(np.median(all[BEFORE:])) for all in times.values())
+    return before, after
 
 
 def _summaries(result: Entry) -> dict[str, dict[str, float | int | None]]:

@@ -144,12 +144,16 @@ fn who_is_counted_is_in_it(report: &Value) {
     assert_eq!(throttled.len(), 1 + 6 + 2 + 1);
     for one in &throttled {
         let [answers, queries] = ["answers", "queries"].map(|name| count(one, name));
-        match one["who"].as_str() {
+        match (one["who"].as_str(), count(one, "names")) {
             // A false alarm would be one of fifteen windows.
-            Some("honest") => assert!(answers > queries / 2, "{one}"),
-            Some("knockoff, hidden") => assert!(answers < queries, "{one}"),
-            // Their only window is over when they have all.
-            _ => assert_eq!(answers, queries, "{one}"),
+            (Some("honest"), _) => assert!(answers > queries / 2, "{one}"),
+            // Of so few queries of five clients none has a window.
+            (_, 5) => assert_eq!(answers, queries, "{one}"),
+            (Some("knockoff, hidden"), _) => assert!(answers < queries, "{one}"),
+            // It has digits.
+            (Some("jbda"), _) => assert!(answers >= 100, "{one}"),
+            // The first window stops them.
+            _ => assert!(answers == 100 && queries > 200, "{one}"),
         }
     }
     let worked = listed("worked");
@@ -172,7 +176,7 @@ fn copies_of_guarded_models_are_worse_and_all_of_it_is_drawn() {
     );
     let mut command = occlude(&binary());
     command
-        .args(["evaluate", "guard", "--queries", "100"])
+        .args(["evaluate", "guard", "--queries", "300"])
         .args(["--json", text(&json), "--report", text(&html)])
         .arg("--python")
         .arg(&python)
@@ -181,11 +185,11 @@ fn copies_of_guarded_models_are_worse_and_all_of_it_is_drawn() {
     let report: Value =
         serde_json::from_slice(&std::fs::read(&json).expect("written")).expect("one JSON document");
     let clones = report["clones"].as_array().expect("clones");
-    // Eight attackers on seven defences of one network, two on six of the larger, one on
-    // three of the logistic regression.
-    assert_eq!(clones.len(), 8 * 7 + 2 * 6 + 3);
+    // Each with 100 queries and with 300: eight attackers on seven defences of one network, two
+    // on six of the larger, one on three of the logistic regression.
+    assert_eq!(clones.len(), 2 * (8 * 7 + 2 * 6 + 3));
     let claims = report["claims"].as_array().expect("claims");
-    assert_eq!(claims.len(), 8 * 2);
+    assert_eq!(claims.len(), 2 * (8 * 2));
     for claim in claims {
         let p = claim["p_value"].as_f64().expect("a number");
         let innocent = claim["learned_from"] == "none";
@@ -197,7 +201,7 @@ fn copies_of_guarded_models_are_worse_and_all_of_it_is_drawn() {
         .iter()
         .map(|clone| ["names", "answers", "beyond"].map(|name| clone[name].as_u64()))
         .collect();
-    let expected = [1, 3, 10].map(|names| [Some(names), Some(10 * names), Some(0)]);
+    let expected = [1, 3, 10].map(|names| [Some(names), Some(30 * names), Some(0)]);
     assert_eq!(found, expected);
     who_is_counted_is_in_it(&report);
     // Honest clients, and each attacker under one name, under five, and hidden.
@@ -215,7 +219,7 @@ fn copies_of_guarded_models_are_worse_and_all_of_it_is_drawn() {
     };
     // All that ask about no digits; of so few queries of five clients none has a window.
     for who in ["knockoff", "copycat", "random"] {
-        assert_eq!(unusual(who, 1), (Some(1), Some(1)));
+        assert_eq!(unusual(who, 1), (Some(3), Some(3)));
         assert_eq!(unusual(who, 5), (Some(0), Some(0)));
     }
     // What work costs them.
@@ -235,7 +239,7 @@ fn copies_of_guarded_models_are_worse_and_all_of_it_is_drawn() {
     }
     assert!(bits("jbda", 1) < 11.0, "{telemetry}");
     let number = |attacker: &str, name: &str| report[attacker][name].as_f64().expect("a number");
-    for attacker in ["knockoff", "letters", "random"] {
+    for attacker in ["knockoff", "copycat", "letters", "random"] {
         let [without, with] = ["undefended", "defended"]
             .map(|side| number(attacker, &format!("{side}_clone_accuracy")));
         assert!(without > with + 0.05, "{attacker}: {without} and {with}");
@@ -251,7 +255,7 @@ fn copies_of_guarded_models_are_worse_and_all_of_it_is_drawn() {
         Some(solved),
         logistic.and_then(|one| one["accuracy"].as_f64())
     );
-    assert!(printed.contains("knockoff: with 100 queries"), "{printed}");
+    assert!(printed.contains("knockoff: with 300 queries"), "{printed}");
 
     let Some(shown) = shown(folder.path(), &html) else {
         return;

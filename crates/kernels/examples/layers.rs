@@ -86,7 +86,7 @@ fn main() {
                 dilations: [1; 2],
             };
             let output = (side + 2 * (kernel / 2) - kernel) / stride + 1;
-            let convolution = Convolution::new(isa, shape, block);
+            let convolution = Convolution::new(isa, 1, shape, block);
             let extents = Extents {
                 batch: 1,
                 input: [side; 2],
@@ -125,7 +125,7 @@ fn main() {
             (128, 3072, 768),
             (1, 4096, 4096),
         ] {
-            let gemm = Gemm::new(isa, k, n, false);
+            let gemm = Gemm::new(isa, 1, k, n, false);
             let lengths = (0..gemm.panels()).map(|panel| gemm.panel_length(panel));
             let weights = Resident::new(lengths);
             let (x, mut y) = (vec![0.5; m * k], vec![0.0; m * n]);

@@ -104,19 +104,22 @@ enum Kind {
 
 impl Convolution {
     /// Plans a convolution; images are blocked by `block`, a multiple of the vectors'
-    /// width. Weights are `[out_channels, in_channels_per_group, height, width]`.
+    /// width. Weights are `[out_channels, in_channels_per_group, height, width]`, which
+    /// `threads` threads (1 or more) can share evenly; others can run it too.
     ///
     /// # Panics
-    /// If `block` is no multiple of the vectors' width or an extent of `shape` is 0.
+    /// If `block` is no multiple of the vectors' width, or `threads` or an extent of `shape`
+    /// is 0.
     #[must_use]
-    pub fn new(isa: Isa, shape: ConvolutionShape, block: usize) -> Self {
+    pub fn new(isa: Isa, threads: usize, shape: ConvolutionShape, block: usize) -> Self {
         assert!(
             block.is_multiple_of(isa.width()),
             "blocks are whole vectors"
         );
         let taps = shape.taps();
         assert!(
-            shape.groups > 0
+            threads > 0
+                && shape.groups > 0
                 && shape.out_channels.is_multiple_of(shape.groups)
                 && taps > 0
                 && shape
@@ -124,7 +127,7 @@ impl Convolution {
                     .iter()
                     .chain(&shape.dilations)
                     .all(|&step| step > 0),
-            "a convolution's extents"
+            "a convolution's threads and extents"
         );
         let kind = if shape.in_channels_per_group == 1
             && shape.groups == shape.out_channels
@@ -150,7 +153,9 @@ impl Convolution {
             } else {
                 isa.width()
             };
-            Kind::Products(Packing::new(isa, columns, multiple, reduction, strides))
+            Kind::Products(Packing::new(
+                isa, threads, columns, multiple, reduction, strides,
+            ))
         };
         Self { shape, block, kind }
     }

@@ -53,9 +53,13 @@ impl Epilogue<'_> {
 }
 
 impl Gemm {
-    /// Plans the product for weights of `k` rows and `n` columns.
+    /// Plans the product for weights of `k` rows and `n` columns, which `threads` threads
+    /// (1 or more) can share evenly; others can run it too.
+    ///
+    /// # Panics
+    /// If `threads` is 0.
     #[must_use]
-    pub fn new(isa: Isa, k: usize, n: usize, transposed: bool) -> Self {
+    pub fn new(isa: Isa, threads: usize, k: usize, n: usize, transposed: bool) -> Self {
         let reduction = Reduction {
             channels: k,
             taps: 1,
@@ -67,7 +71,7 @@ impl Gemm {
             channel,
             tap: 0,
         };
-        let packing = Packing::new(isa, n, isa.width(), reduction, strides);
+        let packing = Packing::new(isa, threads, n, isa.width(), reduction, strides);
         Self { k, n, packing }
     }
 

@@ -114,6 +114,18 @@ impl Reduction {
     }
 }
 
+/// How many groups `vectors` make: as few as tiles of `best` vectors allow; or a few more, so
+/// that each of `threads` threads has as many, where groups keep five eighths of that width.
+fn groups(vectors: usize, best: usize, threads: usize) -> usize {
+    let fewest = vectors.div_ceil(best);
+    let even = fewest.next_multiple_of(threads);
+    if 8 * vectors >= 5 * best * even {
+        even
+    } else {
+        fewest
+    }
+}
+
 /// Weights that lie together in the model's tensor, and the panels made of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slab {
@@ -124,17 +136,18 @@ pub struct Slab {
 }
 
 impl Packing {
-    /// `columns` are stored in whole multiples of `multiple` (itself one of the
-    /// vector's width).
+    /// For `threads` threads. `columns` are stored in whole multiples of `multiple` (itself
+    /// one of the vector's width).
     pub(crate) fn new(
         isa: Isa,
+        threads: usize,
         columns: usize,
         multiple: usize,
         reduction: Reduction,
         strides: Strides,
     ) -> Self {
         let vectors = columns.next_multiple_of(multiple) / isa.width();
-        let groups = vectors.div_ceil(tile::best_vectors(isa));
+        let groups = groups(vectors, tile::best_vectors(isa), threads);
         let widest = vectors.div_ceil(groups.max(1)) * isa.width();
         let all = reduction.steps_before(reduction.segments()) * vectors * isa.width() * 4;
         let bytes = (all / PANELS).clamp(SMALL_PANEL_BYTES, PANEL_BYTES);
@@ -288,6 +301,30 @@ impl Packing {
                     row += 1;
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_get_as_many_groups_where_these_stay_wide() {
+        for (vectors, best, threads, expected) in [
+            (10, 4, 1, 3),
+            (10, 4, 2, 4),
+            (20, 4, 2, 6),
+            (60, 4, 2, 16),
+            (60, 4, 16, 16),
+            // Two vectors and a quarter to a group, or less.
+            (9, 4, 2, 3),
+            (4, 4, 2, 1),
+            (10, 4, 16, 3),
+            (0, 4, 2, 0),
+        ] {
+            let found = groups(vectors, best, threads);
+            assert_eq!(found, expected, "{vectors} vectors, {threads} threads");
         }
     }
 }

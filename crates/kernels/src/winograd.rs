@@ -125,9 +125,10 @@ impl<'a> Winograd<'a> {
     }
 
     /// Compares instructions for each weight: those of its products, and what it takes
-    /// to transform it. Transforming input and output takes a quarter on top.
+    /// to transform it, measured where one takes as long as the other. Transforming input and
+    /// output takes a quarter on top.
     fn pays(&self) -> bool {
-        const TRANSFORM: usize = 150;
+        const TRANSFORM: usize = 300;
         let points = self.batch * self.output[0] * self.output[1];
         let products = self.all_tiles() * PLACES;
         products + products / 4 + TRANSFORM < points * TAPS * TAPS

@@ -88,7 +88,7 @@ impl Work {
         let prepared: Vec<Prepared> = surveyed
             .iter()
             .zip(borrowed)
-            .map(|(layer, &borrowed)| Prepared::of(container, layer, borrowed, isa, block))
+            .map(|(layer, &borrowed)| Prepared::of(container, layer, borrowed, isa, threads, block))
             .collect::<Result<_, _>>()?;
         let store = match destination {
             Destination::Resident => None,
@@ -220,6 +220,7 @@ impl Prepared {
         layer: &graph::Layer,
         borrowed: bool,
         isa: Isa,
+        threads: usize,
         block: usize,
     ) -> Result<Self, LoadError> {
         let (mut scale, mut bias, mut pads) = (None, None, None);
@@ -228,6 +229,7 @@ impl Prepared {
                 scale = gemm.scale.map(|scale| vec![scale; gemm.n]);
                 LayerKernel::Gemm(occlude_kernels::Gemm::new(
                     isa,
+                    threads,
                     gemm.k,
                     gemm.n,
                     gemm.transposed,
@@ -247,7 +249,9 @@ impl Prepared {
                     strides: convolution.strides,
                     dilations: convolution.dilations,
                 };
-                LayerKernel::Convolution(occlude_kernels::Convolution::new(isa, shape, block))
+                LayerKernel::Convolution(occlude_kernels::Convolution::new(
+                    isa, threads, shape, block,
+                ))
             }
             LayerKind::Whole => LayerKernel::Whole(Whole {
                 bytes: if borrowed {

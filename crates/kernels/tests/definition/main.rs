@@ -166,7 +166,7 @@ fn check_gemm(
     n: usize,
     transposed: bool,
 ) -> Result<(), TestCaseError> {
-    let gemm = Gemm::new(case.isa, k, n, transposed);
+    let gemm = Gemm::new(case.isa, case.threads, k, n, transposed);
     let (x, w) = (numbers(m * k, 1), numbers(k * n, 2));
     let (bias, residual) = (numbers(n, 3), numbers(m * n, 4));
     let packed = pack(
@@ -286,7 +286,7 @@ fn check_convolution(case: Case, images: Images) -> Result<(), TestCaseError> {
         return Ok(());
     };
     let output = [height, width];
-    let convolution = Convolution::new(case.isa, shape, block);
+    let convolution = Convolution::new(case.isa, case.threads, shape, block);
     let (in_channels, out_channels) = (shape.in_channels(), shape.out_channels);
     let [in_layout, out_layout] = layouts;
     let in_image = convolution.image_length(in_channels, input, in_layout);
@@ -554,9 +554,27 @@ fn outputs_may_depend_on_padding_alone() {
 }
 
 #[test]
+fn columns_that_tiles_do_not_divide_are_shared_evenly() {
+    for isa in Isa::available() {
+        for threads in 1..=4 {
+            let case = Case {
+                isa,
+                threads,
+                bias: true,
+                residual: true,
+                bounds: Some((-0.5, 3.0)),
+            };
+            for (points, columns) in [(1, 160), (49, 160), (49, 320), (30, 577)] {
+                check_gemm(case, points, 70, columns, false).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
 fn a_number_that_is_none_is_not_lost_in_the_bounds() {
     for isa in Isa::available() {
-        let gemm = Gemm::new(isa, 1, 1, false);
+        let gemm = Gemm::new(isa, 1, 1, 1, false);
         let packed = Packed(vec![vec![1.0; gemm.panel_length(0)]]);
         let mut scratch = vec![0.0; gemm.scratch(1)];
         let epilogue = Epilogue {

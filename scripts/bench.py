@@ -53,10 +53,12 @@ def goals(name: str, report: dict) -> list[tuple[str, float, float]]:
         streamed = entries["0%"]["occlude"]
         peak = streamed["peak_protected_mib"] - streamed["resident_mib"]
         found.append((f"{name}, 0%: peak MiB besides tables", LARGEST_PEAKS[name], peak))
-    if name == "vgg16" and "resident" in entries:
+    if name in ("vgg16", "bert") and "resident" in entries:
+        # The goal is for weights and activations together; here weights alone are held to it.
         resident = entries["resident"]["occlude"]
         weights = resident["peak_protected_mib"] / resident["weights_mib"]
-        found.append(("vgg16, resident: peak as a part of the weights", 1.25, weights))
+        found.append((f"{name}, resident: peak as a part of the weights", 1.15, weights))
+    if name == "vgg16" and "resident" in entries:
         plain = report["plain"]["load_ms"] + report["plain"]["p50_ms"]
         first = resident["first_answer_ms"] / plain
         found.append(("vgg16, resident: first answer as a part of plain's", 0.5, first))

@@ -40,6 +40,9 @@ LARGEST_RATIOS = {
 }
 # Peak memory in MiB with everything streamed, besides tables that must stay resident.
 LARGEST_PEAKS = {"vgg16": 80, "resnet50": 44, "bert": 40, "mobilenetv2": 24}
+# Peak memory with everything resident, as a part of the weights alone: stricter than the
+# goal, which counts activations too.
+LARGEST_OF_WEIGHTS = {"vgg16": 1.15, "bert": 1.15}
 
 
 def goals(name: str, report: dict) -> list[tuple[str, float, float]]:
@@ -53,12 +56,14 @@ def goals(name: str, report: dict) -> list[tuple[str, float, float]]:
         streamed = entries["0%"]["occlude"]
         peak = streamed["peak_protected_mib"] - streamed["resident_mib"]
         found.append((f"{name}, 0%: peak MiB besides tables", LARGEST_PEAKS[name], peak))
-    if name in ("vgg16", "bert") and "resident" in entries:
-        # The goal is for weights and activations together; here weights alone are held to it.
-        resident = entries["resident"]["occlude"]
-        weights = resident["peak_protected_mib"] / resident["weights_mib"]
-        found.append((f"{name}, resident: peak as a part of the weights", 1.15, weights))
-    if name == "vgg16" and "resident" in entries:
+    if "resident" not in entries:
+        return found
+    resident = entries["resident"]["occlude"]
+    if name in LARGEST_OF_WEIGHTS:
+        part = resident["peak_protected_mib"] / resident["weights_mib"]
+        what = f"{name}, resident: peak as a part of the weights"
+        found.append((what, LARGEST_OF_WEIGHTS[name], part))
+    if name == "vgg16":
         plain = report["plain"]["load_ms"] + report["plain"]["p50_ms"]
         first = resident["first_answer_ms"] / plain
         found.append(("vgg16, resident: first answer as a part of plain's", 0.5, first))

@@ -128,12 +128,6 @@ impl Tensor {
         &self.data
     }
 
-    /// Gives the data away, still to be wiped on drop.
-    #[must_use]
-    pub fn into_data(mut self) -> Zeroizing<Vec<u8>> {
-        std::mem::take(&mut self.data)
-    }
-
     /// Its numbers.
     ///
     /// # Errors

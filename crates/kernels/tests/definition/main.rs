@@ -137,6 +137,18 @@ struct Case {
     bounds: Option<(f32, f32)>,
 }
 
+impl Case {
+    fn with_everything(isa: Isa, threads: usize) -> Self {
+        Self {
+            isa,
+            threads,
+            bias: true,
+            residual: true,
+            bounds: Some((-0.5, 3.0)),
+        }
+    }
+}
+
 fn case() -> impl Strategy<Value = Case> {
     let bounds = prop_oneof![
         Just(None),
@@ -557,13 +569,7 @@ fn outputs_may_depend_on_padding_alone() {
 fn columns_that_tiles_do_not_divide_are_shared_evenly() {
     for isa in Isa::available() {
         for threads in 1..=4 {
-            let case = Case {
-                isa,
-                threads,
-                bias: true,
-                residual: true,
-                bounds: Some((-0.5, 3.0)),
-            };
+            let case = Case::with_everything(isa, threads);
             for (points, columns) in [(1, 160), (49, 160), (49, 320), (30, 577)] {
                 check_gemm(case, points, 70, columns, false).unwrap();
             }

@@ -43,13 +43,7 @@ proptest! {
 fn many_tiles_are_shared_by_tile_and_many_columns_in_windows() {
     for isa in Isa::available() {
         for threads in [1, 3] {
-            let case = Case {
-                isa,
-                threads,
-                bias: true,
-                residual: true,
-                bounds: Some((-0.5, 3.0)),
-            };
+            let case = Case::with_everything(isa, threads);
             check_convolution(case, images(shape(32, 96), [35, 41])).unwrap();
             check_convolution(case, images(shape(288, 320), [6, 70])).unwrap();
         }

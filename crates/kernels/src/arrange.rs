@@ -5,6 +5,9 @@ use crate::convolution::{ConvolutionShape, Layout};
 use crate::panels::Parallel;
 use crate::shares::Shares;
 
+/// Pieces of work for each thread, so that all end at about the same time.
+const PIECES_PER_THREAD: usize = 4;
+
 /// An input, and what of it a convolution touches.
 #[derive(Clone, Copy)]
 pub(crate) struct Image {
@@ -112,86 +115,95 @@ impl Image {
             * self.extents[1];
         let blocks = place.group_channels.div_ceil(place.lanes);
         let groups = self.channels / place.group_channels.max(1);
-        let works = batch * groups * blocks;
-        let out = Pieces::new(&mut out[..batch * place.image_stride], place.block_stride);
-        let at_once = works.div_ceil(4 * parallel.threads()).max(1);
-        let works = Shares::new(works, parallel.threads());
+        let count = batch * groups * blocks;
+        // Where there are few blocks, threads share each of them by rows, as they do the
+        // points of the product.
+        let height = self.touched[0];
+        let bands = (PIECES_PER_THREAD * parallel.threads()).div_ceil(count.max(1));
+        let rows = height.div_ceil(bands.clamp(1, height.max(1))).max(1);
+        let bands = height.div_ceil(rows);
+        let out = Pieces::new(&mut out[..batch * place.image_stride], place.row_stride);
+        let at_once = (count * bands).div_ceil(PIECES_PER_THREAD * parallel.threads());
+        let works = Shares::new(count * bands, parallel.threads());
         parallel.run(parallel.threads(), &|_| {
-            while let Some(some) = works.take_some(at_once) {
+            while let Some(some) = works.take_some(at_once.max(1)) {
                 for work in some {
-                    let (image, rest) = (work / (groups * blocks), work % (groups * blocks));
+                    let (band, index) = (work / count, work % count);
+                    let (image, rest) = (index / (groups * blocks), index % (groups * blocks));
                     let (group, block) = (rest / blocks, rest % blocks);
                     let channel = group * place.group_channels + block * place.lanes;
                     let count = place.lanes.min(place.group_channels - block * place.lanes);
-                    // SAFETY: blocks lie one after the other in this order, and each
-                    // number of `works` comes once.
-                    let out = unsafe { out.piece(work) };
                     let input = &input[image * in_image..][..in_image];
-                    self.copy_block(place.lanes, channel, count, input, out);
+                    for row in band * rows..((band + 1) * rows).min(height) {
+                        // SAFETY: blocks lie one after the other in this order, in rows,
+                        // and each number of `works` comes once.
+                        let out = unsafe { out.piece(index * height + row) };
+                        self.copy_row(place.lanes, channel, count, row, input, out);
+                    }
                 }
             }
         });
     }
 
-    /// Copies `count` channels from `channel` on to a block of `lanes`.
-    fn copy_block(
+    /// Copies row `row`, padding counted, of `count` channels from `channel` on to that of a
+    /// block of `lanes`.
+    fn copy_row(
         &self,
         lanes: usize,
         channel: usize,
         count: usize,
+        row: usize,
         input: &[f32],
         out: &mut [f32],
     ) {
         let [height, width] = self.extents;
         let (above, left) = (self.padding[0], self.padding[1]);
         let area = height * width;
-        for (row, out) in out.chunks_exact_mut(self.touched[1] * lanes).enumerate() {
-            if row < above || row - above >= height {
-                out.fill(0.0);
-                continue;
+        if row < above || row - above >= height {
+            out.fill(0.0);
+            return;
+        }
+        let row = row - above;
+        let before = left.min(self.touched[1]);
+        let copied = width.min(self.touched[1] - before);
+        out[..before * lanes].fill(0.0);
+        out[(before + copied) * lanes..].fill(0.0);
+        let out = &mut out[before * lanes..][..copied * lanes];
+        if out.is_empty() {
+            // What is touched of this row is padding only.
+            return;
+        }
+        match self.layout {
+            Layout::Blocked if lanes == self.block && channel.is_multiple_of(lanes) => {
+                let start = channel * area + row * width * lanes;
+                out.copy_from_slice(&input[start..][..copied * lanes]);
             }
-            let row = row - above;
-            let before = left.min(self.touched[1]);
-            let copied = width.min(self.touched[1] - before);
-            out[..before * lanes].fill(0.0);
-            out[(before + copied) * lanes..].fill(0.0);
-            let out = &mut out[before * lanes..][..copied * lanes];
-            if out.is_empty() {
-                // What is touched of this row is padding only.
-                continue;
+            Layout::Plain if lanes == 1 => {
+                let start = channel * area + row * width;
+                out.copy_from_slice(&input[start..][..copied]);
             }
-            match self.layout {
-                Layout::Blocked if lanes == self.block && channel.is_multiple_of(lanes) => {
-                    let start = channel * area + row * width * lanes;
-                    out.copy_from_slice(&input[start..][..copied * lanes]);
-                }
-                Layout::Plain if lanes == 1 => {
-                    let start = channel * area + row * width;
-                    out.copy_from_slice(&input[start..][..copied]);
-                }
-                _ => {
-                    for lane in 0..lanes {
-                        if lane >= count {
-                            out[lane..]
-                                .iter_mut()
-                                .step_by(lanes)
-                                .for_each(|out| *out = 0.0);
-                            continue;
-                        }
-                        let channel = channel + lane;
-                        let (start, step) = match self.layout {
-                            Layout::Plain => (channel * area + row * width, 1),
-                            Layout::Blocked => (
-                                channel / self.block * self.block * area
-                                    + row * width * self.block
-                                    + channel % self.block,
-                                self.block,
-                            ),
-                        };
-                        let from = input[start..].iter().step_by(step);
-                        for (out, from) in out[lane..].iter_mut().step_by(lanes).zip(from) {
-                            *out = *from;
-                        }
+            _ => {
+                for lane in 0..lanes {
+                    if lane >= count {
+                        out[lane..]
+                            .iter_mut()
+                            .step_by(lanes)
+                            .for_each(|out| *out = 0.0);
+                        continue;
+                    }
+                    let channel = channel + lane;
+                    let (start, step) = match self.layout {
+                        Layout::Plain => (channel * area + row * width, 1),
+                        Layout::Blocked => (
+                            channel / self.block * self.block * area
+                                + row * width * self.block
+                                + channel % self.block,
+                            self.block,
+                        ),
+                    };
+                    let from = input[start..].iter().step_by(step);
+                    for (out, from) in out[lane..].iter_mut().step_by(lanes).zip(from) {
+                        *out = *from;
                     }
                 }
             }

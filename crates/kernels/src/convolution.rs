@@ -11,9 +11,10 @@ use crate::arrange::{Arranged, Image};
 use crate::depthwise::Depthwise;
 use crate::gemm::Epilogue;
 use crate::isa::Isa;
+use crate::opening::Opening;
 use crate::packing::{Packing, Reduction, Slab, Strides};
 use crate::panels::{Panels, Parallel, Workers};
-use crate::product::{self, ColumnMap, PointMap, Product};
+use crate::product::{self, ColumnMap, PointMap, Product, Scratch};
 use crate::scatter::scatter;
 use crate::tile::Finish;
 use crate::winograd::Winograd;
@@ -133,7 +134,7 @@ impl Convolution {
             && shape.groups == shape.out_channels
             && shape.groups > 1
         {
-            Kind::Depthwise(Depthwise::new(isa, shape.out_channels, taps))
+            Kind::Depthwise(Depthwise::new(isa, threads, shape.out_channels, taps))
         } else {
             let channels = shape.in_channels_per_group;
             let reduction = Reduction {
@@ -544,11 +545,17 @@ impl Convolution {
             parallel,
             scratch,
         } = workers;
-        let (opened, rest) = scratch.split_at_mut(depthwise.scratch());
+        let (weights, rest) = scratch.split_at_mut(depthwise.scratch());
         let [in_copy, out_copy] = self.depthwise_images(extents);
         let (in_copy, rest) = rest.split_at_mut(in_copy);
         let sums = &mut rest[..out_copy];
-        let weights = depthwise.open(panels, opened)?;
+        let weights = Scratch::new(weights);
+        let places = depthwise.places(panels, &weights);
+        // SAFETY: the parts are those of different panels, and the scratch is borrowed by
+        // this call alone.
+        let opening =
+            unsafe { Opening::new(panels, &weights, depthwise.parts(), parallel.threads()) };
+        let opened = || opening.pass();
         for image in 0..extents.batch {
             let mut source = &input[image * in_image..][..in_image];
             if extents.input_layout == Layout::Plain {
@@ -569,17 +576,21 @@ impl Convolution {
                         .map(|residual| &residual[image * out_image..]),
                     ..*epilogue
                 };
-                depthwise.run(self, extents, &weights, source, &epilogue, parallel, target);
+                // SAFETY: panels are opened once, into parts of their lengths, before
+                // `opened` returns true.
+                unsafe {
+                    depthwise.run(
+                        self, extents, &places, &opened, source, &epilogue, parallel, target,
+                    );
+                }
             } else {
-                depthwise.run(
-                    self,
-                    extents,
-                    &weights,
-                    source,
-                    &Epilogue::default(),
-                    parallel,
-                    sums,
-                );
+                let none = Epilogue::default();
+                // SAFETY: as above.
+                unsafe {
+                    depthwise.run(
+                        self, extents, &places, &opened, source, &none, parallel, sums,
+                    );
+                }
                 let one = Extents {
                     batch: 1,
                     ..*extents
@@ -590,7 +601,7 @@ impl Convolution {
                 unsafe { scatter_all(self, &one, channels, sums, finish, parallel, target) };
             }
         }
-        Ok(())
+        opening.into_result()
     }
 }
 

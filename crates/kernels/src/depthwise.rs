@@ -7,15 +7,20 @@ use crate::arrange::Pieces;
 use crate::convolution::{Convolution, Extents};
 use crate::gemm::Epilogue;
 use crate::isa::{Isa, Kind};
+use crate::opening::Part;
 use crate::packing::Slab;
 use crate::panels::{Panels, Parallel};
+use crate::product::Scratch;
 use crate::shares::Shares;
 use crate::tile::next_points;
 #[cfg(target_arch = "x86_64")]
 use crate::vector::{Avx2, Avx512};
 use crate::vector::{Portable, Vector};
 
-/// Vectors of channels that a panel holds, so that a layer makes few panels.
+/// Bytes below which a panel does not go, so that a layer makes few panels.
+const SMALL_PANEL_BYTES: usize = 8 << 10;
+
+/// Vectors of channels that a panel holds at most.
 const PANEL_VECTORS: usize = 64;
 
 /// Outputs of an image from which on products are shared by point, see [`crate::product`].
@@ -27,14 +32,20 @@ pub(crate) struct Depthwise {
     isa: Isa,
     channels: usize,
     taps: usize,
+    /// Vectors of a panel, the last one may have fewer.
+    panel_vectors: usize,
 }
 
 impl Depthwise {
-    pub(crate) fn new(isa: Isa, channels: usize, taps: usize) -> Self {
+    /// With a panel for each of `threads` threads, where these would not be tiny.
+    pub(crate) fn new(isa: Isa, threads: usize, channels: usize, taps: usize) -> Self {
+        let share = channels.div_ceil(isa.width()).div_ceil(threads);
+        let small = SMALL_PANEL_BYTES.div_ceil(4 * isa.width() * taps.max(1));
         Self {
             isa,
             channels,
             taps,
+            panel_vectors: share.max(small).min(PANEL_VECTORS),
         }
     }
 
@@ -43,11 +54,11 @@ impl Depthwise {
     }
 
     pub(crate) fn panels(&self) -> usize {
-        self.vectors().div_ceil(PANEL_VECTORS)
+        self.vectors().div_ceil(self.panel_vectors)
     }
 
     pub(crate) fn panel_length(&self, panel: usize) -> usize {
-        let vectors = (self.vectors() - panel * PANEL_VECTORS).min(PANEL_VECTORS);
+        let vectors = (self.vectors() - panel * self.panel_vectors).min(self.panel_vectors);
         vectors * self.taps * self.isa.width()
     }
 
@@ -57,7 +68,7 @@ impl Depthwise {
     }
 
     fn panel_channels(&self, panel: usize) -> std::ops::Range<usize> {
-        let each = PANEL_VECTORS * self.isa.width();
+        let each = self.panel_vectors * self.isa.width();
         panel * each..((panel + 1) * each).min(self.channels)
     }
 
@@ -94,35 +105,36 @@ impl Depthwise {
         }
     }
 
-    /// Opens all panels into `scratch`, unless the only one is resident.
-    pub(crate) fn open<'a, P: Panels>(
-        &self,
-        panels: &'a P,
-        scratch: &'a mut [f32],
-    ) -> Result<Vec<&'a [f32]>, P::Error> {
-        let mut opened = Vec::with_capacity(self.panels());
-        let mut rest = scratch;
-        for panel in 0..self.panels() {
-            let (part, after) = rest.split_at_mut(self.panel_length(panel));
-            rest = after;
-            opened.push(match panels.resident(panel) {
-                Some(weights) => weights,
-                None => {
-                    panels.open(panel, part)?;
-                    &*part
-                }
-            });
-        }
-        Ok(opened)
+    /// Where the panels are: in memory, or else in `scratch` when they have been opened.
+    pub(crate) fn places<P: Panels>(&self, panels: &P, scratch: &Scratch) -> Vec<*const f32> {
+        let place = |part: Part| match panels.resident(part.panel) {
+            Some(weights) => weights.as_ptr(),
+            None => scratch.start(part.start),
+        };
+        self.parts().map(place).collect()
     }
 
-    /// Convolves one image in blocks; `weights` are the panels.
+    /// The panels' parts of the scratch.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = Part> {
+        (0..self.panels()).map(|panel| Part {
+            panel,
+            start: panel * self.panel_vectors * self.taps * self.isa.width(),
+            length: self.panel_length(panel),
+        })
+    }
+
+    /// Convolves one image in blocks; `weights` are the panels, which can be read when
+    /// `opened` has returned true.
+    ///
+    /// # Safety
+    /// Each panel has its length, and nobody writes to one once `opened` has returned true.
     #[expect(clippy::too_many_arguments, reason = "all of one convolution")]
-    pub(crate) fn run(
+    pub(crate) unsafe fn run(
         &self,
         convolution: &Convolution,
         extents: &Extents,
-        weights: &[&[f32]],
+        weights: &[*const f32],
+        opened: &(dyn Fn() -> bool + Sync),
         input: &[f32],
         epilogue: &Epilogue<'_>,
         parallel: &dyn Parallel,
@@ -164,7 +176,11 @@ impl Depthwise {
         let rows = out_height.div_ceil(wanted).max(1);
         let bands = out_height.div_ceil(rows);
         let works = Shares::new(blocks * bands, parallel.threads());
+        let weights = Weights(weights);
         parallel.run(parallel.threads(), &|_| {
+            if !opened() {
+                return;
+            }
             while let Some(work) = works.take() {
                 let (index, band) = if by_row {
                     (work % blocks, work / blocks)
@@ -180,8 +196,10 @@ impl Depthwise {
                         let vector = channel / width;
                         let tap_weights = (vector < self.vectors()).then(|| {
                             let length = self.taps * width;
-                            let start = vector % PANEL_VECTORS * length;
-                            &weights[vector / PANEL_VECTORS][start..][..length]
+                            let start = vector % self.panel_vectors * length;
+                            weights
+                                .panel(vector / self.panel_vectors)
+                                .wrapping_add(start)
                         });
                         let Some(tap_weights) = tap_weights else {
                             // A vector of padding.
@@ -192,7 +210,7 @@ impl Depthwise {
                         let line = Line {
                             y,
                             input: source[lane..].as_ptr(),
-                            weights: tap_weights.as_ptr(),
+                            weights: tap_weights,
                             bias: epilogue.bias.map_or(std::ptr::null(), |bias| {
                                 bias[channel..channel + width].as_ptr()
                             }),
@@ -203,13 +221,26 @@ impl Depthwise {
                             output: out[lane..].as_mut_ptr(),
                         };
                         // SAFETY: an `Isa` is only made where its instructions are;
-                        // input, weights, bias and residual were sliced to the extents
-                        // that `row` names.
+                        // input, bias and residual were sliced to the extents that `row`
+                        // names, and weights are there by the caller's contract.
                         unsafe { run(&row, &line) };
                     }
                 }
             }
         });
+    }
+}
+
+/// Where panels begin.
+#[derive(Clone, Copy)]
+struct Weights<'a>(&'a [*const f32]);
+
+// SAFETY: several threads only read what the pointers point to.
+unsafe impl Sync for Weights<'_> {}
+
+impl Weights<'_> {
+    fn panel(self, panel: usize) -> *const f32 {
+        self.0[panel]
     }
 }
 

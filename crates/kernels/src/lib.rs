@@ -24,6 +24,8 @@ mod depthwise;
 #[allow(unsafe_code, reason = "hands checked slices to the product")]
 mod gemm;
 mod isa;
+#[allow(unsafe_code, reason = "threads write disjoint parts of one scratch")]
+mod opening;
 mod packing;
 mod panels;
 #[allow(unsafe_code, reason = "threads write disjoint parts of one output")]

@@ -40,6 +40,8 @@ pub(crate) struct Packing {
     reduction: Reduction,
     /// Segments where ranges begin, and the end.
     cuts: Vec<usize>,
+    /// Numbers of the longest panel.
+    longest: usize,
     strides: Strides,
 }
 
@@ -163,15 +165,19 @@ impl Packing {
         let (units, each) = (segments / unit, unit * reduction.lanes);
         let ranges = units.div_ceil((steps / each).max(1)).max(1);
         let cuts = (0..=ranges).map(|range| range * units / ranges * unit);
-        Self {
+        let mut packing = Self {
             isa,
             columns,
             vectors,
             groups,
             reduction,
             cuts: cuts.collect(),
+            longest: 0,
             strides,
-        }
+        };
+        let lengths = (0..packing.panels()).map(|panel| packing.panel_length(panel));
+        packing.longest = lengths.max().unwrap_or(0);
+        packing
     }
 
     pub(crate) fn isa(&self) -> Isa {
@@ -222,11 +228,9 @@ impl Packing {
         steps * self.vectors(panel / self.ranges()).len() * self.isa.width()
     }
 
+    /// Numbers of the longest panel.
     pub(crate) fn longest_panel(&self) -> usize {
-        (0..self.panels())
-            .map(|panel| self.panel_length(panel))
-            .max()
-            .unwrap_or(0)
+        self.longest
     }
 
     /// Numbers of all panels.

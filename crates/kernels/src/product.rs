@@ -13,6 +13,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::opening::{Opening, Part};
 use crate::packing::Packing;
 use crate::panels::{Panels, Workers};
 use crate::shares::Shares;
@@ -241,9 +242,14 @@ impl Product<'_> {
                     }
                     let after = group * self.packing.ranges() + first + weights.len();
                     ahead.clear();
-                    // The next ones, most often of this thread, or of the groups that
-                    // are left.
-                    let next = after..(after + weights.len()).min(self.packing.panels());
+                    // The next ones, unless another thread will read them: then this one
+                    // would only wait for what that one's cache has.
+                    let end = if group + 1 < count && groups.ends_with(group) {
+                        (group + 1) * self.packing.ranges()
+                    } else {
+                        self.packing.panels()
+                    };
+                    let next = after..(after + weights.len()).min(end);
                     ahead.extend(next.rev().map(|panel| {
                         let panel = self.first_panel + panel;
                         match panels.resident(panel) {
@@ -276,35 +282,21 @@ impl Product<'_> {
         let mut first = first * ranges;
         while first < self.packing.panels() {
             let (end, places) = self.window(first);
-            let failure = Failure::new();
-            let streamed =
-                (first..end).any(|panel| panels.resident(self.first_panel + panel).is_none());
-            if streamed {
-                let window = Shares::new(end - first, parallel.threads());
-                parallel.run(parallel.threads(), &|_| {
-                    while !failure.happened() {
-                        let Some(index) = window.take() else {
-                            return;
-                        };
-                        let panel = first + index;
-                        if panels.resident(self.first_panel + panel).is_some() {
-                            continue;
-                        }
-                        let length = self.packing.panel_length(panel);
-                        // SAFETY: each panel has a part of its own.
-                        let part = unsafe { scratch.part(places[panel - first], length) };
-                        if let Err(error) = panels.open(self.first_panel + panel, part) {
-                            return failure.report(error);
-                        }
-                    }
-                });
-            }
-            failure.into_result()?;
+            let parts = (first..end).zip(&places).map(|(panel, &start)| Part {
+                panel: self.first_panel + panel,
+                start,
+                length: self.packing.panel_length(panel),
+            });
+            // SAFETY: `places` has one part for each panel, and the scratch is this call's.
+            let opening = unsafe { Opening::new(panels, &scratch, parts, parallel.threads()) };
             let groups = first / ranges..(end - 1) / ranges + 1;
             let pieces = self.pieces(groups.len(), parallel.threads());
             let works = pieces * groups.len();
             let works = Shares::new(works, parallel.threads());
             parallel.run(parallel.threads(), &|_| {
+                if !opening.pass() {
+                    return;
+                }
                 let mut weights = Vec::with_capacity(ranges);
                 let mut nothing = Ahead::new();
                 while let Some(work) = works.take() {
@@ -320,10 +312,11 @@ impl Product<'_> {
                     }));
                     let range = of_group.start - group * ranges;
                     // SAFETY: the caller's contract; no other thread has this piece of
-                    // this group. The window was opened above.
+                    // this group. The window was opened above, and is not written any more.
                     unsafe { self.pass_all(group, range, &weights, points, &mut nothing) };
                 }
             });
+            opening.into_result()?;
             first = end;
         }
         Ok(())

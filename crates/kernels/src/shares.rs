@@ -6,16 +6,19 @@
 
 use std::cell::Cell;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 thread_local! {
     static THREAD: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// A number for this thread, the same for as long as it lives. Most often the threads of
-/// a pool get numbers that follow each other.
+/// The number of the thread that gives work to others.
+const CALLER: usize = 0;
+
+/// A number for this thread, the same for as long as it lives: [`CALLER`], or one after the
+/// other for threads that work for it.
 fn thread_number() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    static NEXT: AtomicUsize = AtomicUsize::new(CALLER + 1);
     THREAD.get().unwrap_or_else(|| {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         THREAD.set(Some(number));
@@ -36,8 +39,10 @@ struct Share {
 }
 
 impl Shares {
-    /// The numbers below `count`, in as many shares as there are threads.
+    /// The numbers below `count`, in as many shares as there are threads. The first is for
+    /// the thread that calls this.
     pub(crate) fn new(count: usize, threads: usize) -> Self {
+        THREAD.set(Some(CALLER));
         let share = |thread: usize| Share {
             next: AtomicUsize::new(thread * count / threads),
             end: (thread + 1) * count / threads,
@@ -53,14 +58,91 @@ impl Shares {
         self.take_some(1).map(|range| range.start)
     }
 
+    /// The share of this thread: no worker has the caller's, unless it is the only one.
+    fn own_share(&self) -> usize {
+        match thread_number() {
+            CALLER => 0,
+            number => 1 + (number - 1) % (self.shares.len() - 1).max(1),
+        }
+    }
+
+    /// Whether `number` and the one after it are of different shares.
+    pub(crate) fn ends_with(&self, number: usize) -> bool {
+        self.shares.iter().any(|share| share.end == number + 1)
+    }
+
     /// [`Self::take`], `most` numbers at once.
     pub(crate) fn take_some(&self, most: usize) -> Option<Range<usize>> {
-        let own = thread_number();
+        let own = self.own_share();
         (0..self.shares.len()).find_map(|other| {
             let share = &self.shares[(own + other) % self.shares.len()];
             let start = share.next.fetch_add(most, Ordering::Relaxed);
             (start < share.end).then(|| start..(start + most).min(share.end))
         })
+    }
+}
+
+/// Work that threads share, all of which has to be done before any of them goes on.
+///
+/// A thread waits only for what others have begun, so that it never waits for one that
+/// has not come yet, nor in vain where it is alone.
+pub(crate) struct Gate {
+    works: Shares,
+    left: AtomicUsize,
+    failed: AtomicBool,
+}
+
+/// Times that a waiting thread looks before it lets others have its core.
+const LOOKS: usize = 1_000;
+
+impl Gate {
+    /// Before the numbers below `count`.
+    pub(crate) fn new(count: usize, threads: usize) -> Self {
+        Self {
+            works: Shares::new(count, threads),
+            left: AtomicUsize::new(count),
+            failed: AtomicBool::new(false),
+        }
+    }
+
+    /// Does some of the work, then waits for the rest; false if any of it has failed.
+    pub(crate) fn pass(&self, work: impl Fn(usize) -> bool) -> bool {
+        while !self.failed.load(Ordering::Relaxed) {
+            let Some(number) = self.works.take() else {
+                return self.wait();
+            };
+            let unwinding = FailedIfDropped(&self.failed);
+            if work(number) {
+                std::mem::forget(unwinding);
+                self.left.fetch_sub(1, Ordering::Release);
+            }
+        }
+        false
+    }
+
+    fn wait(&self) -> bool {
+        let mut looks = 0;
+        while self.left.load(Ordering::Acquire) > 0 {
+            if self.failed.load(Ordering::Relaxed) {
+                return false;
+            }
+            looks += 1;
+            if looks < LOOKS {
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+        true
+    }
+}
+
+/// Nobody may wait for work that has failed or panicked.
+struct FailedIfDropped<'a>(&'a AtomicBool);
+
+impl Drop for FailedIfDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -85,6 +167,67 @@ mod tests {
             taken.sort_unstable();
             assert_eq!(taken, (0..count).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn nobody_passes_a_gate_before_all_is_done() {
+        for _ in 0..100 {
+            let (gate, done) = (Gate::new(5, 3), AtomicUsize::new(0));
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(|| {
+                        let passed = gate.pass(|_| {
+                            std::thread::yield_now();
+                            done.fetch_add(1, Ordering::Relaxed) < 5
+                        });
+                        assert!(passed);
+                        assert_eq!(done.load(Ordering::Relaxed), 5);
+                    });
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_thread_passes_a_gate_alone() {
+        assert!(Gate::new(5, 3).pass(|_| true));
+        assert!(Gate::new(0, 3).pass(|_| false));
+    }
+
+    #[test]
+    fn nobody_waits_at_a_gate_for_work_that_failed_or_panicked() {
+        for panics in [false, true] {
+            let gate = Gate::new(3, 3);
+            std::thread::scope(|scope| {
+                let fail = || {
+                    gate.pass(|number| {
+                        assert!(number != 1 || !panics, "at number 1");
+                        number != 1
+                    })
+                };
+                let threads: Vec<_> = (0..3).map(|_| scope.spawn(fail)).collect();
+                for thread in threads {
+                    assert!(!thread.join().unwrap_or(false));
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn the_last_number_of_each_share_ends_it() {
+        let shares = Shares::new(5, 2);
+        let ends: Vec<usize> = (0..5).filter(|&number| shares.ends_with(number)).collect();
+        assert_eq!(ends, [1, 4]);
+    }
+
+    #[test]
+    fn whoever_calls_begins_with_the_first_share_and_workers_with_others() {
+        let shares = Shares::new(6, 2);
+        for _ in 0..2 {
+            let taken = std::thread::scope(|scope| scope.spawn(|| shares.take()).join().unwrap());
+            assert!(matches!(taken, Some(3 | 4)), "{taken:?}");
+        }
+        assert_eq!(shares.take(), Some(0));
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod gemm;
 mod threads;
 mod whole;
 
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -169,13 +170,13 @@ fn optional<'a>(
 }
 
 /// A bias of whole vectors: the layer's own, or the node's.
-fn padded_bias(
-    own: Option<&Vec<f32>>,
-    given: Option<&ort::value::ValueRef<'_>>,
+fn padded_bias<'a>(
+    own: Option<&'a Vec<f32>>,
+    given: Option<&'a ort::value::ValueRef<'_>>,
     columns: usize,
-) -> Result<Option<Vec<f32>>, ort::Error> {
+) -> Result<Option<Cow<'a, [f32]>>, ort::Error> {
     let Some(given) = given else {
-        return Ok(own.cloned());
+        return Ok(own.map(|own| Cow::Borrowed(own.as_slice())));
     };
     let (_, values) = given.try_extract_tensor::<f32>()?;
     if values.len() != columns {
@@ -183,7 +184,10 @@ fn padded_bias(
             "a bias has another length than its weights",
         ));
     }
+    if columns.is_multiple_of(BIAS_MULTIPLE) {
+        return Ok(Some(Cow::Borrowed(values)));
+    }
     let mut bias = values.to_vec();
     bias.resize(columns.next_multiple_of(BIAS_MULTIPLE), 0.0);
-    Ok(Some(bias))
+    Ok(Some(Cow::Owned(bias)))
 }

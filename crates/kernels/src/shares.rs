@@ -173,16 +173,19 @@ mod tests {
     fn nobody_passes_a_gate_before_all_is_done() {
         for _ in 0..100 {
             let (gate, done) = (Gate::new(5, 3), AtomicUsize::new(0));
+            let pass = || {
+                let passed = gate.pass(|_| {
+                    std::thread::yield_now();
+                    done.fetch_add(1, Ordering::Relaxed) < 5
+                });
+                assert!(passed);
+                assert_eq!(done.load(Ordering::Relaxed), 5);
+            };
             std::thread::scope(|scope| {
-                for _ in 0..3 {
-                    scope.spawn(|| {
-                        let passed = gate.pass(|_| {
-                            std::thread::yield_now();
-                            done.fetch_add(1, Ordering::Relaxed) < 5
-                        });
-                        assert!(passed);
-                        assert_eq!(done.load(Ordering::Relaxed), 5);
-                    });
+                let threads: Vec<_> = (0..3).map(|_| scope.spawn(pass)).collect();
+                // One by one: the end of a scope is nothing that the thread sanitizer sees.
+                for thread in threads {
+                    thread.join().unwrap();
                 }
             });
         }

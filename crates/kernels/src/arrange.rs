@@ -115,20 +115,20 @@ impl Image {
             * self.extents[1];
         let blocks = place.group_channels.div_ceil(place.lanes);
         let groups = self.channels / place.group_channels.max(1);
-        let count = batch * groups * blocks;
+        let all = batch * groups * blocks;
         // Where there are few blocks, threads share each of them by rows, as they do the
         // points of the product.
         let height = self.touched[0];
-        let bands = (PIECES_PER_THREAD * parallel.threads()).div_ceil(count.max(1));
+        let bands = (PIECES_PER_THREAD * parallel.threads()).div_ceil(all.max(1));
         let rows = height.div_ceil(bands.clamp(1, height.max(1))).max(1);
         let bands = height.div_ceil(rows);
         let out = Pieces::new(&mut out[..batch * place.image_stride], place.row_stride);
-        let at_once = (count * bands).div_ceil(PIECES_PER_THREAD * parallel.threads());
-        let works = Shares::new(count * bands, parallel.threads());
+        let at_once = (all * bands).div_ceil(PIECES_PER_THREAD * parallel.threads());
+        let works = Shares::new(all * bands, parallel.threads());
         parallel.run(parallel.threads(), &|_| {
             while let Some(some) = works.take_some(at_once.max(1)) {
                 for work in some {
-                    let (band, index) = (work / count, work % count);
+                    let (band, index) = (work / all, work % all);
                     let (image, rest) = (index / (groups * blocks), index % (groups * blocks));
                     let (group, block) = (rest / blocks, rest % blocks);
                     let channel = group * place.group_channels + block * place.lanes;

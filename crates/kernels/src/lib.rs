@@ -28,6 +28,7 @@ mod isa;
 mod opening;
 mod packing;
 mod panels;
+mod patience;
 #[allow(unsafe_code, reason = "threads write disjoint parts of one output")]
 mod product;
 #[allow(unsafe_code, reason = "threads write disjoint parts of one output")]
@@ -48,3 +49,4 @@ pub use gemm::{BIAS_MULTIPLE, Epilogue, Gemm};
 pub use isa::Isa;
 pub use packing::Slab;
 pub use panels::{Alone, Panels, Parallel, Workers};
+pub use patience::Patience;

@@ -8,6 +8,8 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crate::patience::Patience;
+
 thread_local! {
     static THREAD: Cell<Option<usize>> = const { Cell::new(None) };
 }
@@ -92,9 +94,6 @@ pub(crate) struct Gate {
     failed: AtomicBool,
 }
 
-/// Times that a waiting thread looks before it lets others have its core.
-const LOOKS: usize = 1_000;
-
 impl Gate {
     /// Before the numbers below `count`.
     pub(crate) fn new(count: usize, threads: usize) -> Self {
@@ -121,17 +120,12 @@ impl Gate {
     }
 
     fn wait(&self) -> bool {
-        let mut looks = 0;
+        let mut patience = Patience::default();
         while self.left.load(Ordering::Acquire) > 0 {
             if self.failed.load(Ordering::Relaxed) {
                 return false;
             }
-            looks += 1;
-            if looks < LOOKS {
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now();
-            }
+            patience.wait();
         }
         true
     }

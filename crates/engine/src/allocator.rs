@@ -245,14 +245,20 @@ impl Allocator {
     /// # Errors
     /// [`Refusal`]
     pub(crate) fn scratch(&self, length: usize) -> Result<Scratch<'_>, Refusal> {
+        let scratch = self.values(length)?;
+        let mut state = self.lock();
+        state.scratch = state.scratch.max(length * size_of::<f32>());
+        drop(state);
+        Ok(scratch)
+    }
+
+    /// [`Self::scratch`], for values that one operator hands on to another: they count as
+    /// ONNX Runtime's own do.
+    pub(crate) fn values(&self, length: usize) -> Result<Scratch<'_>, Refusal> {
         let bytes = length
             .checked_mul(size_of::<f32>())
             .ok_or(Refusal::Kernel)?;
         let start = self.allocate(bytes, Limit::Holds)?;
-        {
-            let mut state = self.lock();
-            state.scratch = state.scratch.max(bytes);
-        }
         Ok(Scratch {
             start: start.cast(),
             length,

@@ -71,6 +71,24 @@ pub(super) fn of_float(name: &str, value: f32) -> AttributeProto {
     }
 }
 
+pub(super) fn of_integers(name: &str, values: Vec<i64>) -> AttributeProto {
+    AttributeProto {
+        name: name.to_owned(),
+        r#type: AttributeType::Ints as i32,
+        ints: values,
+        ..AttributeProto::default()
+    }
+}
+
+pub(super) fn of_floats(name: &str, values: Vec<f32>) -> AttributeProto {
+    AttributeProto {
+        name: name.to_owned(),
+        r#type: AttributeType::Floats as i32,
+        floats: values,
+        ..AttributeProto::default()
+    }
+}
+
 /// Sets an integer, replacing what stands under that name.
 pub(super) fn set_integer(node: &mut NodeProto, name: &str, value: i64) {
     let attribute = of_integer(name, value);

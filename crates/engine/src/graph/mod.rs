@@ -8,7 +8,8 @@
 //!    into them.
 //! 4. [`layout`] lets convolutions and what lies between them exchange values in
 //!    ONNX Runtime's blocked layout.
-//! 5. [`emit`] writes the model, with those weights to borrow that stay resident.
+//! 5. [`chain`](mod@chain) makes one node of convolutions that only read each other.
+//! 6. [`emit`] writes the model, with those weights to borrow that stay resident.
 //!
 //! No step reads the values of sealed weights, and none needs ONNX Runtime.
 //! Guaranteed: a pattern that is not surely the one meant stays as it is. The
@@ -16,6 +17,7 @@
 //! anything: nothing here panics on it.
 
 mod attributes;
+mod chain;
 mod draft;
 mod emit;
 mod fuse;
@@ -256,6 +258,7 @@ impl Survey {
         }
         layers::find_whole(&mut draft, options);
         layers::merge_equal(&mut draft);
+        chain::chain(&mut draft);
         draft.finish(&mut self.model, &mut self.borrowed, &mut self.layers);
         Ok(())
     }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use occlude_kernels::{Convolution, Epilogue, Extents, Layout, Workers};
+use occlude_kernels::{Convolution, Epilogue, Extents, Layout, Parallel, Workers};
 use ort::operator::{
     ComputeContext, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
 };
@@ -11,12 +11,12 @@ use ort::value::TensorElementType;
 
 use super::threads::Threads;
 use super::{
-    Common, computed, extents, guarded, input_shape, inputs, optional, outputs, padded_bias,
-    panels, session_memory, set_output,
+    Common, extents, floats, guarded, input_shape, inputs, optional, outputs, padded_bias, panels,
+    session_memory, set_output,
 };
 use crate::allocator::Allocator;
 use crate::graph::Pads;
-use crate::layers::{LayerKernel, Layers};
+use crate::layers::{Layer, LayerKernel, Layers};
 
 pub(super) struct SealedConvolution(pub(super) Arc<Layers>);
 
@@ -39,152 +39,258 @@ impl Operator for SealedConvolution {
         guarded(|| {
             let layer = usize::try_from(context.attr::<i64>("layer")?).unwrap_or(usize::MAX);
             let blocked = context.attr::<i64>("output_blocked").unwrap_or(0) != 0;
-            let (Some((shape, symbols)), Some(layer)) =
-                (input_shape(context), self.0.layers.get(layer))
-            else {
+            let Some((shape, symbols)) = input_shape(context) else {
                 return Ok(());
             };
-            let LayerKernel::Convolution(convolution) = &layer.kernel else {
+            let Some(output) = output_shape(&self.0, layer, blocked, &shape) else {
                 return Ok(());
             };
-            let Some((&batch, sides)) = shape.split_first() else {
-                return Ok(());
-            };
-            let sides = sides.get(1..).unwrap_or_default();
-            let channels = channels(convolution, &self.0, blocked) as i64;
-            let spatial = match extents(sides).and_then(|sides| places(layer, &sides)) {
-                Some(places) => places.output[2 - sides.len()..]
-                    .iter()
-                    .map(|&side| side as i64)
-                    .collect(),
-                None => vec![-1; sides.len()],
-            };
-            let mut output = vec![batch, channels];
-            output.extend(spatial);
             let batch = symbols.get(..1).unwrap_or_default();
             set_output(context, TensorElementType::Float32, output, batch)
         })
     }
 
     fn create_kernel<'a>(&self, node: &KernelContext<'a>) -> Result<Kernel, ort::Error> {
-        let layout = |name: &str| match node.get::<i64>(name).unwrap_or(0) {
-            0 => Layout::Plain,
-            _ => Layout::Blocked,
-        };
         Ok(Kernel {
-            common: Common::of(node, &self.0)?,
-            input_layout: layout("input_blocked"),
-            output_layout: layout("output_blocked"),
+            step: Step {
+                common: Common::of(node, &self.0)?,
+                input_layout: layout(node.get::<i64>("input_blocked")),
+                output_layout: layout(node.get::<i64>("output_blocked")),
+            },
             layers: Arc::clone(&self.0),
             memory: session_memory()?,
         })
     }
 }
 
+/// The shape of a convolution's output, as far as that of its input, [`None`] for one of no
+/// extents, is known.
+pub(super) fn output_shape(
+    layers: &Layers,
+    layer: usize,
+    blocked: bool,
+    input: &[i64],
+) -> Option<Vec<i64>> {
+    let layer = layers.layers.get(layer)?;
+    let LayerKernel::Convolution(convolution) = &layer.kernel else {
+        return None;
+    };
+    let (&batch, sides) = input.split_first()?;
+    let sides = sides.get(1..).unwrap_or_default();
+    let mut output = vec![batch, channels(convolution, layers, blocked) as i64];
+    match extents(sides).and_then(|sides| places(layer, &sides)) {
+        Some(places) => {
+            let sides = places.output[2 - sides.len()..].iter();
+            output.extend(sides.map(|&side| side as i64));
+        }
+        None => output.extend(sides.iter().map(|_| -1)),
+    }
+    Some(output)
+}
+
+pub(super) fn layout(blocked: Option<i64>) -> Layout {
+    match blocked {
+        None | Some(0) => Layout::Plain,
+        Some(_) => Layout::Blocked,
+    }
+}
+
 pub(super) struct Kernel {
-    common: Common,
-    input_layout: Layout,
-    output_layout: Layout,
+    step: Step,
     layers: Arc<Layers>,
     memory: Arc<Allocator>,
 }
 
 impl ort::operator::Kernel for Kernel {
     fn compute(&mut self, context: &ComputeContext) -> Result<(), ort::Error> {
-        computed(
-            &self.layers.layers[self.common.layer],
-            |kernel| match kernel {
-                LayerKernel::Convolution(convolution) => self.convolve(convolution, context),
-                LayerKernel::Gemm(_) | LayerKernel::Whole(_) => {
-                    Err(ort::Error::new("the layer is no convolution"))
-                }
-            },
-        )
+        guarded(|| self.convolve(context))
     }
 }
 
 impl Kernel {
-    fn convolve(
-        &self,
-        convolution: &Convolution,
-        context: &ComputeContext,
-    ) -> Result<(), ort::Error> {
-        let layer = &self.layers.layers[self.common.layer];
+    fn convolve(&self, context: &ComputeContext) -> Result<(), ort::Error> {
         let x = context
             .input(0)?
             .ok_or_else(|| ort::Error::new("no input"))?;
         let (shape, x) = x.try_extract_tensor::<f32>()?;
-        let sides = extents(shape).unwrap_or_default();
-        let places = sides.get(2..).and_then(|sides| places(layer, sides));
-        let (Some(places), &[batch, in_channels, ..]) = (places, &*sides) else {
-            return Err(ort::Error::new("the input does not fit the convolution"));
+        let shape = Image::of(shape)?;
+        let (extents, y_shape) = self.step.extents(&self.layers, &shape)?;
+        let bias = optional(context, 1)?;
+        let residual = optional(context, 2)?;
+        self.step.enter(&self.memory, &extents);
+        let mut output = context
+            .output(0, y_shape.dims())?
+            .ok_or_else(|| ort::Error::new("no output"))?;
+        let (_, y) = output.try_extract_tensor_mut::<f32>()?;
+        let values = Values {
+            x,
+            bias: floats(bias.as_ref())?,
+            residual: floats(residual.as_ref())?,
+            y,
         };
+        let threads = Threads {
+            context,
+            count: self.layers.threads,
+        };
+        self.step
+            .run(&self.layers, &self.memory, &threads, &extents, values)
+    }
+}
+
+/// Extents of an image tensor of rank 3 or 4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Image {
+    pub(super) batch: usize,
+    pub(super) channels: usize,
+    /// The first is 1 where the tensor has one only.
+    sides: [usize; 2],
+    /// Whether the tensor has both.
+    has_rows: bool,
+}
+
+impl Image {
+    pub(super) fn of(shape: &[i64]) -> Result<Self, ort::Error> {
+        let image = match *extents(shape).unwrap_or_default().as_slice() {
+            [batch, channels, width] => Some((batch, channels, [1, width], false)),
+            [batch, channels, height, width] => Some((batch, channels, [height, width], true)),
+            _ => None,
+        };
+        let (batch, channels, sides, has_rows) =
+            image.ok_or_else(|| ort::Error::new("the input does not fit the convolution"))?;
+        Ok(Self {
+            batch,
+            channels,
+            sides,
+            has_rows,
+        })
+    }
+
+    pub(super) fn dims(&self) -> Vec<i64> {
+        let sides = &self.sides[usize::from(!self.has_rows)..];
+        let dims = [self.batch, self.channels].into_iter();
+        dims.chain(sides.iter().copied())
+            .map(|extent| extent as i64)
+            .collect()
+    }
+
+    pub(super) fn length(&self) -> usize {
+        self.batch * self.channels * self.sides[0] * self.sides[1]
+    }
+}
+
+/// One convolution, as a node describes it.
+#[derive(Clone, Copy)]
+pub(super) struct Step {
+    pub(super) common: Common,
+    pub(super) input_layout: Layout,
+    pub(super) output_layout: Layout,
+}
+
+/// What a step reads and writes.
+pub(super) struct Values<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) residual: Option<&'a [f32]>,
+    pub(super) y: &'a mut [f32],
+}
+
+impl Step {
+    fn convolution<'a>(
+        &self,
+        layers: &'a Layers,
+    ) -> Result<(&'a Layer, &'a Convolution), ort::Error> {
+        let layer = &layers.layers[self.common.layer];
+        match &layer.kernel {
+            LayerKernel::Convolution(convolution) => Ok((layer, convolution)),
+            LayerKernel::Gemm(_) | LayerKernel::Whole(_) => {
+                Err(ort::Error::new("the layer is no convolution"))
+            }
+        }
+    }
+
+    /// What it passes over for an input, and its output.
+    pub(super) fn extents(
+        &self,
+        layers: &Layers,
+        input: &Image,
+    ) -> Result<(Extents, Image), ort::Error> {
+        let (layer, convolution) = self.convolution(layers)?;
         let blocked = |layout| layout == Layout::Blocked;
         let expected = convolution.shape().in_channels();
         let expected = if blocked(self.input_layout) {
-            expected.next_multiple_of(self.layers.block)
+            expected.next_multiple_of(layers.block)
         } else {
             expected
         };
-        if in_channels != expected {
+        if input.channels != expected {
             return Err(ort::Error::new(
                 "the input has other channels than the weights",
             ));
         }
-        let run_extents = Extents {
-            batch,
+        let places = places(layer, &input.sides)
+            .ok_or_else(|| ort::Error::new("the input does not fit the convolution"))?;
+        let run = Extents {
+            batch: input.batch,
             input: places.input,
             output: places.output,
             padding: places.padding,
             input_layout: self.input_layout,
             output_layout: self.output_layout,
         };
-        let points = [batch, places.output[0], places.output[1]];
+        let output = Image {
+            channels: channels(convolution, layers, blocked(self.output_layout)),
+            sides: places.output,
+            ..*input
+        };
+        Ok((run, output))
+    }
+
+    /// Lets `memory` know that this step runs now: before its output takes any.
+    pub(super) fn enter(&self, memory: &Allocator, extents: &Extents) {
+        let points = [extents.batch, extents.output[0], extents.output[1]];
         let points = points.iter().map(|&extent| extent as u64).product();
-        self.memory.enter(self.common.layer, points);
-        let out_channels = channels(convolution, &self.layers, blocked(self.output_layout));
-        let mut y_shape = vec![batch as i64, out_channels as i64];
-        y_shape.extend(
-            places.output[4 - sides.len()..]
-                .iter()
-                .map(|&side| side as i64),
-        );
-        let bias = optional(context, 1)?;
-        let columns = convolution.shape().out_channels;
-        let bias = padded_bias(layer.bias.as_ref(), bias.as_ref(), columns)?;
-        let residual = optional(context, 2)?;
-        let residual = residual
-            .as_ref()
-            .map(|residual| residual.try_extract_tensor::<f32>())
-            .transpose()?;
-        let mut output = context
-            .output(0, y_shape)?
-            .ok_or_else(|| ort::Error::new("no output"))?;
-        let (_, y) = output.try_extract_tensor_mut::<f32>()?;
-        if residual.is_some_and(|(_, values)| values.len() != y.len()) {
-            return Err(ort::Error::new("a residual has another shape"));
-        }
-        let epilogue = Epilogue {
-            bias: bias.as_deref(),
-            residual: residual.map(|(_, values)| values),
-            bounds: self.common.bounds,
-        };
-        let threads = Threads {
-            context,
-            count: self.layers.threads,
-        };
-        let mut scratch = self
-            .memory
-            .scratch(convolution.scratch(threads.count, &run_extents))
-            .map_err(|_| ort::Error::new("the memory for a run is used up"))?;
-        let workers = Workers {
-            panels: &panels(&self.layers, self.common)?,
-            parallel: &threads,
-            scratch: &mut scratch,
-        };
-        convolution
-            .run(workers, &run_extents, x, &epilogue, y)
-            .map_err(|error| ort::Error::new(error.to_string()))
+        memory.enter(self.common.layer, points);
+    }
+
+    /// Convolves.
+    pub(super) fn run(
+        &self,
+        layers: &Layers,
+        memory: &Allocator,
+        parallel: &dyn Parallel,
+        extents: &Extents,
+        values: Values<'_>,
+    ) -> Result<(), ort::Error> {
+        let (layer, convolution) = self.convolution(layers)?;
+        let Values {
+            x,
+            bias,
+            residual,
+            y,
+        } = values;
+        layer.timed(|| {
+            if residual.is_some_and(|values| values.len() != y.len()) {
+                return Err(ort::Error::new("a residual has another shape"));
+            }
+            let columns = convolution.shape().out_channels;
+            let bias = padded_bias(layer.bias.as_ref(), bias, columns)?;
+            let epilogue = Epilogue {
+                bias: bias.as_deref(),
+                residual,
+                bounds: self.common.bounds,
+            };
+            let mut scratch = memory
+                .scratch(convolution.scratch(parallel.threads(), extents))
+                .map_err(|_| ort::Error::new("the memory for a run is used up"))?;
+            let workers = Workers {
+                panels: &panels(layers, self.common)?,
+                parallel,
+                scratch: &mut scratch,
+            };
+            convolution
+                .run(workers, extents, x, &epilogue, y)
+                .map_err(|error| ort::Error::new(error.to_string()))
+        })
     }
 }
 

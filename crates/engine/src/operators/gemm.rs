@@ -10,8 +10,8 @@ use ort::value::TensorElementType;
 
 use super::threads::Threads;
 use super::{
-    Common, computed, extents, guarded, input_shape, inputs, optional, outputs, padded_bias,
-    panels, session_memory, set_output,
+    Common, computed, extents, floats, guarded, input_shape, inputs, optional, outputs,
+    padded_bias, panels, session_memory, set_output,
 };
 use crate::allocator::Allocator;
 use crate::layers::{LayerKernel, Layers};
@@ -99,22 +99,20 @@ impl Kernel {
         self.memory.enter(self.common.layer, rows as u64);
         let layer = &self.layers.layers[self.common.layer];
         let bias = optional(context, 1)?;
-        let bias = padded_bias(layer.bias.as_ref(), bias.as_ref(), gemm.columns())?;
+        let bias = floats(bias.as_ref())?;
+        let bias = padded_bias(layer.bias.as_ref(), bias, gemm.columns())?;
         let residual = optional(context, 2)?;
-        let residual = residual
-            .as_ref()
-            .map(|residual| residual.try_extract_tensor::<f32>())
-            .transpose()?;
+        let residual = floats(residual.as_ref())?;
         let mut output = context
             .output(0, y_shape)?
             .ok_or_else(|| ort::Error::new("no output"))?;
         let (_, y) = output.try_extract_tensor_mut::<f32>()?;
-        if residual.is_some_and(|(_, values)| values.len() != y.len()) {
+        if residual.is_some_and(|values| values.len() != y.len()) {
             return Err(ort::Error::new("a residual has another shape"));
         }
         let epilogue = Epilogue {
             bias: bias.as_deref(),
-            residual: residual.map(|(_, values)| values),
+            residual,
             bounds: self.common.bounds,
         };
         let threads = Threads {

@@ -5,14 +5,18 @@
 //! |---|---|---|
 //! | `SealedGemm` | x `[..., k]`, bias `[n]`?, residual like y? | `layer`, `activation`, `minimum`, `maximum` |
 //! | `SealedConvolution` | x, bias `[channels]`?, residual like y? | these and `input_blocked`, `output_blocked` |
+//! | `SealedConvolutions` | see [`chain`] | |
 //! | `OpenedWeight`, `WipedAfter` | see [`whole`] | |
 //!
 //! All tensors of the first two are `f32`. `activation` is 0 for none, 1 for Relu, 2 for Clip. Nothing
 //! here panics into ONNX Runtime, which would end the process: a panic becomes an
 //! error of the node.
 
+mod chain;
 mod convolution;
 mod gemm;
+#[allow(unsafe_code, reason = "lends a closure to threads that end with it")]
+mod team;
 mod threads;
 mod whole;
 
@@ -36,6 +40,7 @@ pub(crate) fn domain(layers: &Arc<Layers>) -> Result<OperatorDomain, ort::Error>
     OperatorDomain::new("occlude")?
         .add(gemm::SealedGemm(Arc::clone(layers)))?
         .add(convolution::SealedConvolution(Arc::clone(layers)))?
+        .add(chain::SealedConvolutions(Arc::clone(layers)))?
         .add(whole::OpenedWeight(Arc::clone(layers)))?
         .add(whole::WipedAfter)
 }
@@ -68,19 +73,28 @@ impl Common {
         let Some(layer) = layer.filter(|&layer| layer < layers.layers.len()) else {
             return Err(ort::Error::new("a sealed operator names no layer"));
         };
-        let bounds = match node.get::<i64>("activation").unwrap_or(0) {
-            0 => None,
-            1 => Some((0.0, f32::INFINITY)),
-            _ => Some((
-                node.get::<f32>("minimum").unwrap_or(f32::NEG_INFINITY),
-                node.get::<f32>("maximum").unwrap_or(f32::INFINITY),
-            )),
-        };
+        let bounds = bounds(
+            node.get::<i64>("activation").unwrap_or(0),
+            node.get::<f32>("minimum"),
+            node.get::<f32>("maximum"),
+        );
         Ok(Self {
             layer,
             session: layers.starting_session(),
             bounds,
         })
+    }
+}
+
+/// What an activation makes of the results: none, Relu, or Clip.
+fn bounds(activation: i64, minimum: Option<f32>, maximum: Option<f32>) -> Option<(f32, f32)> {
+    match activation {
+        0 => None,
+        1 => Some((0.0, f32::INFINITY)),
+        _ => Some((
+            minimum.unwrap_or(f32::NEG_INFINITY),
+            maximum.unwrap_or(f32::INFINITY),
+        )),
     }
 }
 
@@ -169,25 +183,32 @@ fn optional<'a>(
     }
 }
 
+/// The numbers of an input, if it is there.
+fn floats<'a>(
+    value: Option<&'a ort::value::ValueRef<'_>>,
+) -> Result<Option<&'a [f32]>, ort::Error> {
+    let extracted = value.map(|value| value.try_extract_tensor::<f32>());
+    Ok(extracted.transpose()?.map(|(_, values)| values))
+}
+
 /// A bias of whole vectors: the layer's own, or the node's.
 fn padded_bias<'a>(
     own: Option<&'a Vec<f32>>,
-    given: Option<&'a ort::value::ValueRef<'_>>,
+    given: Option<&'a [f32]>,
     columns: usize,
 ) -> Result<Option<Cow<'a, [f32]>>, ort::Error> {
     let Some(given) = given else {
         return Ok(own.map(|own| Cow::Borrowed(own.as_slice())));
     };
-    let (_, values) = given.try_extract_tensor::<f32>()?;
-    if values.len() != columns {
+    if given.len() != columns {
         return Err(ort::Error::new(
             "a bias has another length than its weights",
         ));
     }
     if columns.is_multiple_of(BIAS_MULTIPLE) {
-        return Ok(Some(Cow::Borrowed(values)));
+        return Ok(Some(Cow::Borrowed(given)));
     }
-    let mut bias = values.to_vec();
+    let mut bias = given.to_vec();
     bias.resize(columns.next_multiple_of(BIAS_MULTIPLE), 0.0);
     Ok(Some(Cow::Owned(bias)))
 }

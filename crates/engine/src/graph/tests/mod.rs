@@ -10,6 +10,7 @@ use super::*;
 use crate::loading::survey;
 use crate::support::{floats, graph, model, opened, pattern, value};
 
+mod chain;
 mod finding;
 mod folding;
 mod layout;
@@ -100,6 +101,17 @@ impl Rewritten {
 
 fn integer_of(node: &NodeProto, name: &str) -> i64 {
     attributes::integer(node, name, 0).unwrap()
+}
+
+/// An attribute of one number for each step of a chain, or for an operator alone.
+fn integers_of(node: &NodeProto, name: &str) -> Vec<i64> {
+    let attribute = node
+        .attribute
+        .iter()
+        .find(|attribute| attribute.name == name);
+    let attribute = attribute.unwrap();
+    let alone = attribute.i.into_iter();
+    alone.chain(attribute.ints.iter().copied()).collect()
 }
 
 fn float(name: &str, dims: &[i64]) -> ValueInfoProto {

@@ -104,12 +104,17 @@ fn links(
         if !read.clone().all(|name| results.contains(name)) {
             continue;
         }
-        unread -= read.count();
+        let ends = readers.leaves(result) || !of_result.iter().all(reads_here);
+        let others = unread - read.count();
+        if ends && others > 0 {
+            continue;
+        }
         links.push(index);
+        unread = others;
         if unread == 0 {
             longest = links.len();
         }
-        if readers.leaves(result) || !of_result.iter().all(reads_here) {
+        if ends {
             break;
         }
         results.insert(result);

@@ -137,6 +137,20 @@ fn what_others_read_from_within_is_never_inside() {
 }
 
 #[test]
+fn a_branch_that_ends_elsewhere_does_not_end_another() {
+    let nodes = vec![
+        conv("x", "w0", "a"),
+        conv("x", "w1", "side"),
+        conv("a", "w2", "b"),
+        node("Sigmoid", &["side"], &["z"]),
+        conv("b", "w3", "y"),
+    ];
+    let rewritten = chained(nodes, &["y", "z"]);
+    assert_eq!(rewritten.operators(), [ALONE, "Sigmoid", CHAIN]);
+    assert_eq!(integers_of(rewritten.node(CHAIN), "source"), [0, 1, 2]);
+}
+
+#[test]
 fn a_result_that_leaves_the_graph_ends_a_chain() {
     let nodes = vec![
         conv("x", "w0", "a"),

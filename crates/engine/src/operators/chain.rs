@@ -168,14 +168,15 @@ impl Kernel {
                 input.ok_or_else(|| ort::Error::new("no input"))
             })
             .collect::<Result<_, _>>()?;
-        let Some((x, _)) = inputs.split_first() else {
+        let Some(image) = inputs.first() else {
             return Err(ort::Error::new("no input"));
         };
-        let (shape, x) = x.try_extract_tensor::<f32>()?;
-        let biases: Vec<Option<&[f32]>> = inputs
-            .iter()
-            .map(|input| floats(Some(input)))
-            .collect::<Result<_, _>>()?;
+        let (shape, x) = image.try_extract_tensor::<f32>()?;
+        let bias_of = |link: &Link| match link.bias.map(|bias| inputs.get(bias)) {
+            None => Ok(None),
+            Some(None) => Err(ort::Error::new("a bias is not there")),
+            Some(bias) => floats(bias),
+        };
         let mut shapes = vec![Image::of(shape)?];
         let mut runs = Vec::with_capacity(self.links.len());
         for link in &self.links {
@@ -207,9 +208,7 @@ impl Kernel {
                 };
                 let reads = Values {
                     x: value(link.source),
-                    bias: link
-                        .bias
-                        .and_then(|bias| biases.get(bias).copied().flatten()),
+                    bias: bias_of(link)?,
                     residual: link.residual.map(value),
                     y: made.as_deref_mut().unwrap_or(&mut *y),
                 };

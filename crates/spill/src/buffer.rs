@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 /// What the system calls a huge page on x86-64 and, with pages of 4 KiB, on aarch64.
-const HUGE_PAGE: usize = 2 << 20;
+pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
 /// A part of a private mapping. Its pages cost memory once they are written.
 pub(crate) struct AlignedBuffer {

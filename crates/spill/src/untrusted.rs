@@ -16,10 +16,13 @@ use std::ptr::NonNull;
 use std::sync::Once;
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, Tag, UnboundKey};
-use rustix::mm::{Advice, MapFlags, ProtFlags};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::cipher::CipherKind;
+
+mod region;
+
+pub(crate) use region::Region;
 
 // Only for its C library.
 use aegis as _;
@@ -285,96 +288,6 @@ fn copy_once(source: Source<'_>, out: &mut [u8]) {
     }
 }
 
-/// Memory shared with whoever can reach its descriptor.
-pub(crate) struct Region {
-    start: NonNull<u8>,
-    length: usize,
-    /// Keeps a second mapping possible, for tests that play the host.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for tests"))]
-    pub(crate) file: rustix::fd::OwnedFd,
-}
-
-// SAFETY: nothing but the functions above touches the memory, through pointers, and
-// none of them minds what others do with it.
-unsafe impl Send for Region {}
-// SAFETY: as above.
-unsafe impl Sync for Region {}
-
-impl Region {
-    pub(crate) fn new(length: usize) -> std::io::Result<Self> {
-        use rustix::fs::MemfdFlags;
-        let file = rustix::fs::memfd_create("occlude-spill", MemfdFlags::CLOEXEC)?;
-        rustix::fs::ftruncate(&file, length.max(1) as u64)?;
-        // SAFETY: a new mapping at an address that the system chooses.
-        let start = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                length.max(1),
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                &file,
-                0,
-            )?
-        };
-        let Some(start) = NonNull::new(start.cast()) else {
-            return Err(std::io::ErrorKind::OutOfMemory.into());
-        };
-        let region = Self {
-            start,
-            length,
-            file,
-        };
-        for advice in [Advice::LinuxDontDump, Advice::LinuxHugepage] {
-            // Both only help: what is dumped is ciphertext.
-            // SAFETY: the mapping is ours and as long as this.
-            let _ = unsafe { rustix::mm::madvise(start.as_ptr().cast(), length.max(1), advice) };
-        }
-        Ok(region)
-    }
-
-    pub(crate) fn length(&self) -> usize {
-        self.length
-    }
-
-    /// `length` bytes from `offset` on, to be read; nothing if they are not inside.
-    pub(crate) fn source(&self, offset: usize, length: usize) -> Option<Source<'_>> {
-        Some(Source {
-            start: self.at(offset, length)?,
-            length,
-            memory: PhantomData,
-        })
-    }
-
-    /// `length` bytes from `offset` on, to be written; nothing if they are not inside.
-    pub(crate) fn target(&self, offset: usize, length: usize) -> Option<Target<'_>> {
-        Some(Target {
-            start: self.at(offset, length)?,
-            length,
-            memory: PhantomData,
-        })
-    }
-
-    /// Where they are, for asking caches to have them.
-    pub(crate) fn address(&self, offset: usize, length: usize) -> Option<*const u8> {
-        Some(self.at(offset, length)?.as_ptr().cast_const())
-    }
-
-    /// A pointer valid for `length` bytes.
-    fn at(&self, offset: usize, length: usize) -> Option<NonNull<u8>> {
-        let end = offset.checked_add(length)?;
-        // SAFETY: within the mapping.
-        (end <= self.length).then(|| unsafe { self.start.add(offset) })
-    }
-}
-
-impl Drop for Region {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and no pointer to it outlives `self`. A failure
-        // would only leave ciphertext mapped.
-        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.length.max(1)) };
-    }
-}
-
 // A sanitizer has handlers and memory of its own in the way.
 #[cfg(all(test, not(sanitized), target_os = "linux", target_arch = "x86_64"))]
 mod single_read;
@@ -414,13 +327,5 @@ mod tests {
         assert_eq!(outcome, 0);
         assert_eq!(hex::encode(out), "c1c0e58bd913006feba00f4b3cc3594e");
         assert_eq!(hex::encode(tag), "abe0ece80c24868a226a35d16bdae37a");
-    }
-
-    #[test]
-    fn places_outside_of_a_region_are_refused() {
-        let region = Region::new(100).unwrap();
-        assert!(region.at(0, 100).is_some());
-        assert!(region.at(1, 100).is_none());
-        assert!(region.at(usize::MAX, 2).is_none());
     }
 }

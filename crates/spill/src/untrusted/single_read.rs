@@ -17,6 +17,8 @@ use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use rustix::mm::{MapFlags, ProtFlags};
+
 use super::*;
 
 /// Bytes of the page that is watched.

@@ -5,13 +5,11 @@
 //! is neither locked nor wiped.
 
 use std::io;
-use std::ptr::NonNull;
 use std::sync::Arc;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::{Advice, ProtFlags};
 
-/// What the system calls a huge page on x86-64 and, with pages of 4 KiB, on aarch64.
-pub(crate) const HUGE_PAGE: usize = 2 << 20;
+use crate::mapping::{HUGE_PAGE, Mapping};
 
 /// A part of a private mapping. Its pages cost memory once they are written.
 pub(crate) struct AlignedBuffer {
@@ -20,24 +18,12 @@ pub(crate) struct AlignedBuffer {
     length: usize,
 }
 
-/// A private mapping of whole pages.
-struct Mapping {
-    start: NonNull<u8>,
-    length: usize,
-}
-
-// SAFETY: the mapping is plain memory; nothing about it is tied to a thread.
-unsafe impl Send for Mapping {}
-// SAFETY: a mapping itself gives no access to its memory. Buffers do, each to bytes that
-// no other buffer has.
-unsafe impl Sync for Mapping {}
-
 impl AlignedBuffer {
     /// Maps `length` bytes, at least one.
     pub(crate) fn new(length: usize) -> io::Result<Self> {
         let length = length.max(1);
         Ok(Self {
-            mapping: Arc::new(Mapping::new(length)?),
+            mapping: Arc::new(private(length)?),
             offset: 0,
             length,
         })
@@ -47,17 +33,11 @@ impl AlignedBuffer {
     /// pages where the system has some: memory in one piece is read into by one request
     /// to the disk instead of one for each page.
     pub(crate) fn several(count: usize, length: usize) -> io::Result<Vec<Self>> {
-        let mapping = Arc::new(Mapping::new((count * length).max(1) + HUGE_PAGE)?);
-        // SAFETY: the mapping is ours and as long as this.
-        let _ = unsafe {
-            rustix::mm::madvise(
-                mapping.start.as_ptr().cast(),
-                mapping.length,
-                Advice::LinuxHugepage,
-            )
-        };
+        let mapping = Arc::new(private((count * length).max(1) + HUGE_PAGE)?);
+        // Nothing but speed is lost without.
+        let _ = mapping.advise(Advice::LinuxHugepage);
         // What lies before the first huge page is never touched and costs nothing.
-        let first = mapping.start.as_ptr().addr().wrapping_neg() % HUGE_PAGE;
+        let first = mapping.first_huge_page();
         let buffers = (0..count).map(|index| Self {
             mapping: Arc::clone(&mapping),
             offset: first + index * length,
@@ -70,50 +50,23 @@ impl AlignedBuffer {
         // SAFETY: the mapping is valid for `length` initialised bytes (anonymous memory
         // is zero) from `offset` on until it is dropped, which `self` prevents; they are
         // this buffer's alone, and `&self` rules out a live mutable slice.
-        unsafe {
-            std::slice::from_raw_parts(self.mapping.start.as_ptr().add(self.offset), self.length)
-        }
+        unsafe { std::slice::from_raw_parts(self.mapping.start().add(self.offset), self.length) }
     }
 
     pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: as in `as_slice`; `&mut self` makes this the only slice.
         unsafe {
-            std::slice::from_raw_parts_mut(
-                self.mapping.start.as_ptr().add(self.offset),
-                self.length,
-            )
+            std::slice::from_raw_parts_mut(self.mapping.start().add(self.offset), self.length)
         }
     }
 }
 
-impl Mapping {
-    fn new(length: usize) -> io::Result<Self> {
-        // SAFETY: a null hint and no MAP_FIXED: the kernel picks an address range that
-        // nothing else uses.
-        let start = unsafe {
-            rustix::mm::mmap_anonymous(
-                std::ptr::null_mut(),
-                length,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE,
-            )?
-        };
-        let Some(start) = NonNull::new(start.cast::<u8>()) else {
-            return Err(io::ErrorKind::OutOfMemory.into());
-        };
-        // It only helps: what is dumped is ciphertext.
-        // SAFETY: the mapping is ours and as long as this.
-        let _ =
-            unsafe { rustix::mm::madvise(start.as_ptr().cast(), length, Advice::LinuxDontDump) };
-        Ok(Self { start, length })
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and no buffer in it is left.
-        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.length) };
-    }
+/// Private memory, left out of core dumps.
+fn private(length: usize) -> io::Result<Mapping> {
+    let mapping = Mapping::anonymous(length, ProtFlags::READ | ProtFlags::WRITE)?;
+    // It only helps: what is dumped is ciphertext.
+    let _ = mapping.advise(Advice::LinuxDontDump);
+    Ok(mapping)
 }
 
 /// Bytes of the first `length` of `file` that are in the page cache, page by page.

@@ -19,7 +19,7 @@
 
 #![deny(unsafe_code)]
 
-#[allow(unsafe_code, reason = "maps and unmaps memory")]
+#[allow(unsafe_code, reason = "gives out parts of a mapping")]
 mod buffer;
 mod cipher;
 mod direct;
@@ -30,6 +30,8 @@ mod disk;
 )]
 mod locks;
 mod mapped;
+#[allow(unsafe_code, reason = "maps and unmaps memory")]
+mod mapping;
 mod mirror;
 mod read_ahead;
 mod store;

@@ -2,21 +2,21 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 
 use rustix::fd::OwnedFd;
 use rustix::fs::MemfdFlags;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use super::{Source, Target};
-use crate::buffer::HUGE_PAGE;
+use crate::mapping::{HUGE_PAGE, Mapping};
 
 /// Memory shared with whoever can reach its descriptor.
 pub(crate) struct Region {
     pub(super) start: NonNull<u8>,
     length: usize,
     /// Unmaps it.
-    _addresses: Addresses,
+    _addresses: Mapping,
     /// Keeps a second mapping possible, for tests that play the host.
     #[cfg_attr(not(test), expect(dead_code, reason = "for tests"))]
     pub(crate) file: OwnedFd,
@@ -41,11 +41,15 @@ impl Region {
         };
         let file = rustix::fs::memfd_create("occlude-spill", MemfdFlags::CLOEXEC)?;
         rustix::fs::ftruncate(&file, mapped as u64)?;
-        let addresses = Addresses::reserve(mapped)?;
-        // SAFETY: the addresses are this region's own, and nothing is mapped there.
+        let with_slack = mapped
+            .checked_add(HUGE_PAGE)
+            .ok_or(io::ErrorKind::OutOfMemory)?;
+        let addresses = Mapping::anonymous(with_slack, ProtFlags::empty())?;
+        // SAFETY: the addresses are this region's own, and there is room for `mapped`
+        // bytes from the first huge page on.
         let start = unsafe {
             rustix::mm::mmap(
-                addresses.first_huge_page(),
+                addresses.start().add(addresses.first_huge_page()).cast(),
                 mapped,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::SHARED | MapFlags::FIXED,
@@ -53,17 +57,16 @@ impl Region {
                 0,
             )?
         };
+        for advice in [Advice::LinuxDontDump, Advice::LinuxHugepage] {
+            // Both only help: what is dumped is ciphertext.
+            let _ = addresses.advise(advice);
+        }
         let region = Self {
             start: NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
             length,
             _addresses: addresses,
             file,
         };
-        for advice in [Advice::LinuxDontDump, Advice::LinuxHugepage] {
-            // Both only help: what is dumped is ciphertext.
-            // SAFETY: the mapping is ours and as long as this.
-            let _ = unsafe { rustix::mm::madvise(start, mapped, advice) };
-        }
         if mapped >= HUGE_PAGE {
             // Nothing but speed is lost without.
             let _ = region.take_huge_pages(mapped);
@@ -123,48 +126,6 @@ impl Region {
         let end = offset.checked_add(length)?;
         // SAFETY: within the mapping.
         (end <= self.length).then(|| unsafe { self.start.add(offset) })
-    }
-}
-
-/// Addresses where nothing is mapped yet, and what has been mapped there.
-struct Addresses {
-    start: NonNull<u8>,
-    length: usize,
-}
-
-impl Addresses {
-    /// `length` bytes that can start with a huge page.
-    fn reserve(length: usize) -> io::Result<Self> {
-        let length = length
-            .checked_add(HUGE_PAGE)
-            .ok_or(io::ErrorKind::OutOfMemory)?;
-        // SAFETY: a null hint and no MAP_FIXED: the kernel picks addresses that nothing
-        // else uses.
-        let start = unsafe {
-            rustix::mm::mmap_anonymous(
-                ptr::null_mut(),
-                length,
-                ProtFlags::empty(),
-                MapFlags::PRIVATE | MapFlags::NORESERVE,
-            )?
-        };
-        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { start, length })
-    }
-
-    fn first_huge_page(&self) -> *mut std::ffi::c_void {
-        let start = self.start.as_ptr();
-        start
-            .map_addr(|address| address.next_multiple_of(HUGE_PAGE))
-            .cast()
-    }
-}
-
-impl Drop for Addresses {
-    fn drop(&mut self) {
-        // SAFETY: the addresses are ours, and no pointer into them outlives the region
-        // that owns them. A failure would only leave ciphertext mapped.
-        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.length) };
     }
 }
 

@@ -373,7 +373,11 @@ impl Panels for LayerPanels<'_> {
 
     fn whereabouts(&self, index: usize) -> Option<(*const u8, usize)> {
         let (store, ticket) = (self.layers.store.as_ref()?, self.ticket(index)?);
-        Some((store.whereabouts(ticket)?, ticket.length()))
+        let start = match self.layers.sessions[self.session].reader.get() {
+            Some(reader) => reader.whereabouts(panel_name(self.index, index), ticket),
+            None => store.whereabouts(ticket),
+        };
+        Some((start?, ticket.length()))
     }
 }
 

@@ -17,7 +17,7 @@ fn one_thread_reads_the_same_sequence_for_every_input() {
     for (run, reads) in mapped.iter().enumerate() {
         assert_eq!(*reads, mapped[0], "run {run}");
     }
-    let direct = Spill::Direct(reads::folder());
+    let direct = Spill::direct(reads::folder());
     if let Some(direct) = reads::reads_of_runs(NonZeroUsize::MIN, direct) {
         assert!(
             reads::is_one_cycle(&direct.concat()),

@@ -22,7 +22,7 @@ fn two_threads_read_the_same_set_for_every_input() {
         assert_eq!(*reads, mapped[0], "run {run}");
     }
     // What is read ahead has an order, however many threads open it.
-    if let Some(direct) = reads::reads_of_runs(two, Spill::Direct(reads::folder())) {
+    if let Some(direct) = reads::reads_of_runs(two, Spill::direct(reads::folder())) {
         assert!(
             reads::is_one_cycle(&direct.concat()),
             "{:?}",

@@ -542,7 +542,7 @@ mod tests {
                     "image=1x3x224x224".parse().unwrap(),
                     "ids=128".parse().unwrap(),
                 ],
-                spill: Some(Spill::Direct("/var/lib/occlude".into())),
+                spill: Some(Spill::direct("/var/lib/occlude")),
                 spill_cipher: Some(CipherKind::Aes256Gcm),
                 mirror: Some("/mnt/second".into()),
                 kem: Some(Kem::X25519),

@@ -22,7 +22,7 @@ use crate::buffer::AlignedBuffer;
 use crate::cipher::CipherKind;
 use crate::locks::Mutex;
 use crate::mirror::{Mirror, Repair};
-use crate::read_ahead::{self, ReadAhead};
+use crate::read_ahead::{DEFAULT_READ_AHEAD, LEAST_READ_AHEAD, ReadAhead};
 use crate::store::{AppendError, Observer, OpenError, PanelName, Reader, Sealer, Store, Ticket};
 use crate::untrusted::{Source, Target};
 
@@ -76,6 +76,8 @@ pub struct DirectStore {
     block: usize,
     /// Bytes of the longest panel, in blocks.
     longest: usize,
+    /// Bytes of each reader's buffers.
+    read_ahead: usize,
     /// Buffers for single panels, as many as there ever were threads at once.
     spare: Mutex<Vec<AlignedBuffer>>,
 }
@@ -149,8 +151,21 @@ impl DirectStore {
             length: end,
             block,
             longest,
+            read_ahead: DEFAULT_READ_AHEAD,
             spare: Mutex::new(Vec::new()),
         })
+    }
+
+    /// The same, but each reader reads ahead into `bytes` of protected memory instead of
+    /// [`DEFAULT_READ_AHEAD`]; into [`LEAST_READ_AHEAD`] at least.
+    ///
+    /// [`LEAST_READ_AHEAD`]: crate::LEAST_READ_AHEAD
+    #[must_use]
+    pub fn reading_ahead(self, bytes: usize) -> Self {
+        Self {
+            read_ahead: bytes.max(LEAST_READ_AHEAD),
+            ..self
+        }
     }
 
     /// Bytes of the file.
@@ -333,11 +348,12 @@ impl Store for DirectStore {
         panels: &[(PanelName, Ticket)],
         threads: usize,
     ) -> io::Result<Box<dyn Reader>> {
-        Ok(Box::new(ReadAhead::new(self, panels, threads)?))
+        let bytes = self.read_ahead;
+        Ok(Box::new(ReadAhead::new(self, panels, bytes, threads)?))
     }
 
     fn reader_bytes(&self, threads: usize) -> usize {
-        read_ahead::BYTES + threads * self.longest
+        self.read_ahead + threads * self.longest
     }
 
     fn observe(&self, observer: Observer) {

@@ -46,4 +46,5 @@ pub use direct::{DirectError, DirectStore};
 pub use disk::Disk;
 pub use mapped::MappedStore;
 pub use mirror::{Mirror, Repair};
+pub use read_ahead::{DEFAULT_READ_AHEAD, LEAST_READ_AHEAD};
 pub use store::{AppendError, Observer, OpenError, PanelName, Reader, Store, Ticket};

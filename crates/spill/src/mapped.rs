@@ -127,4 +127,8 @@ impl Reader for MappedReader {
     fn open(&self, name: PanelName, ticket: &Ticket, out: &mut [u8]) -> Result<(), OpenError> {
         self.0.open(name, ticket, out)
     }
+
+    fn whereabouts(&self, _name: PanelName, ticket: &Ticket) -> Option<*const u8> {
+        self.0.whereabouts(ticket)
+    }
 }

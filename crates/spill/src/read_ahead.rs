@@ -32,12 +32,13 @@ use crate::untrusted::Source;
 /// [`THREADS`] of them at once.
 pub(crate) const SPAN: usize = 1 << 20;
 
-/// Buffers, each for a span: 16 MiB, what a disk of 2 GB/s reads in 8 ms. It outlasts a
-/// layer that computes long, and threads that each open a group of a wide matrix.
-const BUFFERS: usize = 16;
+/// Bytes of the buffers, each for a span, where nobody asks for other ones: what a disk of
+/// 2 GB/s reads in 8 ms. It outlasts a layer that computes long, and threads that each open
+/// a group of a wide matrix.
+pub const DEFAULT_READ_AHEAD: usize = 16 * SPAN;
 
-/// Protected memory that the buffers take.
-pub(crate) const BYTES: usize = BUFFERS * SPAN;
+/// Bytes of the fewest buffers: one for each read.
+pub const LEAST_READ_AHEAD: usize = THREADS * SPAN;
 
 /// Threads that read, and so reads at once.
 pub(crate) const THREADS: usize = 4;
@@ -376,10 +377,12 @@ impl Shared {
 }
 
 impl ReadAhead {
-    /// Starts to read `panels` for runs that open them on up to `opening_threads` threads.
+    /// Starts to read `panels` into buffers of `bytes`, no more than two runs can fill, for
+    /// runs that open them on up to `opening_threads` threads.
     pub(crate) fn new(
         store: Arc<DirectStore>,
         panels: &[(PanelName, Ticket)],
+        bytes: usize,
         opening_threads: usize,
     ) -> io::Result<Self> {
         let mut layers = Vec::new();
@@ -397,7 +400,7 @@ impl ReadAhead {
             }
         }
         let schedule = Schedule::new(&panels, layers);
-        let buffers = BUFFERS.min(2 * schedule.spans.len());
+        let buffers = (bytes / SPAN).min(2 * schedule.spans.len());
         let shared = Arc::new(Shared {
             store,
             panels,
@@ -490,6 +493,19 @@ impl Reader for ReadAhead {
             self.shared.arrived.notify_all();
         }
         outcome
+    }
+
+    fn whereabouts(&self, name: PanelName, ticket: &Ticket) -> Option<*const u8> {
+        let state = self.shared.lock();
+        let place = state.schedule.place(name)?;
+        match state.spans.get(&state.number(place.span))? {
+            Arrival::Here { buffer, .. } => {
+                let end = place.start + ticket.length;
+                let panel = buffer.as_slice().get(place.start..end)?;
+                Some(panel.as_ptr())
+            }
+            Arrival::Expected(_) | Arrival::Failed => None,
+        }
     }
 }
 

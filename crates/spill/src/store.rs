@@ -79,6 +79,9 @@ pub trait Reader: Send + Sync {
     /// # Panics
     /// If `out` is not as long as the panel.
     fn open(&self, name: PanelName, ticket: &Ticket, out: &mut [u8]) -> Result<(), OpenError>;
+
+    /// As [`Store::whereabouts`], if the panel has been read ahead.
+    fn whereabouts(&self, name: PanelName, ticket: &Ticket) -> Option<*const u8>;
 }
 
 /// What a panel is.

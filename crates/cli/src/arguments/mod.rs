@@ -420,7 +420,9 @@ pub(crate) struct ServeArguments {
     pub(crate) max_shape: Vec<LargestShape>,
     /// Where weights beyond that lie, encrypted: `shared` (memory, where the TEE does
     /// not count shared memory as its own) or `direct:FOLDER` (a file on a disk, read
-    /// past the page cache: for confidential virtual machines) [default: shared].
+    /// past the page cache: for confidential virtual machines). Each session reads ahead
+    /// into 16 MiB of protected memory, or as `direct:FOLDER,read-ahead=64MiB` says
+    /// [default: shared].
     #[arg(long, value_name = "shared|direct:FOLDER", env = "OCCLUDE_SPILL")]
     pub(crate) spill: Option<Spill>,
     /// What they are encrypted with there: aes-256-gcm, or aegis-128l, -128x2 or -128x4
@@ -631,7 +633,7 @@ pub(crate) struct BenchArguments {
     #[arg(long, value_name = "resident|NN%|NNMiB", default_values = ["resident", "50%", "25%", "0%"])]
     pub(crate) budget: Vec<Budget>,
     /// Where streamed weights lie, encrypted: in memory, or in a file on a disk that is
-    /// read past the page cache.
+    /// read past the page cache, 16 MiB ahead or as direct:FOLDER,read-ahead=64MiB says.
     #[arg(long, value_name = "shared|direct:FOLDER", default_value = "shared")]
     pub(crate) spill: Spill,
     /// What they are encrypted with there: aes-256-gcm, or aegis-128l, -128x2 or -128x4

@@ -162,7 +162,7 @@ fn print(report: &Report) {
     }
     output::line(MEMORY_NOTE);
     output::line(match report.spill {
-        Spill::Direct(_) => DIRECT_NOTE,
+        Spill::Direct { .. } => DIRECT_NOTE,
         _ => SHARED_NOTE,
     });
 }

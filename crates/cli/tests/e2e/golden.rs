@@ -113,6 +113,7 @@ fn wrong_usage_is_told_and_ends_in_exit_code_2() {
         "bench model.onnx --budget half",
         "bench model.onnx --budget 101%",
         "bench model.onnx --spill disk",
+        "bench model.onnx --spill direct:/var/tmp,read-ahead=1MiB",
         "serve --spill direct:",
         "bench model.onnx --threads 0",
         "bench model.onnx --batch 2 --inputs x.npz",

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use occlude_engine::{CipherError, LibrarySearch, Model, ProcessMemory, Spill};
+use occlude_engine::{CipherError, LibrarySearch, Model, ProcessMemory, Spill, UnknownSpill};
 use occlude_inference_protocol::{DataType, Tensor};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -53,8 +53,8 @@ struct Task<A> {
     subject: Subject,
     model: PathBuf,
     threads: NonZeroUsize,
-    /// Where the streamed weights' file is made, if not in shared memory.
-    spill_folder: Option<PathBuf>,
+    /// Where the streamed weights lie.
+    spill: String,
     /// The name of what they are encrypted with, if not with the fastest.
     cipher: Option<String>,
     container: A,
@@ -131,10 +131,7 @@ impl<'a> Carrier<'a> {
             subject,
             model: self.options.model.clone(),
             threads: self.options.threads,
-            spill_folder: match &self.options.spill {
-                Spill::Direct(folder) => Some(folder.clone()),
-                _ => None,
-            },
+            spill: self.options.spill.to_string(),
             cipher: self.options.cipher.map(|kind| kind.to_string()),
             container: self.sealed.access(),
             data: self.data.as_raw_fd(),
@@ -225,8 +222,10 @@ impl Task<Access> {
                 // measured, since locked memory is not given back in the same way.
                 let _ = occlude_engine::memory::harden_process();
                 let container = self.container.open()?;
-                let folder = self.spill_folder.clone();
-                let spill = folder.map_or(Spill::SharedMemory, Spill::Direct);
+                let spill: Spill = self
+                    .spill
+                    .parse()
+                    .map_err(|error: UnknownSpill| Stop::refused(error.to_string()))?;
                 let cipher = self.cipher.as_deref().map(str::parse).transpose();
                 let cipher =
                     cipher.map_err(|error: CipherError| Stop::refused(error.to_string()))?;

@@ -465,7 +465,7 @@ impl Compared<'_> {
 
         let opened_before = model.opened_bytes();
         let disk = match spill {
-            Spill::Direct(folder) => {
+            Spill::Direct { folder, .. } => {
                 model.run(self.inputs.to_vec(), &[])?;
                 disk(folder, model.opened_bytes() - opened_before).map_err(Stop::refused)?
             }

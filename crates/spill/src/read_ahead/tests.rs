@@ -32,7 +32,12 @@ fn filled() -> Option<Filled> {
 
 impl Filled {
     fn reader(&self, threads: usize) -> ReadAhead {
-        ReadAhead::new(Arc::clone(&self.store), &self.panels, threads).unwrap()
+        self.reader_of(DEFAULT_READ_AHEAD, threads)
+    }
+
+    /// A reader with buffers of `bytes`.
+    fn reader_of(&self, bytes: usize, threads: usize) -> ReadAhead {
+        ReadAhead::new(Arc::clone(&self.store), &self.panels, bytes, threads).unwrap()
     }
 
     fn layer(&self, layer: u32) -> &[(PanelName, Ticket)] {
@@ -86,6 +91,59 @@ fn the_sequence_of_reads_is_the_same_in_every_run() {
     // Eleven panels fit in a span.
     assert_eq!(spans, 300_usize.div_ceil(11));
     assert!(rounds >= 10, "{} reads", reads.len());
+}
+
+#[test]
+fn as_much_is_read_ahead_as_was_asked_for_and_no_more_than_two_runs() {
+    let Some(filled) = filled() else { return };
+    let reads = filled.watch();
+    let read = || reads.lock().unwrap().len();
+    // Spans of a run, see above.
+    let spans = 300_usize.div_ceil(11);
+    for (bytes, expected) in [
+        (LEAST_READ_AHEAD, LEAST_READ_AHEAD / SPAN),
+        (DEFAULT_READ_AHEAD, DEFAULT_READ_AHEAD / SPAN),
+        (1 << 40, 2 * spans),
+    ] {
+        reads.lock().unwrap().clear();
+        let reader = filled.reader_of(bytes, 1);
+        while read() < expected {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(read(), expected, "{bytes} bytes");
+        reader.begin_run();
+        filled.panels.iter().for_each(|panel| opens(&reader, panel));
+    }
+}
+
+#[test]
+fn whereabouts_are_those_of_what_was_read_and_told_once_it_is_there() {
+    let Some(filled) = filled() else { return };
+    let reader = filled.reader(1);
+    let host = another_descriptor(filled.store.file());
+    let (near, far) = (&filled.panels[5], &filled.panels[299]);
+    // Neither read nor about to be.
+    assert_eq!(reader.whereabouts(far.0, &far.1), None);
+    let start = loop {
+        if let Some(start) = reader.whereabouts(near.0, &near.1) {
+            break start;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    let state = reader.shared.lock();
+    let seen = state.spans.values().find_map(|arrival| match arrival {
+        Arrival::Here { buffer, .. } => {
+            let bytes = buffer.as_slice();
+            let inside = bytes.as_ptr_range().contains(&start);
+            inside.then(|| &bytes[start.addr() - bytes.as_ptr().addr()..][..LENGTH])
+        }
+        _ => None,
+    });
+    let mut stored = vec![0; LENGTH];
+    host.read_exact_at(&mut stored, near.1.offset as u64)
+        .unwrap();
+    assert!(seen == Some(&stored[..]), "other bytes");
 }
 
 #[test]

@@ -27,7 +27,7 @@ use ort::environment::Environment;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::sys::{OrtAllocator, OrtEnv, OrtMemoryInfo};
 
-use heap::Heap;
+use heap::{Heap, Purpose};
 pub(crate) use heap::{Level, Refusal};
 
 mod exception;
@@ -245,20 +245,23 @@ impl Allocator {
     /// # Errors
     /// [`Refusal`]
     pub(crate) fn scratch(&self, length: usize) -> Result<Scratch<'_>, Refusal> {
-        let scratch = self.values(length)?;
-        let mut state = self.lock();
-        state.scratch = state.scratch.max(length * size_of::<f32>());
-        drop(state);
-        Ok(scratch)
+        self.scratch_and_values(length, length)
     }
 
-    /// [`Self::scratch`], for values that one operator hands on to another: they count as
-    /// ONNX Runtime's own do.
-    pub(crate) fn values(&self, length: usize) -> Result<Scratch<'_>, Refusal> {
+    /// [`Self::scratch`], of which at most `scratch` numbers are so at once. The rest are
+    /// values that one step hands on to another: they count as ONNX Runtime's own do.
+    pub(crate) fn scratch_and_values(
+        &self,
+        length: usize,
+        scratch: usize,
+    ) -> Result<Scratch<'_>, Refusal> {
         let bytes = length
             .checked_mul(size_of::<f32>())
             .ok_or(Refusal::Kernel)?;
-        let start = self.allocate(bytes, Limit::Holds)?;
+        let start = self.allocate(bytes, Purpose::Scratch, Limit::Holds)?;
+        let mut state = self.lock();
+        state.scratch = state.scratch.max(scratch * size_of::<f32>());
+        drop(state);
         Ok(Scratch {
             start: start.cast(),
             length,
@@ -288,14 +291,19 @@ impl Allocator {
     }
 
     /// Only ever called on allocators inside an [`Arc`]: there are no others.
-    fn allocate(&self, bytes: usize, limit: Limit) -> Result<NonNull<c_void>, Refusal> {
+    fn allocate(
+        &self,
+        bytes: usize,
+        purpose: Purpose,
+        limit: Limit,
+    ) -> Result<NonNull<c_void>, Refusal> {
         let mut state = self.lock();
         let fullest = state.heap.in_use.peak;
-        let address = state.heap.allocate(bytes).or_else(|refusal| {
+        let address = state.heap.allocate(bytes, purpose).or_else(|refusal| {
             state.refusal = Some(refusal);
             match limit {
                 Limit::Holds => Err(refusal),
-                Limit::GivesWay => state.heap.allocate_beyond_limit(bytes),
+                Limit::GivesWay => state.heap.allocate_beyond_limit(bytes, purpose),
             }
         })?;
         if state.heap.in_use.peak > fullest {
@@ -458,7 +466,9 @@ unsafe extern "system-unwind" fn allocate(
         Limit::GivesWay
     };
     // A panic must not cross into ONNX Runtime.
-    let block = catch_unwind(AssertUnwindSafe(|| allocator.allocate(bytes, limit).ok()));
+    let block = catch_unwind(AssertUnwindSafe(|| {
+        allocator.allocate(bytes, Purpose::Values, limit).ok()
+    }));
     let block = block.unwrap_or(None);
     if let Some(block) = block {
         return block.as_ptr();

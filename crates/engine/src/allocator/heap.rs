@@ -3,9 +3,9 @@
 //! Blocks are cut to size, to the cache line; free neighbours become one block again,
 //! and the smallest free block that will do is taken. A run that asks for the same
 //! sizes in the same order as the last one therefore finds the same blocks and
-//! needs nothing from the kernel. Before a large region is added, large regions
-//! without any block in use are given back, so that memory does not double while a
-//! model's requests grow.
+//! needs nothing from the kernel. Before a region of large values or of scratch is added,
+//! others of that kind without any block in use are given back, so that memory does not
+//! double while a model's requests grow.
 //!
 //! Bytes of free blocks are remembered as dirty until they are zeroed, which
 //! happens on [`Heap::wipe_idle`] and before a region returns to the kernel.
@@ -28,6 +28,17 @@ const OVERREAD: usize = if cfg!(target_arch = "aarch64") { 16 } else { 0 };
 /// must not keep the region of a large intermediate result.
 const SMALL: usize = 32 << 10;
 const SMALL_REGION: usize = 128 << 10;
+
+/// What a block is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// What one operator hands on to others.
+    Values,
+    /// What one operator needs while it runs. Operators run one after the other, so that all
+    /// of them use the same region; cut from regions of values, scratch would be in the way of
+    /// longer values, and they in its.
+    Scratch,
+}
 
 /// Why there is no block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +85,17 @@ pub(super) struct Heap {
 enum Class {
     Small,
     Large,
+    Scratch,
+}
+
+impl Class {
+    fn of(size: usize, purpose: Purpose) -> Self {
+        match purpose {
+            Purpose::Scratch => Self::Scratch,
+            Purpose::Values if size < SMALL => Self::Small,
+            Purpose::Values => Self::Large,
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -100,7 +122,7 @@ impl Heap {
     }
 
     /// The address of `bytes` bytes, which belong to the caller until [`Heap::free`].
-    pub(super) fn allocate(&mut self, bytes: usize) -> Result<usize, Refusal> {
+    pub(super) fn allocate(&mut self, bytes: usize, purpose: Purpose) -> Result<usize, Refusal> {
         #[cfg(test)]
         {
             let left = self.grants.checked_sub(1);
@@ -111,16 +133,12 @@ impl Heap {
             .checked_add(OVERREAD)
             .and_then(|bytes| bytes.checked_next_multiple_of(ALIGNMENT))
             .ok_or(Refusal::Kernel)?;
-        let class = if size < SMALL {
-            Class::Small
-        } else {
-            Class::Large
-        };
+        let class = Class::of(size, purpose);
         let address = match self.smallest_free(class, size) {
             Some(address) => address,
             None => match self.grow(class, size) {
                 Ok(address) => address,
-                // Within the limit a small block may still be cut from a large one.
+                // Within the limit it may still be cut from what is for large values.
                 Err(refusal) => self.smallest_free(Class::Large, size).ok_or(refusal)?,
             },
         };
@@ -130,9 +148,13 @@ impl Heap {
     }
 
     /// [`Self::allocate`], but whatever the limit is.
-    pub(super) fn allocate_beyond_limit(&mut self, bytes: usize) -> Result<usize, Refusal> {
+    pub(super) fn allocate_beyond_limit(
+        &mut self,
+        bytes: usize,
+        purpose: Purpose,
+    ) -> Result<usize, Refusal> {
         let limit = std::mem::replace(&mut self.limit, usize::MAX);
-        let address = self.allocate(bytes);
+        let address = self.allocate(bytes, purpose);
         self.limit = limit;
         address
     }
@@ -244,8 +266,8 @@ impl Heap {
         let exact = size.checked_next_multiple_of(PAGE).ok_or(Refusal::Kernel)?;
         let preferred = match class {
             Class::Small => SMALL_REGION,
-            Class::Large => {
-                self.release_idle(|class| class == Class::Large);
+            Class::Large | Class::Scratch => {
+                self.release_idle(|idle| idle == class);
                 exact
             }
         };

@@ -436,7 +436,7 @@ fn a_block_keeps_its_allocator_alive() {
     let memory = Allocator::new().unwrap();
     let raw = Arc::as_ptr(&memory);
     let weak = Arc::downgrade(&memory);
-    let block = memory.allocate(100, Limit::Holds).unwrap();
+    let block = memory.allocate(100, Purpose::Values, Limit::Holds).unwrap();
     drop(memory);
     assert_eq!(weak.strong_count(), 1);
     // SAFETY: the block came from this allocator, which it kept alive.

@@ -11,21 +11,26 @@
 //! | `source`, `residual` | the value that it reads, and the one that it adds or -1 |
 //! | `bias` | the input with its bias, or -1 |
 //!
-//! Results in between are the session's memory, taken when they are made and given back
-//! behind their last reader.
+//! What lies between the steps, and the scratch of each, has its place in one block of the
+//! session's memory, in which a place is used again behind its value's last reader. The block
+//! is taken once for a run: taking and giving back memory at each step costs as much as a
+//! tenth of a small one.
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use occlude_kernels::Extents;
 use ort::operator::{
     ComputeContext, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
 };
 use ort::value::{TensorElementType, ValueRef};
 
-use super::convolution::{Image, Step, Values, layout, output_shape};
+use super::convolution::{Image, Step, Values, layout, output_shape, points};
+use super::lifetimes::{Lifetime, Places};
 use super::team::{Team, together};
 use super::threads::Threads;
 use super::{Common, bounds, floats, guarded, input_shape, outputs, session_memory, set_output};
-use crate::allocator::{Allocator, Scratch};
+use crate::allocator::Allocator;
 use crate::layers::Layers;
 
 pub(super) struct SealedConvolutions(pub(super) Arc<Layers>);
@@ -78,6 +83,7 @@ impl Operator for SealedConvolutions {
             links: links(node, &self.0)?,
             layers: Arc::clone(&self.0),
             memory: session_memory()?,
+            plan: None,
         })
     }
 }
@@ -89,8 +95,8 @@ struct Link {
     residual: Option<usize>,
     /// The input that is its bias.
     bias: Option<usize>,
-    /// Values that no later step reads.
-    last_read: Vec<usize>,
+    /// The last step that reads what this one makes; itself, if that is the output.
+    last_reader: usize,
 }
 
 fn links(node: &KernelContext<'_>, layers: &Layers) -> Result<Vec<Link>, ort::Error> {
@@ -137,21 +143,85 @@ fn links(node: &KernelContext<'_>, layers: &Layers) -> Result<Vec<Link>, ort::Er
             source: value(source[step]).ok_or_else(refuse)?,
             residual: value(residual[step]),
             bias: index(bias[step]),
-            last_read: Vec::new(),
+            last_reader: step,
         });
     }
-    for value in 0..layer.len() {
+    for step in 0..layer.len() - 1 {
+        let value = step + 1;
         let reads = |link: &Link| link.source == value || link.residual == Some(value);
-        let last = links.iter().rposition(reads).ok_or_else(refuse)?;
-        links[last].last_read.push(value);
+        links[step].last_reader = links.iter().rposition(reads).ok_or_else(refuse)?;
     }
     Ok(links)
+}
+
+/// What is known of runs over images of one shape.
+struct Plan {
+    image: Image,
+    output: Image,
+    extents: Vec<Extents>,
+    /// Where each value lies in the block; `0..0` for the input and the output, which are
+    /// ONNX Runtime's.
+    values: Vec<Range<usize>>,
+    /// Where each step's scratch lies.
+    scratch: Vec<Range<usize>>,
+    /// Numbers of the block, and of the longest scratch.
+    length: usize,
+    longest_scratch: usize,
+    /// The step during which the most memory is in use.
+    fullest: usize,
+}
+
+impl Plan {
+    fn new(links: &[Link], layers: &Layers, image: Image) -> Result<Self, ort::Error> {
+        let mut images = vec![image];
+        let mut extents = Vec::with_capacity(links.len());
+        let (mut values, mut scratch) = (Vec::new(), Vec::new());
+        for (index, link) in links.iter().enumerate() {
+            let (run, made) = link.step.extents(layers, &images[link.source])?;
+            let is_output = index + 1 == links.len();
+            values.push(Lifetime {
+                length: if is_output { 0 } else { made.length() },
+                steps: index..=link.last_reader,
+            });
+            scratch.push(Lifetime {
+                length: link.step.scratch(layers, &run)?,
+                steps: index..=index,
+            });
+            images.push(made);
+            extents.push(run);
+        }
+        let longest_scratch = scratch.iter().map(|life| life.length).max();
+        values.append(&mut scratch);
+        let Places {
+            mut places,
+            length,
+            fullest,
+        } = Places::of(&values).ok_or_else(no_memory)?;
+        let scratch = places.split_off(links.len());
+        places.insert(0, 0..0);
+        Ok(Self {
+            image,
+            output: images[links.len()],
+            extents,
+            values: places,
+            scratch,
+            length,
+            longest_scratch: longest_scratch.unwrap_or(0),
+            fullest,
+        })
+    }
+}
+
+fn no_memory() -> ort::Error {
+    ort::Error::new("the memory for a run is used up")
 }
 
 pub(super) struct Kernel {
     links: Vec<Link>,
     layers: Arc<Layers>,
     memory: Arc<Allocator>,
+    /// That of the last run.
+    plan: Option<Plan>,
 }
 
 impl ort::operator::Kernel for Kernel {
@@ -161,7 +231,7 @@ impl ort::operator::Kernel for Kernel {
 }
 
 impl Kernel {
-    fn convolve(&self, context: &ComputeContext) -> Result<(), ort::Error> {
+    fn convolve(&mut self, context: &ComputeContext) -> Result<(), ort::Error> {
         let inputs: Vec<ValueRef<'_>> = (0..context.num_inputs()?)
             .map(|index| {
                 let input = context.input(index)?;
@@ -171,53 +241,66 @@ impl Kernel {
         let Some(image) = inputs.first() else {
             return Err(ort::Error::new("no input"));
         };
-        let (shape, x) = image.try_extract_tensor::<f32>()?;
-        let bias_of = |link: &Link| match link.bias.map(|bias| inputs.get(bias)) {
-            None => Ok(None),
-            Some(None) => Err(ort::Error::new("a bias is not there")),
-            Some(bias) => floats(bias),
+        let (shape, input) = image.try_extract_tensor::<f32>()?;
+        let image = Image::of(shape)?;
+        let plan = match &mut self.plan {
+            Some(plan) if plan.image == image => plan,
+            plan => plan.insert(Plan::new(&self.links, &self.layers, image)?),
         };
-        let mut shapes = vec![Image::of(shape)?];
-        let mut runs = Vec::with_capacity(self.links.len());
-        for link in &self.links {
-            let (extents, shape) = link.step.extents(&self.layers, &shapes[link.source])?;
-            shapes.push(shape);
-            runs.push(extents);
-        }
         let mut output = context
-            .output(0, shapes[self.links.len()].dims())?
+            .output(0, plan.output.dims())?
             .ok_or_else(|| ort::Error::new("no output"))?;
         let (_, y) = output.try_extract_tensor_mut::<f32>()?;
         let threads = Threads {
             context,
             count: self.layers.threads,
         };
+        let bias_of = |link: &Link| match link.bias.map(|bias| inputs.get(bias)) {
+            None => Ok(None),
+            Some(None) => Err(ort::Error::new("a bias is not there")),
+            Some(bias) => floats(bias),
+        };
+        let links = &self.links;
+        // The fullest last: it is the one that the memory is taken for.
+        let steps = (0..links.len()).filter(|&step| step != plan.fullest);
+        for step in steps.chain([plan.fullest]) {
+            let layer = links[step].step.common.layer;
+            self.memory.enter(layer, points(&plan.extents[step]));
+        }
+        let mut block = self
+            .memory
+            .scratch_and_values(plan.length, plan.longest_scratch)
+            .map_err(|_| no_memory())?;
         let run = |team: &Team| {
-            let mut values: Vec<Option<Scratch<'_>>> = vec![None];
-            for (index, (link, extents)) in self.links.iter().zip(&runs).enumerate() {
-                link.step.enter(&self.memory, extents);
-                let mut made = if index + 1 == self.links.len() {
-                    None
-                } else {
-                    let made = self.memory.values(shapes[index + 1].length());
-                    Some(made.map_err(|_| ort::Error::new("the memory for a run is used up"))?)
+            for (index, link) in links.iter().enumerate() {
+                let place = |value: usize| plan.values[value].clone();
+                let [made, scratch, source, residual] = block
+                    .get_disjoint_mut([
+                        place(index + 1),
+                        plan.scratch[index].clone(),
+                        place(link.source),
+                        match link.residual {
+                            Some(residual) if residual != link.source => place(residual),
+                            _ => 0..0,
+                        },
+                    ])
+                    .map_err(|_| ort::Error::new("values of a chain overlap"))?;
+                let x = if link.source == 0 { input } else { &*source };
+                let residual = match link.residual {
+                    None => None,
+                    Some(value) if value == link.source => Some(x),
+                    Some(0) => Some(input),
+                    Some(_) => Some(&*residual),
                 };
-                let value = |index: usize| match &values[index] {
-                    Some(value) => &**value,
-                    None => x,
-                };
-                let reads = Values {
-                    x: value(link.source),
+                let values = Values {
+                    x,
                     bias: bias_of(link)?,
-                    residual: link.residual.map(value),
-                    y: made.as_deref_mut().unwrap_or(&mut *y),
+                    residual,
+                    scratch,
+                    y: if index + 1 < links.len() { made } else { y },
                 };
                 link.step
-                    .run(&self.layers, &self.memory, team, extents, reads)?;
-                values.push(made);
-                for &read in &link.last_read {
-                    values[read] = None;
-                }
+                    .run(&self.layers, team, &plan.extents[index], values)?;
             }
             Ok(())
         };

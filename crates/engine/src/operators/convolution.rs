@@ -117,23 +117,28 @@ impl Kernel {
         let (extents, y_shape) = self.step.extents(&self.layers, &shape)?;
         let bias = optional(context, 1)?;
         let residual = optional(context, 2)?;
-        self.step.enter(&self.memory, &extents);
+        self.memory.enter(self.step.common.layer, points(&extents));
         let mut output = context
             .output(0, y_shape.dims())?
             .ok_or_else(|| ort::Error::new("no output"))?;
         let (_, y) = output.try_extract_tensor_mut::<f32>()?;
-        let values = Values {
-            x,
-            bias: floats(bias.as_ref())?,
-            residual: floats(residual.as_ref())?,
-            y,
-        };
         let threads = Threads {
             context,
             count: self.layers.threads,
         };
-        self.step
-            .run(&self.layers, &self.memory, &threads, &extents, values)
+        let scratch = self.step.scratch(&self.layers, &extents)?;
+        let mut scratch = self
+            .memory
+            .scratch(scratch)
+            .map_err(|_| ort::Error::new("the memory for a run is used up"))?;
+        let values = Values {
+            x,
+            bias: floats(bias.as_ref())?,
+            residual: floats(residual.as_ref())?,
+            scratch: &mut scratch,
+            y,
+        };
+        self.step.run(&self.layers, &threads, &extents, values)
     }
 }
 
@@ -191,6 +196,8 @@ pub(super) struct Values<'a> {
     pub(super) x: &'a [f32],
     pub(super) bias: Option<&'a [f32]>,
     pub(super) residual: Option<&'a [f32]>,
+    /// As many numbers as [`Step::scratch`] says.
+    pub(super) scratch: &'a mut [f32],
     pub(super) y: &'a mut [f32],
 }
 
@@ -245,18 +252,16 @@ impl Step {
         Ok((run, output))
     }
 
-    /// Lets `memory` know that this step runs now: before its output takes any.
-    pub(super) fn enter(&self, memory: &Allocator, extents: &Extents) {
-        let points = [extents.batch, extents.output[0], extents.output[1]];
-        let points = points.iter().map(|&extent| extent as u64).product();
-        memory.enter(self.common.layer, points);
+    /// Numbers of scratch that [`Self::run`] needs.
+    pub(super) fn scratch(&self, layers: &Layers, extents: &Extents) -> Result<usize, ort::Error> {
+        let (_, convolution) = self.convolution(layers)?;
+        Ok(convolution.scratch(layers.threads, extents))
     }
 
     /// Convolves.
     pub(super) fn run(
         &self,
         layers: &Layers,
-        memory: &Allocator,
         parallel: &dyn Parallel,
         extents: &Extents,
         values: Values<'_>,
@@ -266,6 +271,7 @@ impl Step {
             x,
             bias,
             residual,
+            scratch,
             y,
         } = values;
         layer.timed(|| {
@@ -279,19 +285,22 @@ impl Step {
                 residual,
                 bounds: self.common.bounds,
             };
-            let mut scratch = memory
-                .scratch(convolution.scratch(parallel.threads(), extents))
-                .map_err(|_| ort::Error::new("the memory for a run is used up"))?;
             let workers = Workers {
                 panels: &panels(layers, self.common)?,
                 parallel,
-                scratch: &mut scratch,
+                scratch,
             };
             convolution
                 .run(workers, extents, x, &epilogue, y)
                 .map_err(|error| ort::Error::new(error.to_string()))
         })
     }
+}
+
+/// Points of the output that a run passes over.
+pub(super) fn points(extents: &Extents) -> u64 {
+    let points = [extents.batch, extents.output[0], extents.output[1]];
+    points.iter().map(|&extent| extent as u64).product()
 }
 
 /// Channels of the output tensor.

@@ -15,6 +15,7 @@
 mod chain;
 mod convolution;
 mod gemm;
+mod lifetimes;
 #[allow(unsafe_code, reason = "lends a closure to threads that end with it")]
 mod team;
 mod threads;

@@ -50,16 +50,21 @@ fn assert_consistent(heap: &Heap) {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Allocate(usize),
+    Allocate(usize, Purpose),
     Free(usize),
     Wipe,
     Limit(usize),
 }
 
+fn allocate(bytes: Range<usize>) -> impl Strategy<Value = Step> {
+    let purpose = prop_oneof![Just(Purpose::Values), Just(Purpose::Scratch)];
+    (bytes, purpose).prop_map(|(bytes, purpose)| Step::Allocate(bytes, purpose))
+}
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        6 => (1_usize..5000).prop_map(Step::Allocate),
-        4 => (1_usize..400_000).prop_map(Step::Allocate),
+        6 => allocate(1..5000),
+        4 => allocate(1..400_000),
         8 => any::<usize>().prop_map(Step::Free),
         1 => Just(Step::Wipe),
         1 => (100_000_usize..3_000_000).prop_map(Step::Limit),
@@ -75,9 +80,9 @@ proptest! {
         let mut limit = usize::MAX;
         for (number, step) in steps.into_iter().enumerate() {
             match step {
-                Step::Allocate(length) => {
+                Step::Allocate(length, purpose) => {
                     let before = heap.held.now;
-                    match heap.allocate(length) {
+                    match heap.allocate(length, purpose) {
                         Ok(address) => {
                             let fill = (number % 255) as u8 + 1;
                             bytes(address, length).fill(fill);
@@ -120,7 +125,7 @@ fn the_same_requests_find_the_same_blocks_without_the_kernel() {
     let mut run = || {
         let mut blocks = Vec::new();
         for (index, &size) in sizes.iter().enumerate() {
-            blocks.push(heap.allocate(size).unwrap());
+            blocks.push(heap.allocate(size, Purpose::Values).unwrap());
             if index % 3 == 2 {
                 heap.free(blocks[index - 1]);
             }
@@ -140,11 +145,13 @@ fn the_same_requests_find_the_same_blocks_without_the_kernel() {
 }
 
 #[test]
-fn one_block_for_what_were_many_does_not_double_memory() {
+fn one_block_purposewhat_were_many_does_not_double_memory() {
     let mut heap = Heap::new();
-    let parts: Vec<usize> = (0..8).map(|_| heap.allocate(1 << 20).unwrap()).collect();
+    let parts: Vec<usize> = (0..8)
+        .map(|_| heap.allocate(1 << 20, Purpose::Values).unwrap())
+        .collect();
     parts.into_iter().for_each(|part| heap.free(part));
-    let whole = heap.allocate(8 << 20).unwrap();
+    let whole = heap.allocate(8 << 20, Purpose::Values).unwrap();
     assert_eq!(heap.held.peak, 8 << 20);
     heap.free(whole);
 }
@@ -154,33 +161,71 @@ fn small_blocks_that_stay_do_not_keep_large_regions() {
     let mut heap = Heap::new();
     let mut constants = Vec::new();
     for size in [1 << 20, 2 << 20, 3 << 20, 4 << 20] {
-        let large = heap.allocate(size).unwrap();
-        constants.push(heap.allocate(1000).unwrap());
+        let large = heap.allocate(size, Purpose::Values).unwrap();
+        constants.push(heap.allocate(1000, Purpose::Values).unwrap());
         heap.free(large);
     }
     assert!(heap.held.now <= (4 << 20) + SMALL_REGION);
     constants.into_iter().for_each(|block| heap.free(block));
 }
 
+/// As in the first two runs of a session: for the second one ONNX Runtime lays all values
+/// out in a single block.
+#[test]
+fn values_are_not_cut_from_where_the_next_scratch_has_to_go() {
+    const SCRATCH: usize = 6 << 20;
+    const VALUES: usize = 64 * PAGE;
+    let mut heap = Heap::new();
+    for values in [VALUES - PAGE, VALUES] {
+        let values = heap.allocate(values, Purpose::Values).unwrap();
+        let scratch = heap.allocate(SCRATCH, Purpose::Scratch).unwrap();
+        heap.free(scratch);
+        heap.free(values);
+    }
+    assert_eq!(heap.held.peak, SCRATCH + VALUES);
+}
+
+#[test]
+fn operators_one_after_the_other_use_the_same_scratch() {
+    let mut heap = Heap::new();
+    let values = heap.allocate(1 << 20, Purpose::Values).unwrap();
+    for bytes in [100, 3 << 20, 1 << 20, 4 << 20, 100] {
+        let scratch = heap.allocate(bytes, Purpose::Scratch).unwrap();
+        heap.free(scratch);
+    }
+    assert_eq!(heap.held.peak, (1 << 20) + (4 << 20));
+    heap.free(values);
+}
+
 #[test]
 fn under_a_limit_idle_regions_make_room_and_more_is_refused() {
     let mut heap = Heap::new();
     heap.set_limit(4 << 20);
-    let first = heap.allocate(3 << 20).unwrap();
-    assert_eq!(heap.allocate(2 << 20), Err(Refusal::Limit(4 << 20)));
+    let first = heap.allocate(3 << 20, Purpose::Values).unwrap();
+    assert_eq!(
+        heap.allocate(2 << 20, Purpose::Values),
+        Err(Refusal::Limit(4 << 20))
+    );
     heap.free(first);
     let (a, b) = (
-        heap.allocate(2 << 20).unwrap(),
-        heap.allocate(1 << 20).unwrap(),
+        heap.allocate(2 << 20, Purpose::Values).unwrap(),
+        heap.allocate(1 << 20, Purpose::Values).unwrap(),
     );
     assert_eq!(heap.held.now, 3 << 20);
     // Small blocks have regions of their own while there is room, and exact ones, and
     // parts of large ones at last.
-    let c = heap.allocate(ALIGNMENT).unwrap();
-    let d = heap.allocate((1 << 20) - SMALL_REGION).unwrap();
-    assert_eq!(heap.allocate(40_000), Err(Refusal::Limit(4 << 20)));
+    let c = heap.allocate(ALIGNMENT, Purpose::Values).unwrap();
+    let d = heap
+        .allocate((1 << 20) - SMALL_REGION, Purpose::Values)
+        .unwrap();
+    assert_eq!(
+        heap.allocate(40_000, Purpose::Values),
+        Err(Refusal::Limit(4 << 20))
+    );
     heap.free(b);
-    let e: Vec<usize> = (0..8).map(|_| heap.allocate(20_000).unwrap()).collect();
+    let e: Vec<usize> = (0..8)
+        .map(|_| heap.allocate(20_000, Purpose::Values).unwrap())
+        .collect();
     assert_eq!(heap.held.peak, 4 << 20);
     [a, c, d]
         .into_iter()
@@ -193,7 +238,7 @@ fn under_a_limit_idle_regions_make_room_and_more_is_refused() {
 #[test]
 fn a_region_is_wiped_before_the_kernel_has_it_back() {
     let mut heap = Heap::new();
-    let block = heap.allocate(1 << 20).unwrap();
+    let block = heap.allocate(1 << 20, Purpose::Values).unwrap();
     bytes(block, 1 << 20).fill(1);
     heap.free(block);
     assert_eq!(heap.clean(block..block + (1 << 20)).len(), 1);

@@ -148,6 +148,12 @@ fn print(report: &Report) {
             number(measured.occlude.wipe_ms)
         ));
     }
+    let mut ciphers = report.budgets.iter().filter_map(measured);
+    if let Some(cipher) = ciphers.find_map(|measured| measured.occlude.spill_cipher) {
+        output::line(format_args!(
+            "Streamed weights are encrypted with {cipher}."
+        ));
+    }
     for entry in &report.budgets {
         if let Some((measured, read)) =
             measured(entry).and_then(|it| Some((it, it.occlude.read_ms?)))

@@ -118,6 +118,7 @@ fn json_has_exactly_the_documented_fields_with_plausible_numbers() {
                 "peak_protected_mib",
                 "per_second",
                 "resident_mib",
+                "spill_cipher",
                 "weights_mib",
                 "wipe_ms",
             ],
@@ -140,6 +141,9 @@ fn json_has_exactly_the_documented_fields_with_plausible_numbers() {
         assert!(entry["max_abs_output"].as_f64() <= Some(1.0));
     }
     let streamed = &budgets[3]["occlude"];
+    let ciphers = ["aegis-128l", "aegis-128x2", "aegis-128x4", "aes-256-gcm"];
+    let cipher = streamed["spill_cipher"].as_str().expect("a name");
+    assert!(ciphers.contains(&cipher), "{cipher}");
     assert!(streamed["resident_mib"].as_f64() < streamed["weights_mib"].as_f64());
     positive(streamed, &["opened_mib_per_run"]);
     assert_eq!(budgets[0]["occlude"]["opened_mib_per_run"], 0.0);
@@ -171,6 +175,7 @@ fn without_json_a_table_says_how_memory_was_taken() {
     for said in [
         "\nplain ONNX Runtime ",
         "\n25% ",
+        "\nStreamed weights are encrypted with ",
         "shared mapping",
         "nothing subtracted",
     ] {

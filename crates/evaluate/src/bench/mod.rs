@@ -425,6 +425,7 @@ struct Timed {
     weights: u64,
     resident: u64,
     opened_per_run: f64,
+    cipher: Option<CipherKind>,
     /// What reading as much alone takes, from a file.
     read: Option<Times>,
     difference: Difference,
@@ -518,6 +519,7 @@ impl Compared<'_> {
             weights: model.weight_bytes(),
             resident: model.resident_bytes() as u64,
             opened_per_run: opened as f64 / f64::from(runs.max(1)),
+            cipher: model.spill_cipher(),
             read: (!read_times.is_empty()).then_some(read_times),
             difference,
         })
@@ -569,6 +571,7 @@ impl Timed {
                 weights_mib: report::mebibytes(self.weights as f64),
                 resident_mib: report::mebibytes(self.resident as f64),
                 opened_mib_per_run: report::mebibytes(self.opened_per_run),
+                spill_cipher: self.cipher,
                 read_p50_ms: self
                     .read
                     .as_ref()

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use occlude_engine::{Spill, WeightKind};
+use occlude_engine::{CipherKind, Spill, WeightKind};
 use serde::{Serialize, Serializer};
 
 use super::turns::Times;
@@ -183,6 +183,10 @@ pub struct Occlude {
     pub resident_mib: f64,
     /// Streamed weights that one run opens, in MiB.
     pub opened_mib_per_run: f64,
+    /// What streamed weights are encrypted with: the cipher that was asked for, or the one that
+    /// opened panels the fastest when the process began. None if no weight can be streamed.
+    #[serde(serialize_with = "cipher_as_text")]
+    pub spill_cipher: Option<CipherKind>,
     /// Shortest time in which the disk gives as many bytes to whoever does nothing but
     /// read, in milliseconds; only where weights are streamed from a file.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -219,6 +223,15 @@ impl Plain {
 
 fn as_text<S: Serializer>(spill: &Spill, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(spill)
+}
+
+fn cipher_as_text<S: Serializer>(
+    cipher: &Option<CipherKind>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    cipher
+        .map(|cipher| cipher.to_string())
+        .serialize(serializer)
 }
 
 /// To a tenth of a microsecond: small models take no more than ten.

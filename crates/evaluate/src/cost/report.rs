@@ -491,6 +491,7 @@ mod tests {
             weights_mib: 8.0,
             resident_mib: 4.0,
             opened_mib_per_run: 2.0,
+            spill_cipher: None,
             read_ms: None,
             read_p50_ms: None,
         };

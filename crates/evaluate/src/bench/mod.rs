@@ -484,8 +484,8 @@ impl Compared<'_> {
             &mut |last| {
                 let inputs = inputs.to_vec();
                 let start = Instant::now();
-                let answer = cpu.add(|| model.run(inputs, &[]))?;
-                let elapsed = start.elapsed();
+                let (answer, elapsed) = cpu.time(|| model.run(inputs, &[]));
+                let answer = answer?;
                 // Wiping comes after the answer, and would else delay the next one.
                 model.wait_until_wiped();
                 wipe_times.push(start.elapsed() - elapsed);

@@ -100,13 +100,8 @@ impl PlainModel {
             .iter()
             .map(|(name, value)| (name.as_str(), value))
             .collect();
-        let start = Instant::now();
-        let outputs = self
-            .cpu
-            .add(|| flushed(|| self.session.run(feeds)))
-            .map_err(plain)?;
-        let elapsed = start.elapsed();
-        drop(outputs);
+        let (outputs, elapsed) = self.cpu.time(|| flushed(|| self.session.run(feeds)));
+        drop(outputs.map_err(plain)?);
         Ok(elapsed)
     }
 

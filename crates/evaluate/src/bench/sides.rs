@@ -69,9 +69,9 @@ impl Compared<'_> {
         let (plain_times, times) = self.in_turns(
             SERVICE,
             &mut |last| {
-                let start = Instant::now();
-                let answer = cpu.add(|| service.infer(inputs)).map_err(Stop::refused)?;
-                Ok((start.elapsed(), last.then_some(answer)))
+                let (answer, elapsed) = cpu.time(|| service.infer(inputs));
+                let answer = answer.map_err(Stop::refused)?;
+                Ok((elapsed, last.then_some(answer)))
             },
             &mut difference,
             progress,

@@ -4,7 +4,7 @@
 //! weights, which no server ever does. The sides take turns in going first.
 
 use std::num::NonZeroUsize;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -81,13 +81,18 @@ pub(super) struct CpuTime {
 }
 
 impl CpuTime {
-    /// Does one run.
-    pub(super) fn add<T>(&mut self, run: impl FnOnce() -> T) -> T {
+    /// Does one run, and says how long that took.
+    ///
+    /// The clock is read before the processor time is asked for: the kernel then looks again
+    /// who is to run, and lets a thread that tidies up behind the run have this core.
+    pub(super) fn time<T>(&mut self, run: impl FnOnce() -> T) -> (T, Duration) {
         let before = Self::of_process();
+        let start = Instant::now();
         let done = run();
+        let elapsed = start.elapsed();
         self.total += Self::of_process().saturating_sub(before);
         self.runs += 1;
-        done
+        (done, elapsed)
     }
 
     /// Counts processor time of another process.

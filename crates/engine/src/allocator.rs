@@ -157,12 +157,15 @@ impl Allocator {
         (outcome, self.lock().refusal.take())
     }
 
-    /// Notes that the operator of layer `layer` runs, over `points` points.
-    pub(crate) fn enter(&self, layer: usize, points: u64) {
+    /// Notes that an operator runs: the layers that it computes, each with the points that it
+    /// passes over. The last one is what takes the most memory.
+    pub(crate) fn enter(&self, layers: impl IntoIterator<Item = (usize, u64)>) {
         let mut state = self.lock();
-        state.running = Some(layer);
-        if let Some(record) = &mut state.record {
-            record.push((layer, points));
+        for (layer, points) in layers {
+            state.running = Some(layer);
+            if let Some(record) = &mut state.record {
+                record.push((layer, points));
+            }
         }
     }
 

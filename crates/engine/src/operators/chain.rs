@@ -26,7 +26,7 @@ use ort::operator::{
 use ort::value::{TensorElementType, ValueRef};
 
 use super::convolution::{Image, Step, Values, layout, output_shape, points};
-use super::lifetimes::{Lifetime, Places};
+use super::lifetimes::{Arrangement, Lifetime};
 use super::team::{Team, together};
 use super::threads::Threads;
 use super::{Common, bounds, floats, guarded, input_shape, outputs, session_memory, set_output};
@@ -192,11 +192,11 @@ impl Plan {
         }
         let longest_scratch = scratch.iter().map(|life| life.length).max();
         values.append(&mut scratch);
-        let Places {
+        let Arrangement {
             mut places,
             length,
             fullest,
-        } = Places::of(&values).ok_or_else(no_memory)?;
+        } = Arrangement::of(&values).ok_or_else(no_memory)?;
         let scratch = places.split_off(links.len());
         places.insert(0, 0..0);
         Ok(Self {
@@ -261,12 +261,12 @@ impl Kernel {
             Some(bias) => floats(bias),
         };
         let links = &self.links;
-        // The fullest last: it is the one that the memory is taken for.
         let steps = (0..links.len()).filter(|&step| step != plan.fullest);
-        for step in steps.chain([plan.fullest]) {
+        let steps = steps.chain([plan.fullest]);
+        self.memory.enter(steps.map(|step| {
             let layer = links[step].step.common.layer;
-            self.memory.enter(layer, points(&plan.extents[step]));
-        }
+            (layer, points(&plan.extents[step]))
+        }));
         let mut block = self
             .memory
             .scratch_and_values(plan.length, plan.longest_scratch)

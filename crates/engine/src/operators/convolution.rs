@@ -117,7 +117,8 @@ impl Kernel {
         let (extents, y_shape) = self.step.extents(&self.layers, &shape)?;
         let bias = optional(context, 1)?;
         let residual = optional(context, 2)?;
-        self.memory.enter(self.step.common.layer, points(&extents));
+        self.memory
+            .enter([(self.step.common.layer, points(&extents))]);
         let mut output = context
             .output(0, y_shape.dims())?
             .ok_or_else(|| ort::Error::new("no output"))?;

@@ -96,7 +96,7 @@ impl Kernel {
         }
         *last = gemm.columns() as i64;
         let rows = x.len().checked_div(k).unwrap_or(0);
-        self.memory.enter(self.common.layer, rows as u64);
+        self.memory.enter([(self.common.layer, rows as u64)]);
         let layer = &self.layers.layers[self.common.layer];
         let bias = optional(context, 1)?;
         let bias = floats(bias.as_ref())?;

@@ -20,7 +20,7 @@ pub(super) struct Lifetime {
 
 /// Numbers of a block, one place for each value.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct Arrangement {
     /// In the order of the lifetimes; `0..0` for a value without numbers.
     pub(super) places: Vec<Range<usize>>,
     /// Numbers of the block.
@@ -29,7 +29,7 @@ pub(super) struct Places {
     pub(super) fullest: usize,
 }
 
-impl Places {
+impl Arrangement {
     /// None if the block would be longer than numbers can be counted.
     pub(super) fn of(lifetimes: &[Lifetime]) -> Option<Self> {
         let mut by_length: Vec<usize> = (0..lifetimes.len()).collect();
@@ -98,9 +98,9 @@ mod tests {
             life(160, 2..=3),
             life(100, 3..=4),
         ];
-        let places = Places::of(&lives).unwrap();
-        assert_eq!(places.places, [0..160, 160..260, 0..160, 160..260]);
-        assert_eq!((places.length, places.fullest), (260, 1));
+        let arrangement = Arrangement::of(&lives).unwrap();
+        assert_eq!(arrangement.places, [0..160, 160..260, 0..160, 160..260]);
+        assert_eq!((arrangement.length, arrangement.fullest), (260, 1));
     }
 
     #[test]
@@ -111,29 +111,29 @@ mod tests {
             life(32, 1..=2),
             life(16, 1..=2),
         ];
-        let places = Places::of(&lives).unwrap();
-        assert_eq!(places.places, [0..64, 64..112, 0..32, 32..48]);
-        assert_eq!(places.length, 112);
+        let arrangement = Arrangement::of(&lives).unwrap();
+        assert_eq!(arrangement.places, [0..64, 64..112, 0..32, 32..48]);
+        assert_eq!(arrangement.length, 112);
     }
 
     #[test]
     fn places_are_whole_cache_lines_apart() {
-        let places = Places::of(&[life(3, 0..=0), life(2, 0..=0)]).unwrap();
-        assert_eq!(places.places, [0..3, 16..18]);
+        let arrangement = Arrangement::of(&[life(3, 0..=0), life(2, 0..=0)]).unwrap();
+        assert_eq!(arrangement.places, [0..3, 16..18]);
     }
 
     #[test]
     fn a_value_without_numbers_takes_no_place() {
-        let places = Places::of(&[life(0, 0..=5), life(16, 0..=0)]).unwrap();
-        assert_eq!(places.places, [0..0, 0..16]);
-        assert_eq!(Places::of(&[]).unwrap().length, 0);
+        let arrangement = Arrangement::of(&[life(0, 0..=5), life(16, 0..=0)]).unwrap();
+        assert_eq!(arrangement.places, [0..0, 0..16]);
+        assert_eq!(Arrangement::of(&[]).unwrap().length, 0);
     }
 
     #[test]
     fn a_block_of_more_numbers_than_can_be_counted_is_none() {
         let half = usize::MAX / 2;
         let lives = [life(half, 0..=0), life(half, 0..=0), life(half, 0..=0)];
-        assert!(Places::of(&lives).is_none());
+        assert!(Arrangement::of(&lives).is_none());
     }
 
     fn lifetime() -> impl Strategy<Value = Lifetime> {
@@ -146,16 +146,16 @@ mod tests {
         fn what_is_needed_at_the_same_time_lies_apart(
             lives in prop::collection::vec(lifetime(), 0..40)
         ) {
-            let places = Places::of(&lives).unwrap();
-            for (index, place) in places.places.iter().enumerate() {
+            let arrangement = Arrangement::of(&lives).unwrap();
+            for (index, place) in arrangement.places.iter().enumerate() {
                 prop_assert_eq!(place.len(), lives[index].length);
-                prop_assert!(place.end <= places.length);
+                prop_assert!(place.end <= arrangement.length);
                 prop_assert!(place.start.is_multiple_of(ALIGNMENT));
                 for other in 0..index {
                     let (one, two) = (&lives[index].steps, &lives[other].steps);
                     let together = (0..30).any(|step| one.contains(&step) && two.contains(&step));
-                    let apart = place.end <= places.places[other].start
-                        || places.places[other].end <= place.start;
+                    let apart = place.end <= arrangement.places[other].start
+                        || arrangement.places[other].end <= place.start;
                     prop_assert!(!together || apart);
                 }
             }

@@ -83,7 +83,7 @@ impl ort::operator::Kernel for Opening {
 
 impl Opening {
     fn open(&self, whole: &Whole, context: &ComputeContext) -> Result<(), ort::Error> {
-        self.memory.enter(self.common.layer, 1);
+        self.memory.enter([(self.common.layer, 1)]);
         let mut output = context
             .output(0, whole.dims.clone())?
             .ok_or_else(|| ort::Error::new("no output"))?;

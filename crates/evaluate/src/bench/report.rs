@@ -1,5 +1,6 @@
 //! The report, whose field names are the JSON's.
 
+use std::fmt::Display;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
@@ -184,8 +185,8 @@ pub struct Occlude {
     /// Streamed weights that one run opens, in MiB.
     pub opened_mib_per_run: f64,
     /// What streamed weights are encrypted with: the cipher that was asked for, or the one that
-    /// opened panels the fastest when the process began. None if no weight can be streamed.
-    #[serde(serialize_with = "cipher_as_text")]
+    /// opened panels the fastest when they were tried. None if no weight can be streamed.
+    #[serde(serialize_with = "text_or_none")]
     pub spill_cipher: Option<CipherKind>,
     /// Shortest time in which the disk gives as many bytes to whoever does nothing but
     /// read, in milliseconds; only where weights are streamed from a file.
@@ -221,17 +222,18 @@ impl Plain {
     }
 }
 
-fn as_text<S: Serializer>(spill: &Spill, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(spill)
+fn as_text<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
 }
 
-fn cipher_as_text<S: Serializer>(
-    cipher: &Option<CipherKind>,
+fn text_or_none<T: Display, S: Serializer>(
+    value: &Option<T>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
-    cipher
-        .map(|cipher| cipher.to_string())
-        .serialize(serializer)
+    match value {
+        Some(value) => as_text(value, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 /// To a tenth of a microsecond: small models take no more than ten.

@@ -182,8 +182,14 @@ pub fn measure_memory(
     input: impl Read,
     mut output: impl Write,
 ) -> Result<(), BenchError> {
-    let sampler = Sampler::start().map_err(BenchError::Process)?;
     let task: Task<Access> = serde_json::from_reader(input).map_err(process_error)?;
+    if let Subject::Occlude(_) = task.subject {
+        // As every command of Occlude does before it has threads; not where plain ONNX
+        // Runtime is measured, since locked memory is not given back in the same way.
+        let _ = occlude_engine::memory::harden_process();
+    }
+    // Until here memory has only grown.
+    let sampler = Sampler::start().map_err(BenchError::Process)?;
     let outcome = task.run(library);
     let peak = sampler.stop().map_err(BenchError::Process)?;
     let answer = match outcome {
@@ -218,9 +224,6 @@ impl Task<Access> {
                 run_plain(plain, inputs)
             }
             Subject::Occlude(budget) => {
-                // As every command of Occlude does; not where plain ONNX Runtime is
-                // measured, since locked memory is not given back in the same way.
-                let _ = occlude_engine::memory::harden_process();
                 let container = self.container.open()?;
                 let spill: Spill = self
                     .spill

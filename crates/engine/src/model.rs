@@ -278,7 +278,8 @@ impl Model {
     /// How long the operator of each layer took since the model was loaded, all runs
     /// together: opening what is streamed and, where the kernel is ours, computing. In the
     /// order of [`Plan::layers`], tables left out; zero for weights that an operator of
-    /// ONNX Runtime reads where they lie.
+    /// ONNX Runtime reads where they lie. Of two convolutions that run as one all of it
+    /// counts for the second.
     #[must_use]
     pub fn layer_times(&self) -> Vec<Duration> {
         self.layers.layers.iter().map(Layer::spent).collect()

@@ -9,7 +9,7 @@ use occlude_inference_protocol::Tensor;
 use occlude_onnx::DataType;
 use occlude_onnx::messages::{ModelProto, NodeProto};
 use support::{
-    everything_streamed, floats, graph, integers_attribute, model, node, opened, pattern,
+    everything_streamed, floats, graph, integer, integers_attribute, model, node, opened, pattern,
     plain_run, runtime, two_threads, value, with,
 };
 
@@ -155,4 +155,87 @@ fn results_in_between_are_given_back_behind_their_last_reader() {
     let sealed = Model::load(runtime(), &container, &options).unwrap();
     let x = Tensor::from_values("x0", vec![1, 32, 64, 64], &pattern(32 * 64 * 64));
     sealed.run(vec![x.unwrap()], &[]).unwrap();
+}
+
+/// Three channels for each of 32, a depthwise convolution of these, `stride` places
+/// further from one to the next, and what another one makes of the 32 added to it.
+fn expanding(stride: i64) -> ModelProto {
+    let values = |name: &str, dims: &[i64]| {
+        let count: i64 = dims.iter().product();
+        floats(name, dims, &pattern(count as usize))
+    };
+    let each = with(node("Conv", &["b", "taps"], &["c"]), integer("group", 96));
+    let attributes = [
+        integers_attribute("pads", &[1; 4]),
+        integers_attribute("strides", &[stride; 2]),
+    ];
+    let each = attributes.into_iter().fold(each, with);
+    let beside = with(
+        node("Conv", &["s", "w1"], &["d"]),
+        integers_attribute("strides", &[stride; 2]),
+    );
+    model(graph(
+        vec![
+            node("Conv", &["x", "w"], &["s"]),
+            beside,
+            node("Conv", &["s", "w0", "b0"], &["a"]),
+            node("Relu", &["a"], &["b"]),
+            each,
+            node("Add", &["c", "d"], &["e"]),
+            node("Relu", &["e"], &["f"]),
+            node("Conv", &["f", "w2"], &["y"]),
+        ],
+        vec![value("x", DataType::Float, &[-1, CHANNELS, -1, -1])],
+        vec![value("y", DataType::Float, &[-1, CHANNELS, -1, -1])],
+        vec![
+            values("w", &[CHANNELS, CHANNELS, 1, 1]),
+            values("w0", &[96, CHANNELS, 1, 1]),
+            values("b0", &[96]),
+            values("taps", &[96, 1, 3, 3]),
+            values("w1", &[96, CHANNELS, 1, 1]),
+            values("w2", &[CHANNELS, 96, 1, 1]),
+        ],
+    ))
+}
+
+fn run_expanding(sealed: &Model, dims: &[i64]) -> Vec<f32> {
+    let count: i64 = dims.iter().product();
+    let shape = dims.iter().map(|&extent| extent as u64).collect();
+    let x = Tensor::from_values("x", shape, &pattern(count as usize)).unwrap();
+    sealed.run(vec![x], &[]).unwrap()[0].to_values().unwrap()
+}
+
+#[test]
+fn a_large_expansion_gives_the_plain_models_answer() {
+    for stride in [1, 2] {
+        let plain = expanding(stride);
+        let container = opened(&plain);
+        for options in [two_threads(), everything_streamed()] {
+            let sealed = Model::load(runtime(), &container, &options).unwrap();
+            // Large ones, and some that are not.
+            for dims in [
+                [1, CHANNELS, 64, 72],
+                [2, CHANNELS, 61, 57],
+                [3, CHANNELS, 9, 7],
+            ] {
+                let count: i64 = dims.iter().product();
+                let expected = plain_run(&plain, &[("x", &dims, &pattern(count as usize))]);
+                assert_near(&run_expanding(&sealed, &dims), &expected[0]);
+            }
+        }
+    }
+}
+
+/// It would take 6 MiB, beside the 7.5 of what is read, added and made.
+#[test]
+fn a_large_expansion_never_exists_as_a_whole() {
+    let options = LoadOptions {
+        memory: ProtectedMemory::Bytes(10 << 20),
+        largest: vec!["x=1x32x128x128".parse().unwrap()],
+        ..two_threads()
+    };
+    let sealed = Model::load(runtime(), &opened(&expanding(2)), &options).unwrap();
+    let dims = [1, CHANNELS, 128, 128];
+    let expected = plain_run(&expanding(2), &[("x", &dims, &pattern(32 * 128 * 128))]);
+    assert_near(&run_expanding(&sealed, &dims), &expected[0]);
 }

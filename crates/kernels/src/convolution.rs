@@ -7,7 +7,7 @@
 //! The input is read where it lies if it is arranged as the kernel needs it; otherwise
 //! it is first copied, with its padding, into scratch.
 
-use crate::arrange::{Arranged, Image};
+use crate::arrange::{Arranged, Image, Place};
 use crate::depthwise::Depthwise;
 use crate::gemm::Epilogue;
 use crate::isa::Isa;
@@ -301,7 +301,7 @@ impl Convolution {
             && (self.shape.groups == 1 || channels.is_multiple_of(self.block))
     }
 
-    fn image(&self, extents: &Extents) -> Image {
+    pub(crate) fn image(&self, extents: &Extents) -> Image {
         Image {
             layout: extents.input_layout,
             block: self.block,
@@ -424,15 +424,7 @@ impl Convolution {
             }
         };
         let source: &[f32] = if copy.is_empty() { input } else { copy };
-        let segments: Vec<usize> = (0..reduction.segments())
-            .map(|segment| {
-                let (block, tap) = reduction.place(segment);
-                let (row, column) = (tap / self.shape.kernel[1], tap % self.shape.kernel[1]);
-                block * place.block_stride
-                    + row * self.shape.dilations[0] * place.row_stride
-                    + column * self.shape.dilations[1] * place.point
-            })
-            .collect();
+        let segments = self.segments(&reduction, &place);
         let points = extents.output[0] * extents.output[1];
         let columns = packing.columns();
         let direct = self.writes_directly(extents);
@@ -510,6 +502,34 @@ impl Convolution {
             }
         }
         Ok(())
+    }
+
+    /// For each segment of the reduction its place, seen from a point.
+    pub(crate) fn segments(&self, reduction: &Reduction, place: &Place) -> Vec<usize> {
+        (0..reduction.segments())
+            .map(|segment| {
+                let (block, tap) = reduction.place(segment);
+                let (row, column) = (tap / self.shape.kernel[1], tap % self.shape.kernel[1]);
+                block * place.block_stride
+                    + row * self.shape.dilations[0] * place.row_stride
+                    + column * self.shape.dilations[1] * place.point
+            })
+            .collect()
+    }
+
+    /// The layout of its weights, unless it is depthwise.
+    pub(crate) fn packing(&self) -> Option<&Packing> {
+        match &self.kind {
+            Kind::Products(packing) => Some(packing),
+            Kind::Depthwise(_) => None,
+        }
+    }
+
+    pub(crate) fn depthwise(&self) -> Option<&Depthwise> {
+        match &self.kind {
+            Kind::Products(_) => None,
+            Kind::Depthwise(depthwise) => Some(depthwise),
+        }
     }
 
     pub(crate) fn block(&self) -> usize {

@@ -140,28 +140,11 @@ impl Depthwise {
         parallel: &dyn Parallel,
         output: &mut [f32],
     ) {
-        let shape = convolution.shape();
-        let (block, width) = (convolution.block(), self.isa.width());
+        let block = convolution.block();
         let blocks = self.channels.div_ceil(block);
         let [out_height, out_width] = extents.output;
-        let finish = epilogue.check(self.channels, output.len());
-        let row = Row {
-            block,
-            taps: shape.kernel,
-            dilations: shape.dilations,
-            stride: shape.strides,
-            padding: extents.padding,
-            input: extents.input,
-            out_width,
-            bounds: finish.bounds,
-        };
-        let run: unsafe fn(&Row, &Line) = match self.isa.kind() {
-            Kind::Portable => portable,
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => avx2,
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => avx512,
-        };
+        epilogue.check(self.channels, output.len());
+        let rows_of = self.rows(convolution, extents, weights, epilogue);
         let in_block = extents.input[0] * extents.input[1] * block;
         let out_row = out_width * block;
         let pieces = Pieces::new(&mut output[..blocks * out_height * out_row], out_row);
@@ -176,7 +159,6 @@ impl Depthwise {
         let rows = out_height.div_ceil(wanted).max(1);
         let bands = out_height.div_ceil(rows);
         let works = Shares::new(blocks * bands, parallel.threads());
-        let weights = Weights(weights);
         parallel.run(parallel.threads(), &|_| {
             if !opened() {
                 return;
@@ -191,43 +173,128 @@ impl Depthwise {
                 for y in band * rows..((band + 1) * rows).min(out_height) {
                     // SAFETY: each row of each block comes once.
                     let out = unsafe { pieces.piece(index * out_height + y) };
-                    for lane in (0..block).step_by(width) {
-                        let channel = index * block + lane;
-                        let vector = channel / width;
-                        let tap_weights = (vector < self.vectors()).then(|| {
-                            let length = self.taps * width;
-                            let start = vector % self.panel_vectors * length;
-                            weights
-                                .panel(vector / self.panel_vectors)
-                                .wrapping_add(start)
-                        });
-                        let Some(tap_weights) = tap_weights else {
-                            // A vector of padding.
-                            let vectors = out.chunks_exact_mut(block);
-                            vectors.for_each(|out| out[lane..lane + width].fill(0.0));
-                            continue;
-                        };
-                        let line = Line {
-                            y,
-                            input: source[lane..].as_ptr(),
-                            weights: tap_weights,
-                            bias: epilogue.bias.map_or(std::ptr::null(), |bias| {
-                                bias[channel..channel + width].as_ptr()
-                            }),
-                            residual: epilogue.residual.map_or(std::ptr::null(), |residual| {
-                                let start = (index * out_height + y) * out_row;
-                                residual[start..start + out_row][lane..].as_ptr()
-                            }),
-                            output: out[lane..].as_mut_ptr(),
-                        };
-                        // SAFETY: an `Isa` is only made where its instructions are;
-                        // input, bias and residual were sliced to the extents that `row`
-                        // names, and weights are there by the caller's contract.
-                        unsafe { run(&row, &line) };
-                    }
+                    let residual = epilogue
+                        .residual
+                        .map(|residual| &residual[(index * out_height + y) * out_row..][..out_row]);
+                    // SAFETY: the caller's contract; the source is a whole block.
+                    unsafe { rows_of.make(index, y, (source, 0), residual, out) };
                 }
             }
         });
+    }
+
+    /// What makes single rows of an image, see [`Rows::make`].
+    ///
+    /// # Panics
+    /// If the bias is short.
+    pub(crate) fn rows<'a>(
+        &'a self,
+        convolution: &Convolution,
+        extents: &Extents,
+        weights: &'a [*const f32],
+        epilogue: &Epilogue<'a>,
+    ) -> Rows<'a> {
+        let shape = convolution.shape();
+        let bias_only = Epilogue {
+            residual: None,
+            ..*epilogue
+        };
+        bias_only.check(self.channels, 0);
+        Rows {
+            depthwise: self,
+            row: Row {
+                block: convolution.block(),
+                taps: shape.kernel,
+                dilations: shape.dilations,
+                stride: shape.strides,
+                padding: extents.padding,
+                input: extents.input,
+                out_width: extents.output[1],
+                bounds: epilogue.bounds,
+            },
+            weights: Weights(weights),
+            bias: epilogue.bias,
+            run: match self.isa.kind() {
+                Kind::Portable => portable,
+                #[cfg(target_arch = "x86_64")]
+                Kind::Avx2 => avx2,
+                #[cfg(target_arch = "x86_64")]
+                Kind::Avx512 => avx512,
+            },
+        }
+    }
+}
+
+/// Makes rows of one image.
+pub(crate) struct Rows<'a> {
+    depthwise: &'a Depthwise,
+    row: Row,
+    weights: Weights<'a>,
+    bias: Option<&'a [f32]>,
+    run: unsafe fn(&Row, &Line),
+}
+
+impl Rows<'_> {
+    /// Writes row `y` of block `index` to `out`. The source is that block of the input, from
+    /// the row on that is given with it, with all rows that `y` reads. What is added is a row
+    /// of the output.
+    ///
+    /// # Safety
+    /// The weights are there, each panel in its length, and nobody writes to one.
+    pub(crate) unsafe fn make(
+        &self,
+        index: usize,
+        y: usize,
+        (source, first_row): (&[f32], usize),
+        residual: Option<&[f32]>,
+        out: &mut [f32],
+    ) {
+        let (depthwise, block) = (self.depthwise, self.row.block);
+        let width = depthwise.isa.width();
+        let (first, end) = self.row.inside(0, y);
+        if first < end {
+            let row_of = |tap: usize| {
+                y * self.row.stride[0] + tap * self.row.dilations[0] - self.row.padding[0]
+            };
+            let row = self.row.input[1] * block;
+            assert!(
+                row_of(first) >= first_row
+                    && source.len() >= (row_of(end - 1) + 1 - first_row) * row,
+                "the source lacks rows"
+            );
+        }
+        assert!(out.len() >= self.row.out_width * block, "the row is short");
+        for lane in (0..block).step_by(width) {
+            let channel = index * block + lane;
+            let vector = channel / width;
+            if vector >= depthwise.vectors() {
+                // A vector of padding.
+                let vectors = out.chunks_exact_mut(block);
+                vectors.for_each(|out| out[lane..lane + width].fill(0.0));
+                continue;
+            }
+            let start = vector % depthwise.panel_vectors * depthwise.taps * width;
+            let line = Line {
+                y,
+                first_row,
+                input: source.as_ptr().wrapping_add(lane),
+                weights: self
+                    .weights
+                    .panel(vector / depthwise.panel_vectors)
+                    .wrapping_add(start),
+                bias: self.bias.map_or(std::ptr::null(), |bias| {
+                    bias[channel..channel + width].as_ptr()
+                }),
+                residual: residual.map_or(std::ptr::null(), |residual| {
+                    residual[..self.row.out_width * block][lane..].as_ptr()
+                }),
+                output: out[lane..].as_mut_ptr(),
+            };
+            // SAFETY: an `Isa` is only made where its instructions are; source, bias, residual
+            // and row have what the line reads and writes, and weights are there by the
+            // caller's contract.
+            unsafe { (self.run)(&self.row, &line) };
+        }
     }
 }
 
@@ -259,6 +326,8 @@ struct Row {
 /// One row of outputs of one vector of channels.
 struct Line {
     y: usize,
+    /// The row of the input that `input` begins with.
+    first_row: usize,
     input: *const f32,
     weights: *const f32,
     bias: *const f32,
@@ -301,7 +370,7 @@ impl Row {
 }
 
 /// # Safety
-/// The instructions are there; `line` points to an input, weights, and an output row of
+/// The instructions are there; `line` points to the rows of an input that it reads, weights, and an output row of
 /// the extents that `row` names, in vectors of the width, `block` numbers apart.
 #[inline(always)]
 unsafe fn compute<V: Vector>(row: &Row, line: &Line) {
@@ -378,7 +447,9 @@ unsafe fn three_of<V: Vector, const STRIDE: usize, const COUNT: usize, const INS
     unsafe {
         let mut sums = [V::splat(0.0); COUNT];
         for tap_row in rows.0..rows.1 {
-            let y = line.y * row.stride[0] + tap_row * row.dilations[0] - row.padding[0];
+            let y = line.y * row.stride[0] + tap_row * row.dilations[0]
+                - row.padding[0]
+                - line.first_row;
             let weights = line.weights.add(tap_row * 3 * V::WIDTH);
             let weights: [V; 3] = from_fn(|tap| V::load(weights.add(tap * V::WIDTH)));
             let from = line.input.add(y * row.input[1] * row.block);
@@ -416,7 +487,9 @@ unsafe fn any<V: Vector>(
     unsafe {
         let mut sum = V::splat(0.0);
         for tap_row in rows.0..rows.1 {
-            let y = line.y * row.stride[0] + tap_row * row.dilations[0] - row.padding[0];
+            let y = line.y * row.stride[0] + tap_row * row.dilations[0]
+                - row.padding[0]
+                - line.first_row;
             for tap_column in columns.0..columns.1 {
                 let weight = (tap_row * row.taps[1] + tap_column) * V::WIDTH;
                 let weight = V::load(line.weights.add(weight));

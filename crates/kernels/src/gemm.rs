@@ -153,21 +153,14 @@ impl Gemm {
         let segments: Vec<usize> = (0..self.packing.reduction().segments())
             .map(|segment| segment * self.packing.reduction().lanes)
             .collect();
-        let rows = |length| PointMap {
-            per_image: usize::MAX,
-            per_row: usize::MAX,
-            image: 0,
-            row: 0,
-            point: length,
-        };
         let product = Product {
             packing: &self.packing,
             first_panel: 0,
             segments: &segments,
             input: x.as_ptr(),
-            input_points: rows(self.k),
+            input_points: PointMap::in_line(self.k),
             output: y.as_mut_ptr(),
-            output_points: rows(self.n),
+            output_points: PointMap::in_line(self.n),
             output_columns: ColumnMap::ROW_MAJOR,
             points: m,
             finish: epilogue.check(self.n, y.len()),

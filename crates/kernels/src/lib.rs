@@ -21,6 +21,8 @@ mod arrange;
 mod convolution;
 #[allow(unsafe_code, reason = "vector loads and stores")]
 mod depthwise;
+#[allow(unsafe_code, reason = "threads write disjoint parts of one output")]
+mod expansion;
 #[allow(unsafe_code, reason = "hands checked slices to the product")]
 mod gemm;
 mod isa;
@@ -45,6 +47,7 @@ mod vector;
 mod winograd;
 
 pub use convolution::{Convolution, ConvolutionShape, Extents, Layout};
+pub use expansion::Expansion;
 pub use gemm::{BIAS_MULTIPLE, Epilogue, Gemm};
 pub use isa::Isa;
 pub use packing::Slab;

@@ -21,7 +21,7 @@ use crate::tile::{self, Finish, MOST_POINTS, MOST_VECTORS, Run, Tile};
 
 /// Numbers of the window that threads open together: 2.25 MiB, so that a 3 x 3
 /// convolution of 256 to 256 channels fits.
-const WINDOW: usize = (9 << 18) / 4;
+pub(crate) const WINDOW: usize = (9 << 18) / 4;
 
 /// Numbers of weights that one pass over the points takes at most, if they lie in
 /// several panels one behind the other: half of the smallest second-level cache.
@@ -52,6 +52,17 @@ pub(crate) struct PointMap {
 }
 
 impl PointMap {
+    /// One point behind the other, without end.
+    pub(crate) fn in_line(point: usize) -> Self {
+        Self {
+            per_image: usize::MAX,
+            per_row: usize::MAX,
+            image: 0,
+            row: 0,
+            point,
+        }
+    }
+
     /// The places of `first` and of the points after it, one after the other.
     fn places(&self, first: usize) -> Places<'_> {
         let (image, in_image) = (first / self.per_image, first % self.per_image);
@@ -358,7 +369,7 @@ impl Product<'_> {
     ///
     /// # Safety
     /// As for [`Self::run`]; no other thread writes these points of this group.
-    unsafe fn pass_all(
+    pub(crate) unsafe fn pass_all(
         &self,
         group: usize,
         first: usize,
@@ -509,7 +520,7 @@ impl Product<'_> {
 }
 
 /// Memory that a thread will read soon: starts and bytes, the last ones first.
-type Ahead = Vec<(*const u8, usize)>;
+pub(crate) type Ahead = Vec<(*const u8, usize)>;
 
 /// Where the next lines to ask for are, and the bytes from one to the next.
 fn next_lines(ahead: &mut Ahead, lines: usize) -> (*const u8, usize) {

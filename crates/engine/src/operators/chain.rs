@@ -15,6 +15,11 @@
 //! session's memory, in which a place is used again behind its value's last reader. The block
 //! is taken once for a run: taking and giving back memory at each step costs as much as a
 //! tenth of a small one.
+//!
+//! A step whose result is large and read by a depthwise one only runs as one with that
+//! ([`Expansion`]): what lies between the two never exists as a whole.
+//!
+//! [`Expansion`]: occlude_kernels::Expansion
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,7 +30,7 @@ use ort::operator::{
 };
 use ort::value::{TensorElementType, ValueRef};
 
-use super::convolution::{Image, Step, Values, layout, output_shape, points};
+use super::convolution::{Image, Pair, Step, Values, layout, output_shape, points};
 use super::lifetimes::{Arrangement, Lifetime};
 use super::team::{Team, together};
 use super::threads::Threads;
@@ -159,6 +164,8 @@ struct Plan {
     image: Image,
     output: Image,
     extents: Vec<Extents>,
+    /// Whether each step runs as one with the next.
+    joined: Vec<bool>,
     /// Where each value lies in the block; `0..0` for the input and the output, which are
     /// ONNX Runtime's.
     values: Vec<Range<usize>>,
@@ -175,41 +182,81 @@ impl Plan {
     fn new(links: &[Link], layers: &Layers, image: Image) -> Result<Self, ort::Error> {
         let mut images = vec![image];
         let mut extents = Vec::with_capacity(links.len());
-        let (mut values, mut scratch) = (Vec::new(), Vec::new());
-        for (index, link) in links.iter().enumerate() {
+        for link in links {
             let (run, made) = link.step.extents(layers, &images[link.source])?;
-            let is_output = index + 1 == links.len();
-            values.push(Lifetime {
-                length: if is_output { 0 } else { made.length() },
-                steps: index..=link.last_reader,
-            });
-            scratch.push(Lifetime {
-                length: link.step.scratch(layers, &run)?,
-                steps: index..=index,
-            });
             images.push(made);
             extents.push(run);
         }
-        let longest_scratch = scratch.iter().map(|life| life.length).max();
-        values.append(&mut scratch);
+        let (mut joined, mut scratch) = (Vec::<bool>::new(), Vec::new());
+        for (index, link) in links.iter().enumerate() {
+            let before = index.checked_sub(1).filter(|&before| !joined[before]);
+            let pair = before.and_then(|before| pair(links, &extents, before));
+            let expansion = match pair {
+                Some(pair) => pair.expansion(layers)?,
+                None => None,
+            };
+            let length = match &expansion {
+                Some(expansion) => {
+                    joined[index - 1] = true;
+                    scratch[index - 1] = 0;
+                    expansion.scratch()
+                }
+                None => link.step.scratch(layers, &extents[index])?,
+            };
+            joined.push(false);
+            scratch.push(length);
+        }
+        // A step that runs with the next one reads and writes when that does.
+        let when = |step: usize| step + usize::from(joined[step]);
+        let values = links.iter().enumerate().map(|(index, link)| {
+            let is_elsewhere = joined[index] || index + 1 == links.len();
+            let length = images[index + 1].length();
+            Lifetime {
+                length: if is_elsewhere { 0 } else { length },
+                steps: index..=when(link.last_reader),
+            }
+        });
+        let scratch_lives = scratch.iter().enumerate().map(|(index, &length)| Lifetime {
+            length,
+            steps: index..=index,
+        });
+        let lives: Vec<Lifetime> = values.chain(scratch_lives).collect();
         let Arrangement {
             mut places,
             length,
             fullest,
-        } = Arrangement::of(&values).ok_or_else(no_memory)?;
+        } = Arrangement::of(&lives).ok_or_else(no_memory)?;
+        let longest_scratch = scratch.into_iter().max().unwrap_or(0);
         let scratch = places.split_off(links.len());
         places.insert(0, 0..0);
         Ok(Self {
             image,
             output: images[links.len()],
             extents,
+            joined,
             values: places,
             scratch,
             length,
-            longest_scratch: longest_scratch.unwrap_or(0),
+            longest_scratch,
             fullest,
         })
     }
+}
+
+/// Step `first` and the next one, if that alone reads what the first makes.
+fn pair<'a>(links: &'a [Link], extents: &[Extents], first: usize) -> Option<Pair<'a>> {
+    let [one, next] = links.get(first..first + 2)? else {
+        return None;
+    };
+    let made = first + 1;
+    let alone = one.last_reader == first + 1
+        && next.source == made
+        && next.residual != Some(made)
+        && one.residual.is_none();
+    alone.then(|| Pair {
+        steps: [&one.step, &next.step],
+        extents: [extents[first], extents[first + 1]],
+    })
 }
 
 fn no_memory() -> ort::Error {
@@ -273,22 +320,27 @@ impl Kernel {
             .map_err(|_| no_memory())?;
         let run = |team: &Team| {
             for (index, link) in links.iter().enumerate() {
+                if plan.joined[index] {
+                    continue;
+                }
+                let first = index.checked_sub(1).filter(|&first| plan.joined[first]);
+                let source = links[first.unwrap_or(index)].source;
                 let place = |value: usize| plan.values[value].clone();
-                let [made, scratch, source, residual] = block
+                let [made, scratch, read, residual] = block
                     .get_disjoint_mut([
                         place(index + 1),
                         plan.scratch[index].clone(),
-                        place(link.source),
+                        place(source),
                         match link.residual {
-                            Some(residual) if residual != link.source => place(residual),
+                            Some(residual) if residual != source => place(residual),
                             _ => 0..0,
                         },
                     ])
                     .map_err(|_| ort::Error::new("values of a chain overlap"))?;
-                let x = if link.source == 0 { input } else { &*source };
+                let x = if source == 0 { input } else { &*read };
                 let residual = match link.residual {
                     None => None,
-                    Some(value) if value == link.source => Some(x),
+                    Some(value) if value == source => Some(x),
                     Some(0) => Some(input),
                     Some(_) => Some(&*residual),
                 };
@@ -299,8 +351,16 @@ impl Kernel {
                     scratch,
                     y: if index + 1 < links.len() { made } else { y },
                 };
-                link.step
-                    .run(&self.layers, team, &plan.extents[index], values)?;
+                match first.and_then(|first| pair(links, &plan.extents, first)) {
+                    Some(pair) => {
+                        let bias = bias_of(&links[index - 1])?;
+                        pair.run(&self.layers, team, bias, values)?;
+                    }
+                    None => {
+                        let extents = &plan.extents[index];
+                        link.step.run(&self.layers, team, extents, values)?;
+                    }
+                }
             }
             Ok(())
         };

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use occlude_kernels::{Convolution, Epilogue, Extents, Layout, Parallel, Workers};
+use occlude_kernels::{Convolution, Epilogue, Expansion, Extents, Layout, Parallel, Workers};
 use ort::operator::{
     ComputeContext, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
 };
@@ -293,6 +293,83 @@ impl Step {
             };
             convolution
                 .run(workers, extents, x, &epilogue, y)
+                .map_err(|error| ort::Error::new(error.to_string()))
+        })
+    }
+}
+
+/// Two steps of which the second alone reads what the first makes.
+#[derive(Clone, Copy)]
+pub(super) struct Pair<'a> {
+    pub(super) steps: [&'a Step; 2],
+    pub(super) extents: [Extents; 2],
+}
+
+impl Pair<'_> {
+    /// How they run as one, if they can.
+    pub(super) fn expansion<'a>(
+        &self,
+        layers: &'a Layers,
+    ) -> Result<Option<Expansion<'a>>, ort::Error> {
+        let [first, second] = self.steps;
+        let convolutions = [first.convolution(layers)?.1, second.convolution(layers)?.1];
+        Ok(Expansion::plan(layers.threads, convolutions, self.extents))
+    }
+
+    /// Convolves with both. The values are what the first one reads, and the rest of the
+    /// second's; `first_bias` is the first one's. The time counts as the second one's.
+    pub(super) fn run(
+        &self,
+        layers: &Layers,
+        parallel: &dyn Parallel,
+        first_bias: Option<&[f32]>,
+        values: Values<'_>,
+    ) -> Result<(), ort::Error> {
+        let Values {
+            x,
+            bias,
+            residual,
+            scratch,
+            y,
+        } = values;
+        let [first, second] = self.steps;
+        let (layer, convolution) = first.convolution(layers)?;
+        let columns = convolution.shape().out_channels;
+        let first_bias = padded_bias(layer.bias.as_ref(), first_bias, columns)?;
+        let (layer, _) = second.convolution(layers)?;
+        let expansion = self
+            .expansion(layers)?
+            .ok_or_else(|| ort::Error::new("two convolutions do not run as one"))?;
+        layer.timed(|| {
+            if residual.is_some_and(|values| values.len() != y.len()) {
+                return Err(ort::Error::new("a residual has another shape"));
+            }
+            let second_bias = padded_bias(layer.bias.as_ref(), bias, columns)?;
+            let epilogues = [
+                Epilogue {
+                    bias: first_bias.as_deref(),
+                    residual: None,
+                    bounds: first.common.bounds,
+                },
+                Epilogue {
+                    bias: second_bias.as_deref(),
+                    residual,
+                    bounds: second.common.bounds,
+                },
+            ];
+            let panels = [
+                panels(layers, first.common)?,
+                panels(layers, second.common)?,
+            ];
+            expansion
+                .run(
+                    panels.each_ref(),
+                    parallel,
+                    scratch,
+                    x,
+                    epilogues.each_ref(),
+                    y,
+                )
                 .map_err(|error| ort::Error::new(error.to_string()))
         })
     }

@@ -7,7 +7,7 @@ use occlude_kernels::{
 use super::Threads;
 
 /// No panel is resident, and one cannot be opened.
-struct AllBut(usize);
+pub(crate) struct AllBut(pub(crate) usize);
 
 impl Panels for AllBut {
     type Error = usize;
@@ -23,7 +23,7 @@ impl Panels for AllBut {
 }
 
 /// Runs with every panel missing in turn, and with none.
-fn each_panel_counts(panels: usize, run: impl Fn(&AllBut, usize) -> Result<(), usize>) {
+pub(crate) fn each_panel_counts(panels: usize, run: impl Fn(&AllBut, usize) -> Result<(), usize>) {
     assert!(panels > 0);
     for threads in [1, 3] {
         for panel in 0..panels {

@@ -7,6 +7,7 @@ use occlude_kernels::{
 };
 use proptest::prelude::*;
 
+mod expansion;
 mod failing;
 mod filtering;
 mod winograd;

@@ -7,10 +7,10 @@ use crate::arrange::Pieces;
 use crate::convolution::{Convolution, Extents};
 use crate::gemm::Epilogue;
 use crate::isa::{Isa, Kind};
-use crate::opening::Part;
+use crate::opening::{Opened, Part};
 use crate::packing::Slab;
 use crate::panels::{Panels, Parallel};
-use crate::product::Scratch;
+use crate::product::{MANY_POINTS, Scratch};
 use crate::shares::Shares;
 use crate::tile::next_points;
 #[cfg(target_arch = "x86_64")]
@@ -22,9 +22,6 @@ const SMALL_PANEL_BYTES: usize = 8 << 10;
 
 /// Vectors of channels that a panel holds at most.
 const PANEL_VECTORS: usize = 64;
-
-/// Outputs of an image from which on products are shared by point, see [`crate::product`].
-const LARGE_IMAGE: usize = 64 * crate::tile::MOST_POINTS;
 
 /// Weights as `[channels / width, taps, width]`, in panels of whole vectors.
 #[derive(Debug, Clone)]
@@ -106,12 +103,8 @@ impl Depthwise {
     }
 
     /// Where the panels are: in memory, or else in `scratch` when they have been opened.
-    pub(crate) fn places<P: Panels>(&self, panels: &P, scratch: &Scratch) -> Vec<*const f32> {
-        let place = |part: Part| match panels.resident(part.panel) {
-            Some(weights) => weights.as_ptr(),
-            None => scratch.start(part.start),
-        };
-        self.parts().map(place).collect()
+    pub(crate) fn places<P: Panels>(&self, panels: &P, scratch: &Scratch) -> Opened {
+        Opened::new(panels, scratch, self.parts())
     }
 
     /// The panels' parts of the scratch.
@@ -133,7 +126,7 @@ impl Depthwise {
         &self,
         convolution: &Convolution,
         extents: &Extents,
-        weights: &[*const f32],
+        weights: &Opened,
         opened: &(dyn Fn() -> bool + Sync),
         input: &[f32],
         epilogue: &Epilogue<'_>,
@@ -150,7 +143,7 @@ impl Depthwise {
         let pieces = Pieces::new(&mut output[..blocks * out_height * out_row], out_row);
         // Some rows of one block at a time. Threads share a large image by rows and a
         // small one by blocks, as the convolutions around this one do.
-        let by_row = out_height * out_width >= LARGE_IMAGE;
+        let by_row = out_height * out_width >= MANY_POINTS;
         let wanted = if by_row {
             4 * parallel.threads()
         } else {
@@ -184,22 +177,14 @@ impl Depthwise {
     }
 
     /// What makes single rows of an image, see [`Rows::make`].
-    ///
-    /// # Panics
-    /// If the bias is short.
     pub(crate) fn rows<'a>(
         &'a self,
         convolution: &Convolution,
         extents: &Extents,
-        weights: &'a [*const f32],
+        weights: &'a Opened,
         epilogue: &Epilogue<'a>,
     ) -> Rows<'a> {
         let shape = convolution.shape();
-        let bias_only = Epilogue {
-            residual: None,
-            ..*epilogue
-        };
-        bias_only.check(self.channels, 0);
         Rows {
             depthwise: self,
             row: Row {
@@ -212,7 +197,7 @@ impl Depthwise {
                 out_width: extents.output[1],
                 bounds: epilogue.bounds,
             },
-            weights: Weights(weights),
+            weights,
             bias: epilogue.bias,
             run: match self.isa.kind() {
                 Kind::Portable => portable,
@@ -229,7 +214,7 @@ impl Depthwise {
 pub(crate) struct Rows<'a> {
     depthwise: &'a Depthwise,
     row: Row,
-    weights: Weights<'a>,
+    weights: &'a Opened,
     bias: Option<&'a [f32]>,
     run: unsafe fn(&Row, &Line),
 }
@@ -295,19 +280,6 @@ impl Rows<'_> {
             // caller's contract.
             unsafe { (self.run)(&self.row, &line) };
         }
-    }
-}
-
-/// Where panels begin.
-#[derive(Clone, Copy)]
-struct Weights<'a>(&'a [*const f32]);
-
-// SAFETY: several threads only read what the pointers point to.
-unsafe impl Sync for Weights<'_> {}
-
-impl Weights<'_> {
-    fn panel(self, panel: usize) -> *const f32 {
-        self.0[panel]
     }
 }
 

@@ -13,12 +13,11 @@ use crate::arrange::{Arranged, Pieces, Place};
 use crate::convolution::{Convolution, Extents, Layout};
 use crate::depthwise::Depthwise;
 use crate::gemm::Epilogue;
-use crate::opening::{Opening, Part};
+use crate::opening::{Opened, Opening, Part};
 use crate::packing::Packing;
 use crate::panels::{Panels, Parallel};
-use crate::product::{Ahead, ColumnMap, PointMap, Product, Scratch, WINDOW};
+use crate::product::{Ahead, ColumnMap, MANY_POINTS, PointMap, Product, Scratch, WINDOW};
 use crate::shares::Shares;
-use crate::tile::MOST_POINTS;
 
 /// Numbers between the two from which on it pays: 1 MiB, about what a second-level cache has.
 const LARGE: usize = (1 << 20) / 4;
@@ -29,11 +28,7 @@ const BUFFER: usize = (384 << 10) / 4;
 /// Bands of all groups for each thread, at least.
 const WORKS_PER_THREAD: usize = 3;
 
-/// Points from which on products are shared by point, see [`crate::product`].
-const MANY_POINTS: usize = 64 * MOST_POINTS;
-
 /// Two convolutions that run as one. Weights are packed and opened as for each alone.
-#[derive(Clone)]
 pub struct Expansion<'a> {
     first: &'a Convolution,
     packing: &'a Packing,
@@ -212,14 +207,7 @@ impl<'a> Expansion<'a> {
                 Opening::new(panels[1], &taps, self.depthwise.parts(), threads),
             )
         };
-        let weights = Weights(
-            self.parts()
-                .map(|part| match panels[0].resident(part.panel) {
-                    Some(weights) => weights.as_ptr(),
-                    None => opened.start(part.start),
-                })
-                .collect(),
-        );
+        let weights = Opened::new(panels[0], &opened, self.parts());
         let taps = self.depthwise.places(panels[1], &taps);
         let rows_of = self.depthwise.rows(self.second, read, &taps, epilogues[1]);
         let segments = self.first.segments(self.packing.reduction(), &self.place);
@@ -240,6 +228,10 @@ impl<'a> Expansion<'a> {
                 let points = between.len() * made.output[1];
                 let vectors = self.packing.vectors(group);
                 let first_block = vectors.start * width / block;
+                assert!(
+                    points * vectors.len() * width <= buffer.len(),
+                    "the buffer is short"
+                );
                 let columns = ColumnMap {
                     block,
                     stride: points * block,
@@ -265,9 +257,15 @@ impl<'a> Expansion<'a> {
                 // makes up for; they and the points of these rows fit the buffer, which is
                 // this thread's, and the input has them. The weights were opened above.
                 unsafe {
-                    product.pass_all(group, 0, weights.of(panels), 0..points, &mut Ahead::new());
+                    product.pass_all(
+                        group,
+                        0,
+                        weights.panels(panels),
+                        0..points,
+                        &mut Ahead::new(),
+                    );
                 }
-                for index in first_block..(vectors.end * width).div_ceil(block).min(blocks) {
+                for index in first_block..vectors.end * width / block {
                     let source = &buffer[(index - first_block) * columns.stride..];
                     let source = &source[..columns.stride];
                     for y in rows.clone() {
@@ -286,17 +284,5 @@ impl<'a> Expansion<'a> {
         });
         openings.0.into_result()?;
         openings.1.into_result()
-    }
-}
-
-/// Where panels begin.
-struct Weights(Vec<*const f32>);
-
-// SAFETY: several threads only read what the pointers point to.
-unsafe impl Sync for Weights {}
-
-impl Weights {
-    fn of(&self, panels: Range<usize>) -> &[*const f32] {
-        &self.0[panels]
     }
 }

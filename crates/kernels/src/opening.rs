@@ -1,5 +1,7 @@
 //! Panels that threads open together before any of them reads one.
 
+use std::ops::Range;
+
 use crate::panels::Panels;
 use crate::product::{Failure, Scratch};
 use crate::shares::Gate;
@@ -64,5 +66,34 @@ impl<'a, P: Panels> Opening<'a, P> {
     /// Why a panel could not be opened.
     pub(crate) fn into_result(self) -> Result<(), P::Error> {
         self.failure.into_result()
+    }
+}
+
+/// Where some panels begin: in memory, or in their parts of the scratch once these have been
+/// opened.
+pub(crate) struct Opened(Vec<*const f32>);
+
+// SAFETY: several threads only read what the pointers point to.
+unsafe impl Sync for Opened {}
+
+impl Opened {
+    pub(crate) fn new<P: Panels>(
+        panels: &P,
+        scratch: &Scratch,
+        parts: impl Iterator<Item = Part>,
+    ) -> Self {
+        let place = |part: Part| match panels.resident(part.panel) {
+            Some(weights) => weights.as_ptr(),
+            None => scratch.start(part.start),
+        };
+        Self(parts.map(place).collect())
+    }
+
+    pub(crate) fn panel(&self, panel: usize) -> *const f32 {
+        self.0[panel]
+    }
+
+    pub(crate) fn panels(&self, panels: Range<usize>) -> &[*const f32] {
+        &self.0[panels]
     }
 }

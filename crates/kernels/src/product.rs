@@ -27,6 +27,10 @@ pub(crate) const WINDOW: usize = (9 << 18) / 4;
 /// several panels one behind the other: half of the smallest second-level cache.
 const STRETCH: usize = (192 << 10) / 4;
 
+/// Points from which on threads share them, if the weights fit the window: those that a
+/// thread had in one layer are in its cache for the next.
+pub(crate) const MANY_POINTS: usize = 64 * MOST_POINTS;
+
 /// Blocks of channels that a tile reads its points from, at most: more would be more
 /// streams of memory than processors follow.
 const MOST_STREAMS: usize = 8;
@@ -182,11 +186,10 @@ impl Product<'_> {
         let threads = workers.parallel.threads();
         let groups = self.packing.groups();
         let even = groups.is_multiple_of(threads) || groups >= 6 * threads;
-        let many_points = self.points >= 64 * MOST_POINTS;
         let fits = self.packing.length() <= WINDOW;
         let by_group = if self.points <= MOST_POINTS {
             groups
-        } else if fits && many_points {
+        } else if fits && self.points >= MANY_POINTS {
             0
         } else if even {
             groups

@@ -351,9 +351,11 @@ impl Kernel {
                     scratch,
                     y: if index + 1 < links.len() { made } else { y },
                 };
-                match first.and_then(|first| pair(links, &plan.extents, first)) {
-                    Some(pair) => {
-                        let bias = bias_of(&links[index - 1])?;
+                match first {
+                    Some(first) => {
+                        let pair = pair(links, &plan.extents, first)
+                            .ok_or_else(|| ort::Error::new("two steps do not run as one"))?;
+                        let bias = bias_of(&links[first])?;
                         pair.run(&self.layers, team, bias, values)?;
                     }
                     None => {

@@ -299,7 +299,6 @@ impl Step {
 }
 
 /// Two steps of which the second alone reads what the first makes.
-#[derive(Clone, Copy)]
 pub(super) struct Pair<'a> {
     pub(super) steps: [&'a Step; 2],
     pub(super) extents: [Extents; 2],
